@@ -1,0 +1,357 @@
+"""Settings and per-stage configuration.
+
+`Settings.from_env` is the only reader of the environment. What a *collection* was made with
+(`ExtractorConfig`, `IndexConfig`) is stored with it in SQL; the environment only sets the defaults
+used when a collection is created. Every configuration is a frozen keyword-only dataclass that
+refuses unknown keys, and `config_id` turns one into a short name for files and cache keys, so that
+results of different settings never mix.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self, cast, get_args
+
+from platformdirs import user_data_path
+
+from pipeline.errors import ConfigError
+
+MAX_GROUPS = 16
+"""Most groups a collection can have: every message of a search costs 1.3 to 2 ms."""
+
+VantageStrategy = Literal["random", "spread", "principal"]
+PlanKind = Literal["auto", "probed", "exhaustive"]
+_GROUP_COUNTS = ("1", "2", "4", "8", "16")
+
+
+def canonical_json(value: object) -> str:
+    """Return the one JSON text of a value: sorted keys, no blanks."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest(*parts: object) -> str:
+    """Return 32 hex digits that name the given JSON-serialisable values.
+
+    128 bits of SHA-256: names of files and cache keys, where an accidental collision must be out
+    of the question but a short name is kinder to people.
+    """
+    return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:32]
+
+
+class _Config:
+    """What the frozen configuration dataclasses share."""
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from a mapping, refusing keys that do not exist."""
+        names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for key in values:
+            if key not in names:
+                raise ConfigError(key, values[key], f"not a setting of {cls.__name__}")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-serialisable values."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload, no-any-return]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageLimits(_Config):
+    """What an image may cost before it is refused.
+
+    Parameters
+    ----------
+    max_bytes : int
+        Largest file, bytes. 256 MiB holds any camera's file.
+    max_pixels : int
+        Most pixels, checked from the header before anything is decoded. 200 million pixels is
+        above every camera sold and decodes to at most 600 MB.
+    """
+
+    max_bytes: int = 256 * 2**20
+    max_pixels: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        for name in ("max_bytes", "max_pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractorConfig(_Config):
+    """How features are taken from an image; part of the identity of everything made from them.
+
+    Parameters
+    ----------
+    name : str
+        A registered extractor (see `pipeline.extraction.registry`).
+    max_side : int
+        Images are reduced to this longer side, pixels (area filter), before extraction.
+    max_features : int
+        Most keypoints kept of a collection image, strongest first but spread over the picture.
+    query_max_features : int
+        The same for a query, which is worth more work: it is one image, matched against all.
+    revision : int
+        Of the extractors' own rules: raised by a release whose same settings give other features,
+        so that these never mix with the features of an older one.
+    """
+
+    name: str = "sift"
+    max_side: int = 1024
+    max_features: int = 500
+    query_max_features: int = 1000
+    revision: int = 1
+
+    def __post_init__(self) -> None:
+        if self.max_side < 32:
+            raise ConfigError("max_side", self.max_side, "must be at least 32 pixels")
+        for name in ("max_features", "query_max_features"):
+            if not 1 <= getattr(self, name) <= 65535:
+                raise ConfigError(name, getattr(self, name), "must be from 1 to 65535")
+
+    def config_id(self) -> str:
+        """Return a readable name that changes with every setting: ``sift-n500-s1024-3fa9c1d2``."""
+        short = digest(self.to_dict())[:8]
+        return f"{self.name}-n{self.max_features}-s{self.max_side}-{short}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig(_Config):
+    """How a collection's descriptors are arranged.
+
+    Parameters
+    ----------
+    cell_size : int
+        Target number of descriptors in a cell (a leaf of the VP-tree). 1,500 rows of 64 bytes
+        are about 100 kB: a cell stays in the L2 cache while a tile of queries passes over it.
+    groups : int
+        Number of groups (subtrees with a queue of their own): a power of two, at most 16.
+    vantage : {"random", "spread", "principal"}
+        How vantage points are chosen (see `pipeline.index.vptree`).
+    dimensions : int
+        Length of a stored row, bytes. Descriptors are rotated by PCA and reduced to it.
+    sample_size : int
+        Descriptors the tree and the rotation are trained on.
+    background_size : int
+        Descriptors of the fixed sample that tells how near an unrelated descriptor is
+        (see `pipeline.retrieval.score`).
+    seed : int
+        Seed of every random choice, so that the same images give the same tree.
+    """
+
+    cell_size: int = 1500
+    groups: int = 4
+    vantage: VantageStrategy = "principal"
+    dimensions: int = 64
+    sample_size: int = 262_144
+    background_size: int = 32_768
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        if str(self.groups) not in _GROUP_COUNTS:
+            raise ConfigError("groups", self.groups, "must be 1, 2, 4, 8 or 16")
+        if self.vantage not in get_args(VantageStrategy):
+            raise ConfigError("vantage", self.vantage, "must be random, spread or principal")
+        if self.dimensions != 64:
+            raise ConfigError(
+                "dimensions", self.dimensions, "only rows of 64 bytes are built so far"
+            )
+        for name in ("cell_size", "sample_size", "background_size"):
+            if getattr(self, name) < 16:
+                raise ConfigError(name, getattr(self, name), "must be at least 16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig(_Config):
+    """How one search is done.
+
+    Parameters
+    ----------
+    top : int
+        Images in the answer.
+    plan : {"auto", "probed", "exhaustive"}
+        ``exhaustive`` compares every query descriptor with every row; ``probed`` only with the
+        rows of the nearest cells; ``auto`` takes the exhaustive plan where it is fast enough.
+    probe_share : float
+        Share of the cells that the probed plan opens for one query descriptor.
+    deadline_s : float
+        Seconds after which the answer comes with what is there.
+    """
+
+    top: int = 10
+    plan: PlanKind = "auto"
+    probe_share: float = 0.06
+    deadline_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.top <= 10_000:
+            raise ConfigError("top", self.top, "must be from 1 to 10000")
+        if self.plan not in get_args(PlanKind):
+            raise ConfigError("plan", self.plan, "must be auto, probed or exhaustive")
+        if not 0 < self.probe_share <= 1:
+            raise ConfigError("probe_share", self.probe_share, "must be above 0 and at most 1")
+        if self.deadline_s <= 0:
+            raise ConfigError("deadline_s", self.deadline_s, "must be above 0 seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Where things are and how this process behaves; see docs/operations.md for every variable."""
+
+    home: Path
+    store: str
+    local: Path
+    database_url: str
+    redis_url: str | None = field(default=None, repr=False)
+    image_roots: tuple[str, ...] = ("/",)
+    host: str = "localhost"
+    serve_groups: tuple[int, ...] = tuple(range(MAX_GROUPS))
+    extract_processes: int = 2
+    group_threads: int = 2
+    batch_size: int = 16
+    search_deadline_s: float = 5.0
+    heartbeat_s: float = 2.0
+    host_timeout_s: float = 10.0
+    visibility_timeout_s: int = 300
+    flower_address: str = "127.0.0.1"
+    flower_port: int = 5555
+    flower_password: str | None = field(default=None, repr=False)
+    image_limits: ImageLimits = field(default_factory=ImageLimits)
+    extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    index: IndexConfig = field(default_factory=IndexConfig)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read every ``VANTAGE_*`` variable.
+
+        Parameters
+        ----------
+        environ : mapping of str to str, optional
+            Default: the process's environment.
+
+        Raises
+        ------
+        ConfigError
+            A value is not of its type or range, or a ``VANTAGE_*`` variable is not known.
+        """
+        env = _Environment(os.environ if environ is None else environ)
+        home = (
+            Path(env.text("VANTAGE_HOME", str(user_data_path("vantage")))).expanduser().absolute()
+        )
+        settings = cls(
+            home=home,
+            store=env.text("VANTAGE_STORE", str(home / "store")),
+            local=Path(env.text("VANTAGE_LOCAL", str(home / "local"))).expanduser().absolute(),
+            database_url=env.text("VANTAGE_DATABASE_URL", f"sqlite:///{home / 'vantage.sqlite'}"),
+            redis_url=env.text("VANTAGE_REDIS_URL", "") or None,
+            image_roots=env.folders("VANTAGE_IMAGE_ROOTS", "/"),
+            host=env.text("VANTAGE_HOST", socket.gethostname()),
+            serve_groups=env.groups("VANTAGE_SERVE_GROUPS"),
+            extract_processes=env.integer(
+                "VANTAGE_EXTRACT_PROCESSES", os.cpu_count() or 1, 1, 1024
+            ),
+            group_threads=env.integer("VANTAGE_GROUP_THREADS", os.cpu_count() or 1, 1, 1024),
+            batch_size=env.integer("VANTAGE_BATCH_SIZE", 16, 1, 1024),
+            search_deadline_s=env.number("VANTAGE_SEARCH_DEADLINE_S", 5.0, 0.1, 3600),
+            heartbeat_s=env.number("VANTAGE_HEARTBEAT_S", 2.0, 0.1, 60),
+            host_timeout_s=env.number("VANTAGE_HOST_TIMEOUT_S", 10.0, 0.5, 3600),
+            visibility_timeout_s=env.integer("VANTAGE_VISIBILITY_TIMEOUT_S", 300, 2, 86400),
+            flower_address=env.text("VANTAGE_FLOWER_ADDRESS", "127.0.0.1"),
+            flower_port=env.integer("VANTAGE_FLOWER_PORT", 5555, 0, 65535),
+            flower_password=env.text("VANTAGE_FLOWER_PASSWORD", "") or None,
+            image_limits=ImageLimits(
+                max_bytes=env.integer("VANTAGE_MAX_BYTES", ImageLimits().max_bytes, 1, 2**40),
+                max_pixels=env.integer("VANTAGE_MAX_PIXELS", ImageLimits().max_pixels, 1, 2**40),
+            ),
+            extractor=ExtractorConfig(
+                max_side=env.integer("VANTAGE_MAX_SIDE", 1024, 32, 65535),
+                max_features=env.integer("VANTAGE_MAX_FEATURES", 500, 1, 65535),
+                query_max_features=env.integer("VANTAGE_QUERY_MAX_FEATURES", 1000, 1, 65535),
+            ),
+            index=IndexConfig(
+                groups=int(env.choice("VANTAGE_GROUP_COUNT", "4", _GROUP_COUNTS)),
+                cell_size=env.integer("VANTAGE_CELL_SIZE", 1500, 16, 10**6),
+                vantage=cast(
+                    VantageStrategy,
+                    env.choice("VANTAGE_VANTAGE_POINTS", "principal", get_args(VantageStrategy)),
+                ),
+            ),
+        )
+        env.refuse_unknown()
+        return settings
+
+
+class _Environment:
+    """Typed readers of environment variables that name the variable and its value in errors."""
+
+    # Read elsewhere on purpose: handed by `vantage up` to the processes it starts.
+    _INTERNAL = frozenset({"VANTAGE_UP_PID", "VANTAGE_COMPLETE"})
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self._known: set[str] = set(self._INTERNAL)
+
+    def text(self, name: str, default: str) -> str:
+        self._known.add(name)
+        return self._environ.get(name, "") or default
+
+    def number(self, name: str, default: float, low: float, high: float) -> float:
+        text = self.text(name, str(default))
+        try:
+            value = float(text)
+        except ValueError:
+            raise ConfigError(name, text, f"must be a number from {low} to {high}") from None
+        if not low <= value <= high:
+            raise ConfigError(name, text, f"must be a number from {low} to {high}")
+        return value
+
+    def integer(self, name: str, default: int, low: int, high: int) -> int:
+        text = self.text(name, str(default))
+        try:
+            value = int(text)
+        except ValueError:
+            raise ConfigError(name, text, f"must be a whole number from {low} to {high}") from None
+        if not low <= value <= high:
+            raise ConfigError(name, text, f"must be a whole number from {low} to {high}")
+        return value
+
+    def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
+        text = self.text(name, default)
+        if text not in allowed:
+            raise ConfigError(name, text, f"must be one of {', '.join(allowed)}")
+        return text
+
+    def folders(self, name: str, default: str) -> tuple[str, ...]:
+        text = self.text(name, default)
+        parts = (part for part in text.split(os.pathsep) if part)
+        folders = tuple(str(Path(part).expanduser()) for part in parts)
+        if not folders or not all(Path(folder).is_absolute() for folder in folders):
+            raise ConfigError(name, text, f"must be absolute folders with {os.pathsep!r} between")
+        return folders
+
+    def groups(self, name: str) -> tuple[int, ...]:
+        text = self.text(name, "all")
+        if text == "all":
+            return tuple(range(MAX_GROUPS))
+        try:
+            values = tuple(sorted({int(part) for part in text.split(",")}))
+        except ValueError:
+            values = (-1,)
+        if not all(0 <= value < MAX_GROUPS for value in values):
+            raise ConfigError(
+                name, text, f"must be 'all' or group numbers from 0 to {MAX_GROUPS - 1}, like 0,1"
+            )
+        return values
+
+    def refuse_unknown(self) -> None:
+        for name in self._environ:
+            # Names such as _VANTAGE_COMPLETE belong to the shell completion.
+            if name.startswith("VANTAGE_") and name not in self._known:
+                raise ConfigError(name, self._environ[name], "not a variable that Vantage knows")

@@ -1,0 +1,237 @@
+"""Errors of Vantage, one tree for every layer.
+
+::
+
+    VantageError
+      ConfigError(ValueError)        a setting is wrong: stop at start
+      InputError(ValueError)         the input is wrong: never retried, recorded as data
+        ImageReadError
+        NoFeaturesError
+        UnknownNameError
+      StateError                     an operator must act
+        IndexNotBuiltError
+        SchemaVersionError
+        MissingRootError
+        CorruptFileError
+        NoWorkersError
+      TransientError                 retried with backoff
+        StorageUnavailableError
+        DatabaseUnavailableError
+        BrokerUnavailableError
+
+Every constructor takes positional arguments and hands all of them to ``super().__init__``, so that
+an error survives pickling and Celery's JSON (which rebuilds an error as ``cls(*args)``);
+``__str__`` makes the message: what happened, the value, what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+
+__all__ = [
+    "BrokerUnavailableError",
+    "ConfigError",
+    "CorruptFileError",
+    "DatabaseUnavailableError",
+    "ImageReadError",
+    "IndexNotBuiltError",
+    "InputError",
+    "MissingRootError",
+    "NoFeaturesError",
+    "NoWorkersError",
+    "SchemaVersionError",
+    "StateError",
+    "StorageUnavailableError",
+    "TransientError",
+    "UnknownNameError",
+    "VantageError",
+]
+
+
+class VantageError(Exception):
+    """Base of every error that Vantage raises on purpose."""
+
+
+class ConfigError(VantageError, ValueError):
+    """A setting is wrong: name of the setting, its value, what is allowed."""
+
+    def __init__(self, setting: str, value: object, allowed: str) -> None:
+        super().__init__(setting, value, allowed)
+
+    def __str__(self) -> str:
+        setting, value, allowed = self.args
+        return f"{setting} is {value!r}: {allowed}"
+
+
+class InputError(VantageError, ValueError):
+    """The caller's input is wrong; trying again cannot help."""
+
+
+class ImageReadError(InputError):
+    """An image cannot be read: its path, a machine-readable code, a sentence.
+
+    The code is one of `pipeline.images.FAILURE_CODES`.
+    """
+
+    def __init__(self, path: str, code: str, sentence: str) -> None:
+        super().__init__(path, code, sentence)
+
+    @property
+    def code(self) -> str:
+        """Machine-readable reason."""
+        return str(self.args[1])
+
+    @property
+    def sentence(self) -> str:
+        """Reason for people, without the path."""
+        return str(self.args[2])
+
+    def __str__(self) -> str:
+        path, code, sentence = self.args
+        return f"cannot read {path!r}: {sentence} [{code}]"
+
+
+class NoFeaturesError(InputError):
+    """An image has nothing that the extractor could describe: its name, the extractor."""
+
+    code = "no-features"
+
+    def __init__(self, path: str, extractor: str) -> None:
+        super().__init__(path, extractor)
+
+    @property
+    def sentence(self) -> str:
+        """Reason for people, without the path."""
+        return (
+            f"the {self.args[1]} extractor found no keypoint in it (too small, or one flat colour)"
+        )
+
+    def __str__(self) -> str:
+        return f"{self.args[0]!r} cannot be used: {self.sentence}"
+
+
+class UnknownNameError(InputError):
+    """A name is not known: the kind of thing, the name, the names that are known."""
+
+    def __init__(self, kind: str, name: str, known: list[str]) -> None:
+        super().__init__(kind, name, list(known))
+
+    def __str__(self) -> str:
+        kind, name, known = self.args
+        near = difflib.get_close_matches(name, known, n=1)
+        if near:
+            return f"no {kind} is named {name!r}; did you mean {near[0]!r}?"
+        listing = ", ".join(repr(item) for item in known[:10]) if known else "there are none yet"
+        return f"no {kind} is named {name!r} (known: {listing})"
+
+
+class StateError(VantageError):
+    """The system is in a state that an operator must change: a sentence that says which and how."""
+
+
+class IndexNotBuiltError(StateError):
+    """A collection has nothing that can be searched yet: its name."""
+
+    def __init__(self, collection: str) -> None:
+        super().__init__(collection)
+
+    def __str__(self) -> str:
+        name = self.args[0]
+        return (
+            f"collection {name!r} has no searchable image yet; add some with "
+            f"`vantage index {name} FOLDER` and see `vantage status {name}`"
+        )
+
+
+class SchemaVersionError(StateError):
+    """The database's schema is not this program's: the revision found, the revision expected."""
+
+    def __init__(self, found: str | None, expected: str) -> None:
+        super().__init__(found, expected)
+
+    def __str__(self) -> str:
+        found, expected = self.args
+        return (
+            f"the database is at schema {found or 'none'}, this program needs {expected}; "
+            "run `vantage migrate`"
+        )
+
+
+class MissingRootError(StateError):
+    """A folder of images is missing as a whole: its path."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root)
+
+    def __str__(self) -> str:
+        return (
+            f"the image folder {self.args[0]!r} is missing; mount or restore it, "
+            "the job then goes on"
+        )
+
+
+class CorruptFileError(StateError):
+    """A stored file is not what was written: its path or key, what is wrong."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(path, reason)
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return (
+            f"the stored file {path!r} is damaged ({reason}); `vantage rebuild COLLECTION` makes "
+            "damaged trees and segments again; a damaged container comes from a backup, or from "
+            "indexing its images into a new collection"
+        )
+
+
+class NoWorkersError(StateError):
+    """Nobody is there to do the work: the kind of worker that is missing."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+
+    def __str__(self) -> str:
+        return (
+            f"no {self.args[0]} worker is running; start everything here with `vantage up` in "
+            "another terminal, or add --local to work in this process"
+        )
+
+
+class TransientError(VantageError):
+    """Something outside did not answer; the same call may succeed later."""
+
+
+class StorageUnavailableError(TransientError):
+    """The store did not answer: the key, the reason."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(key, reason)
+
+    def __str__(self) -> str:
+        key, reason = self.args
+        return f"the store did not give or take {key!r} ({reason}); is VANTAGE_STORE reachable?"
+
+
+class DatabaseUnavailableError(TransientError):
+    """The database did not answer: the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return f"the database did not answer ({self.args[0]}); is VANTAGE_DATABASE_URL right?"
+
+
+class BrokerUnavailableError(TransientError):
+    """Redis did not answer: the address without its password, the reason."""
+
+    def __init__(self, address: str, reason: str) -> None:
+        super().__init__(address, reason)
+
+    def __str__(self) -> str:
+        address, reason = self.args
+        return (
+            f"Redis at {address} did not answer ({reason}); start everything here with "
+            "`vantage up`, or check VANTAGE_REDIS_URL"
+        )

@@ -1,0 +1,324 @@
+"""Images: decoding them within limits, and why one cannot be decoded.
+
+Whatever is wrong with an image becomes an `ImageReadError` with a code of `FAILURE_CODES`.
+Reading and hashing files (`pipeline.files`) can be imported from here too.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pipeline.config import ImageLimits
+from pipeline.errors import ImageReadError
+from pipeline.files import hash_bytes, read_file, read_location, require_bytes
+from pipeline.pixels import (
+    SWAPPED_ORIENTATIONS,
+    oriented,
+    pixels_of,
+    pixels_of_array,
+    reduced,
+    reduced_size,
+)
+from pipeline.signatures import foreign_format, is_cut_off, known_format
+
+__all__ = [
+    "DECODE_TIMEOUT_S",
+    "FAILURE_CODES",
+    "DecodedImage",
+    "decode_image",
+    "from_array",
+    "hash_bytes",
+    "open_query",
+    "read_file",
+    "read_location",
+]
+
+FAILURE_CODES: dict[str, str] = {
+    "changed": "the file was changed after it was listed",
+    "corrupt": "the image data is damaged",
+    "decode-timeout": "decoding took too long",
+    "kills-worker": "the process that decoded it died, more than once",
+    "empty-file": "the file is empty",
+    "no-features": "nothing in the picture can be described",
+    "not-a-file": "it is not a regular file",
+    "not-an-image": "the content is not an image",
+    "out-of-memory": "decoding needs more memory than there is",
+    "outside-roots": "it lies outside the allowed image folders",
+    "permission-denied": "this user may not read it",
+    "read-error": "the disk or the network did not deliver it",
+    "symlink-loop": "its symbolic links go in a circle",
+    "too-large-bytes": "the file is larger than the limit",
+    "too-many-pixels": "the picture has more pixels than the limit",
+    "truncated": "the file ends before the picture is complete",
+    "unsupported-format": "this image format is not supported",
+    "vanished": "there is no such file any more",
+}
+"""Machine-readable reason -> what it means in general; an error's own sentence says more."""
+
+DECODE_TIMEOUT_S = 30.0
+"""Seconds of decoding after which an image is refused: a file made to waste time (a progressive
+JPEG of thousands of scans) needs minutes, the largest honest camera file about two seconds."""
+
+# Formats whose decoders are kept safe and current; others that Pillow knows run outside programs
+# (EPS), have no signature (TGA) or do not hold photographs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000")
+
+_TRUNCATED = "the file ends before the picture is complete; copy it again"
+
+# Pillow's pixel limit and Python's warning filters belong to the whole process.
+_PROCESS_STATE = threading.Lock()
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """A picture ready for an extractor.
+
+    Attributes
+    ----------
+    pixels : ndarray of shape (h, w) or (h, w, 3), uint8
+        Grey, or RGB when asked for; upright, reduced.
+    width, height : int
+        Of the original, pixels, after its EXIF orientation was applied.
+    name : str
+        For messages: the path, or what the caller called it.
+    """
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+    name: str = "image"
+
+    @property
+    def scale_x(self) -> float:
+        """Original pixels per pixel of `pixels`, horizontally."""
+        return self.width / int(self.pixels.shape[1])
+
+    @property
+    def scale_y(self) -> float:
+        """Original pixels per pixel of `pixels`, vertically."""
+        return self.height / int(self.pixels.shape[0])
+
+
+def open_query(
+    source: str | Path | bytes | NDArray[Any], *, limits: ImageLimits, max_side: int
+) -> tuple[DecodedImage, str]:
+    """Decode a query image, whatever form it comes in.
+
+    Parameters
+    ----------
+    source : str, Path, bytes or ndarray
+        A file, a file's bytes, or pixels (see `from_array`).
+    limits : ImageLimits
+    max_side : int
+        Longer side of the decoded picture, pixels.
+
+    Returns
+    -------
+    image : DecodedImage
+    digest : str
+        SHA-256 of the bytes; of an array: of its shape, dtype and values.
+
+    Raises
+    ------
+    ImageReadError, InputError
+    """
+    if isinstance(source, np.ndarray):
+        head = f"{source.shape} {source.dtype.str} ".encode()
+        digest = hash_bytes(head + np.ascontiguousarray(source).tobytes())
+        return from_array(source, max_side=max_side), digest
+    if isinstance(source, bytes):
+        data, name = source, "query"
+    else:
+        data, name = read_file(source, limits=limits), os.fspath(source)
+    return decode_image(data, name=name, limits=limits, max_side=max_side), hash_bytes(data)
+
+
+def from_array(
+    array: NDArray[Any], *, max_side: int, color: bool = False, name: str = "array"
+) -> DecodedImage:
+    """Take a picture from an array.
+
+    Parameters
+    ----------
+    array : ndarray of shape (h, w), (h, w, 1), (h, w, 3) or (h, w, 4)
+        Grey, RGB or RGBA; bool, uint8, uint16 or floating (0..1).
+    max_side : int
+        Longer side of the result, pixels.
+    color : bool
+        RGB instead of grey.
+    name : str
+        For messages.
+
+    Raises
+    ------
+    InputError
+        Wrong shape, dtype or values.
+    """
+    pixels = pixels_of_array(array, color=color)
+    height, width = pixels.shape[:2]
+    return DecodedImage(reduced(pixels, max_side), width, height, name)
+
+
+def decode_image(
+    data: bytes,
+    *,
+    name: str,
+    limits: ImageLimits,
+    max_side: int,
+    color: bool = False,
+    timeout_s: float = DECODE_TIMEOUT_S,
+) -> DecodedImage:
+    """Decode an image file's bytes by their content, whatever the file is called.
+
+    The header is judged before anything is decoded. Animations give their first frame, EXIF
+    orientation is applied, transparent parts become white.
+
+    Parameters
+    ----------
+    data : bytes
+        The file.
+    name : str
+        For messages: its path.
+    limits : ImageLimits
+    max_side : int
+        Longer side of the result, pixels; larger pictures are reduced with an area filter.
+    color : bool
+        RGB instead of grey.
+    timeout_s : float
+        Seconds it may take; looked at between blocks of the file, so decoders that take the file
+        whole (WebP, AVIF, compressed TIFF) are held by the pixel limit alone.
+
+    Raises
+    ------
+    ImageReadError
+    """
+    if not data:
+        raise ImageReadError(name, "empty-file", "the file is empty (0 bytes)")
+    require_bytes(name, len(data), limits)
+    stream = _TimedReader(data, timeout_s)
+    with _decoder_errors(name, data, limits), _open(stream, limits) as image:
+        width, height = image.size
+        if width * height > limits.max_pixels:
+            _refuse_pixels(name, f"{width:,} x {height:,} pixels", limits)
+        if image.format in ("JPEG", "MPO"):
+            # The decoder itself leaves out detail (and colour) that would be thrown away.
+            image.draft(None if color else "L", reduced_size(width, height, max_side))
+        image.load()
+        orientation = _orientation(image)
+        pixels = oriented(reduced(pixels_of(image, color=color), max_side), orientation)
+    if orientation in SWAPPED_ORIENTATIONS:
+        width, height = height, width
+    return DecodedImage(pixels, width, height, name)
+
+
+class _DecodeTimeoutError(Exception):
+    """Raised by `_TimedReader` through the decoder that reads from it."""
+
+
+class _TimedReader(io.BytesIO):
+    """Bytes that can be read until a deadline."""
+
+    def __init__(self, data: bytes, timeout_s: float) -> None:
+        super().__init__(data)
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() > self._deadline:
+            raise _DecodeTimeoutError(f"decoding it took more than {self._timeout_s:g} s")
+        return super().read(size)
+
+
+@contextmanager
+def _pillow_state(max_pixels: int) -> Iterator[None]:
+    """Set Pillow's pixel limit and silence its warnings: our own limits and errors hold."""
+    with _PROCESS_STATE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(stream: io.BytesIO, limits: ImageLimits) -> Image.Image:
+    """Read the header."""
+    with _pillow_state(limits.max_pixels):
+        image = Image.open(stream, formats=_FORMATS)
+        if image.format == "TIFF":
+            # Loading a TIFF reads its EXIF, which may warn: have it read here.
+            image.getexif()
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded image; 1 where there is none or it is damaged."""
+    try:
+        with _pillow_state(max_pixels=1):
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Damaged metadata is no reason to refuse a sound picture.
+        return 1
+    return orientation if isinstance(orientation, int) else 1
+
+
+@contextmanager
+def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageReadError`."""
+    try:
+        yield
+    except ImageReadError:
+        raise
+    except UnidentifiedImageError as error:
+        code, sentence = _unidentified(data)
+        raise ImageReadError(name, code, sentence) from error
+    except Image.DecompressionBombError as error:
+        limit = f"{limits.max_pixels:,}"
+        sentence = f"its header announces more than twice the limit of {limit} pixels"
+        raise ImageReadError(name, "too-many-pixels", sentence) from error
+    except _DecodeTimeoutError as error:
+        raise ImageReadError(name, "decode-timeout", str(error)) from error
+    except MemoryError as error:
+        raise ImageReadError(name, "out-of-memory", FAILURE_CODES["out-of-memory"]) from error
+    except Exception as error:
+        # Decoders fed with damaged bytes raise anything: OSError, SyntaxError, struct.error,
+        # ValueError, KeyError, zlib.error, ... All of it is the file's fault.
+        text = str(error).strip() or type(error).__name__
+        if "truncated" in text.lower() or isinstance(error, EOFError) or is_cut_off(data):
+            raise ImageReadError(name, "truncated", _TRUNCATED) from error
+        raise ImageReadError(name, "corrupt", f"the image data is damaged ({text})") from error
+
+
+def _refuse_pixels(name: str, size: str, limits: ImageLimits) -> NoReturn:
+    """Say that a picture is too large."""
+    raise ImageReadError(
+        name,
+        "too-many-pixels",
+        f"it has {size}, more than the limit of {limits.max_pixels:,} "
+        "(VANTAGE_MAX_PIXELS raises it)",
+    )
+
+
+def _unidentified(data: bytes) -> tuple[str, str]:
+    """Say what bytes are that no decoder took: code and sentence."""
+    foreign, known = foreign_format(data), known_format(data)
+    if foreign:
+        return "unsupported-format", f"{foreign} files are not supported; convert it to JPEG or PNG"
+    if is_cut_off(data):
+        return "truncated", _TRUNCATED
+    if known:
+        return "corrupt", f"it starts as {known} files do, but its header is damaged or cut off"
+    return "not-an-image", "its content is not an image of a format that Vantage knows"

@@ -1,0 +1,1 @@
+"""VP-tree, segments and distance kernels."""

@@ -1,0 +1,224 @@
+"""Distance kernels over 8-bit rows: range scan and nearest neighbours, each with a numpy twin.
+
+Stored rows are unsigned bytes ``u = b + 128`` of a signed vector b; queries are signed bytes a.
+Then ``|a - b|^2 = |a|^2 + |b|^2 - 2 a.b`` with ``a.b = u.a - 128 sum(a)``, all in exact 32-bit
+integers (64 dimensions: at most 64 * 255^2 < 2^23). A pair is nearer than squared distance
+`radius` to a query iff ``2 u.a - |b|^2 > |a|^2 + 256 sum(a) - radius``: the right side is one
+number a query, its *limit*, so that a tile of 128 pairs is decided by one compare a register and
+one branch. The loops themselves are in `pipeline.index.simd`.
+
+Every kernel releases the GIL, allocates nothing that grows with the data, and gives the same
+integers on every code path.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index.rows import PackedRows, pack_rows, read_only
+from pipeline.index.simd import BLOCK, NEVER, has_vnni, nearest_rows, scan_ranges
+
+VNNI: int | None = 1 if has_vnni() else None
+"""The kernels' path by default: an integer for AVX-512 VNNI, None for the portable one."""
+
+
+class Queries(NamedTuple):
+    """Query rows ready for the kernels.
+
+    Attributes
+    ----------
+    codes : ndarray of shape (Q, 64), int8
+    bias : ndarray of shape (Q,), int32
+        ``|a|^2 + 256 sum(a)``: the limit of a query is its bias less its squared radius.
+    """
+
+    codes: NDArray[np.int8]
+    bias: NDArray[np.int32]
+
+
+class Hits(NamedTuple):
+    """Pairs within their query's radius, in the order (work item, tile, row, query).
+
+    Attributes
+    ----------
+    query : ndarray of shape (M,), int32
+    row : ndarray of shape (M,), int64
+    distance : ndarray of shape (M,), int32
+        Squared Euclidean distance of the 8-bit vectors.
+    """
+
+    query: NDArray[np.int32]
+    row: NDArray[np.int64]
+    distance: NDArray[np.int32]
+
+
+def prepare_queries(codes: NDArray[np.int8]) -> Queries:
+    """Return queries with their bias.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (Q, 64), int8
+    """
+    codes = np.ascontiguousarray(codes, dtype=np.int8)
+    wide = codes.astype(np.int32)
+    bias = (wide * wide).sum(axis=1) + 256 * wide.sum(axis=1)
+    return Queries(codes, bias.astype(np.int32))
+
+
+class Work(NamedTuple):
+    """What a scan visits: row ranges, each with the queries that want it.
+
+    Attributes
+    ----------
+    row_start, row_stop : ndarray of shape (W,), int64
+    query_start : ndarray of shape (W + 1,), int64
+        Item w is wanted by ``query_list[query_start[w]:query_start[w + 1]]``.
+    query_list : ndarray of int32
+    """
+
+    row_start: NDArray[np.int64]
+    row_stop: NDArray[np.int64]
+    query_start: NDArray[np.int64]
+    query_list: NDArray[np.int32]
+
+    @property
+    def pairs(self) -> int:
+        """Number of descriptor pairs that the scan computes."""
+        return int(((self.row_stop - self.row_start) * np.diff(self.query_start)).sum())
+
+
+def range_scan(
+    rows: PackedRows,
+    alive: NDArray[np.bool_],
+    queries: Queries,
+    radius: NDArray[np.int32],
+    work: Work,
+    *,
+    buffer: int = 1 << 18,
+    vnni: int | None = VNNI,
+) -> Hits:
+    """Return every pair of a work item whose squared distance is below the query's radius.
+
+    Parameters
+    ----------
+    rows : PackedRows
+        N stored rows.
+    alive : ndarray of shape (N,), bool
+        Rows that may be returned (a deleted image's may not).
+    queries : Queries
+        Q query rows.
+    radius : ndarray of shape (Q,), int32
+        Squared radius of each query; a pair is returned when its distance is *below* it.
+    work : Work
+        Row ranges and their queries.
+    buffer : int
+        Hits held before they are copied out; only changes speed.
+    vnni : int or None
+        Code path; the integers are the same.
+    """
+    inputs = [
+        read_only(array) for array in (rows.codes, rows.norms, alive, *queries, radius, *work)
+    ]
+    parts: list[Hits] = []
+    item = 0
+    while item < len(work.row_start):
+        query = np.empty(buffer, np.int32)
+        row = np.empty(buffer, np.int64)
+        distance = np.empty(buffer, np.int32)
+        done, written = scan_ranges(*inputs, item, query, row, distance, vnni)  # type: ignore[call-arg]
+        if done == item:
+            buffer *= 4
+            continue
+        parts.append(Hits(query[:written], row[:written], distance[:written]))
+        item = done
+    if not parts:
+        return Hits(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32))
+    return Hits(
+        np.concatenate([part.query for part in parts]),
+        np.concatenate([part.row for part in parts]),
+        np.concatenate([part.distance for part in parts]),
+    )
+
+
+def range_scan_reference(
+    unpacked: NDArray[np.uint8],
+    alive: NDArray[np.bool_],
+    queries: Queries,
+    radius: NDArray[np.int32],
+    work: Work,
+) -> set[tuple[int, int, int]]:
+    """Return what `range_scan` returns as a set of (query, row, distance), in plain numpy.
+
+    `unpacked` has shape (N, 64), uint8.
+    """
+    found: set[tuple[int, int, int]] = set()
+    stored = unpacked.astype(np.int64) - 128
+    for item in range(len(work.row_start)):
+        rows = np.arange(work.row_start[item], work.row_stop[item])
+        for query in work.query_list[work.query_start[item] : work.query_start[item + 1]]:
+            difference = stored[rows] - queries.codes[query].astype(np.int64)
+            distance = (difference * difference).sum(axis=1)
+            good = (distance < radius[query]) & alive[rows]
+            found.update(
+                (int(query), int(row), int(d))
+                for row, d in zip(rows[good], distance[good], strict=True)
+            )
+    return found
+
+
+def nearest(
+    rows: PackedRows, queries: Queries, k: int, *, vnni: int | None = VNNI
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the k nearest rows of each query, exactly, by scanning all rows.
+
+    Parameters
+    ----------
+    rows : PackedRows
+        N stored rows.
+    queries : Queries
+        Q query rows.
+    k : int
+        Neighbours, at least 1.
+    vnni : int or None
+        Code path; the integers are the same.
+
+    Returns
+    -------
+    distance : ndarray of shape (Q, k), int32
+        Squared distances, ascending; int32's maximum where there are fewer than k rows.
+    row : ndarray of shape (Q, k), int64
+        Row numbers, the smaller first among equal distances; -1 where there are fewer.
+    """
+    distance = np.full((len(queries.codes), k), NEVER, np.int32)
+    row = np.full((len(queries.codes), k), -1, np.int64)
+    inputs = [read_only(array) for array in (rows.codes, rows.norms, *queries)]
+    nearest_rows(*inputs, rows.size, distance, row, vnni)  # type: ignore[call-arg]
+    return distance, row
+
+
+def nearest_reference(
+    unpacked: NDArray[np.uint8], queries: Queries, k: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return what `nearest` returns, in plain numpy; `unpacked` has shape (N, 64), uint8."""
+    distance = np.full((len(queries.codes), k), NEVER, np.int32)
+    row = np.full((len(queries.codes), k), -1, np.int64)
+    stored = unpacked.astype(np.int64) - 128
+    for query, code in enumerate(queries.codes.astype(np.int64)):
+        exact = ((stored - code) ** 2).sum(axis=1)
+        order = np.argsort(exact, kind="stable")[:k]
+        distance[query, : len(order)] = exact[order]
+        row[query, : len(order)] = order
+    return distance, row
+
+
+def warm_up() -> None:
+    """Compile (or load from the cache) every kernel, so that no search pays for it."""
+    rows = pack_rows(np.zeros((BLOCK, 64), np.uint8))
+    queries = prepare_queries(np.zeros((1, 64), np.int8))
+    item = np.zeros(1, np.int64)
+    work = Work(item, item + 1, np.array([0, 1], np.int64), np.zeros(1, np.int32))
+    range_scan(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
+    nearest(rows, queries, 1)

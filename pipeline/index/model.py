@@ -1,0 +1,106 @@
+"""What a version of an index is trained to: rotation, tree, background sample, groups.
+
+One file a model. It is trained once on a sample (reduce), then read by every assignment (map) and
+by every query.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import IndexConfig
+from pipeline.index.quantizer import Quantizer, train_quantizer
+from pipeline.index.rows import PackedRows, pack_rows
+from pipeline.index.vptree import VPTree, levels_for, train_tree
+
+
+@dataclass(frozen=True)
+class Model:
+    """Rotation, tree and background sample.
+
+    Attributes
+    ----------
+    quantizer : Quantizer
+    tree : VPTree
+    background : PackedRows
+        A fixed random sample of the collection, spread over its images, that tells how near an
+        unrelated descriptor comes to a query (see `pipeline.retrieval.score`).
+    groups : int
+        Number of groups; a group is a subtree, cells of one group are consecutive.
+    """
+
+    quantizer: Quantizer
+    tree: VPTree
+    background: PackedRows
+    groups: int
+
+    @property
+    def cells_per_group(self) -> int:
+        """Cells of one group."""
+        return self.tree.cells // self.groups
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a file of this model holds."""
+        return {
+            "mean": self.quantizer.mean,
+            "rotation": self.quantizer.rotation,
+            "scale": np.array([self.quantizer.scale]),
+            "points": self.tree.points,
+            "radii": self.tree.radii,
+            "offsets": self.tree.offsets,
+            "steps": self.tree.steps,
+            "background_codes": self.background.codes,
+            "background_norms": self.background.norms,
+            "counts": np.array([self.background.size, self.groups], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Model:
+        """Inverse of `to_arrays`."""
+        count, groups = (int(value) for value in arrays["counts"])
+        return cls(
+            Quantizer(arrays["mean"], arrays["rotation"], float(arrays["scale"][0])),
+            VPTree(arrays["points"], arrays["radii"], arrays["offsets"], arrays["steps"]),
+            PackedRows(arrays["background_codes"], arrays["background_norms"], count),
+            groups,
+        )
+
+
+def to_unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return signed rows as the unsigned bytes that are stored: value plus 128."""
+    return (codes.view(np.uint8) ^ 0x80).astype(np.uint8, copy=False)
+
+
+def to_signed(stored: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Inverse of `to_unsigned`."""
+    return (stored ^ 0x80).view(np.int8)
+
+
+def train_model(
+    sample: NDArray[np.float32],
+    background: NDArray[np.float32],
+    descriptors: int,
+    config: IndexConfig,
+) -> Model:
+    """Train rotation and tree.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (N, D), float32
+        Normalised descriptors the rotation and the tree are fitted to; N >= 1.
+    background : ndarray of shape (S, D), float32
+        Normalised descriptors of the background sample; S >= 1.
+    descriptors : int
+        Descriptors that the index will hold: sets the number of levels.
+    config : IndexConfig
+    """
+    quantizer = train_quantizer(sample, config.dimensions)
+    levels = levels_for(descriptors, config.cell_size, config.groups)
+    tree = train_tree(quantizer.encode(sample), levels, config.vantage, config.seed)
+    rows = pack_rows(to_unsigned(quantizer.encode(background)))
+    return Model(quantizer, tree, rows, config.groups)

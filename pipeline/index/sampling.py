@@ -1,0 +1,74 @@
+"""Samples of a collection's descriptors, spread evenly over its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import IndexConfig
+
+BACKGROUND_PER_IMAGE = 16
+"""Most background descriptors of one image: a picture that the collection holds many copies of must
+not make the background look near (see `pipeline.retrieval.plan.background_radius`)."""
+
+BACKGROUND_SHARE = 8
+"""At most one in so many descriptors of an image is background, for the same reason."""
+
+
+def draw_samples(
+    images: Iterable[tuple[str, NDArray[Any]]],
+    image_count: int,
+    normalize: Callable[[NDArray[Any]], NDArray[np.float32]],
+    config: IndexConfig,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Draw the training and the background sample in one pass.
+
+    Each image's rows are drawn by a generator seeded with the image's own SHA-256: the samples do
+    not depend on the order of the images.
+
+    Parameters
+    ----------
+    images : iterable of (sha256, descriptors of shape (N_i, D))
+    image_count : int
+        Number of images that will come.
+    normalize : callable
+        The extractor's normalisation.
+    config : IndexConfig
+
+    Returns
+    -------
+    training : ndarray of shape (N, D), float32
+        About ``config.sample_size`` rows, all there are when there are fewer.
+    background : ndarray of shape (S, D), float32
+        At most ``config.background_size`` rows, at least one when there is any.
+    """
+    training: list[tuple[str, NDArray[Any]]] = []
+    background: list[tuple[str, NDArray[Any]]] = []
+    per_image = -(-config.sample_size // max(image_count, 1))
+    for sha256, descriptors in images:
+        count = len(descriptors)
+        if not count:
+            continue
+        order = np.random.default_rng([config.seed, int(sha256[:16], 16)]).permutation(count)
+        few = max(1, min(BACKGROUND_PER_IMAGE, count // BACKGROUND_SHARE))
+        training.append((sha256, descriptors[np.sort(order[:per_image])]))
+        background.append((sha256, descriptors[np.sort(order[count - few :])]))
+    return (
+        normalize(_thin(training, config.sample_size, config.seed)),
+        normalize(_thin(background, config.background_size, config.seed)),
+    )
+
+
+def _thin(parts: list[tuple[str, NDArray[Any]]], size: int, seed: int) -> NDArray[Any]:
+    """Concatenate by SHA-256 and keep a random `size` of the rows, in order."""
+    if not parts:
+        return np.empty((0, 0))
+    rows = np.concatenate([rows for _, rows in sorted(parts, key=lambda part: part[0])])
+    if len(rows) <= size:
+        return rows
+    kept = np.random.default_rng(seed).choice(len(rows), size, replace=False)
+    kept.sort()
+    return rows[kept]

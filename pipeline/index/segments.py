@@ -1,0 +1,230 @@
+"""Segments: the immutable rows of one group made by one grouping run.
+
+`assign_features` (map) turns a container's features into rows sorted by cell, with the extent of
+each group; `merge_rows` (reduce, one per group) gathers a group's extents of all containers into
+one segment. Both are pure and order-independent: rows are ordered by (cell, image, position in the
+image), whatever order the parts come in.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index.model import Model, to_unsigned
+from pipeline.index.rows import PackedRows, pack_rows
+from pipeline.records import Features
+
+SIZE_STEPS = 16
+"""Keypoint sizes are stored in sixteenths of a pixel."""
+
+
+@dataclass(frozen=True)
+class AssignedRows:
+    """Rows of one container, sorted by (cell, image, position in the image).
+
+    Attributes
+    ----------
+    codes : ndarray of shape (N, 64), uint8
+    cells : ndarray of shape (N,), uint32
+    paths : ndarray of shape (N, L), uint8
+        Distances to the vantage points on the way to the cell (`VPTree.assign`).
+    images : ndarray of shape (N,), uint32
+        Image row ids.
+    geometry : ndarray of shape (N, 4), uint16
+        Keypoints (`encode_geometry`).
+    group_offsets : ndarray of shape (G + 1,), int64
+        Group g owns rows ``group_offsets[g]:group_offsets[g + 1]``.
+    """
+
+    codes: NDArray[np.uint8]
+    cells: NDArray[np.uint32]
+    paths: NDArray[np.uint8]
+    images: NDArray[np.uint32]
+    geometry: NDArray[np.uint16]
+    group_offsets: NDArray[np.int64]
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a file of these rows holds."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> AssignedRows:
+        """Inverse of `to_arrays`."""
+        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+
+    def group(self, number: int) -> AssignedRows:
+        """Return the rows of one group, copied: the other groups' memory can go."""
+        part = slice(int(self.group_offsets[number]), int(self.group_offsets[number + 1]))
+        return AssignedRows(
+            self.codes[part].copy(), self.cells[part].copy(), self.paths[part].copy(),
+            self.images[part].copy(), self.geometry[part].copy(),
+            np.array([0, part.stop - part.start], np.int64),
+        )  # fmt: skip
+
+
+def encode_geometry(keypoints: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint16]:
+    """Return keypoints as four 16-bit numbers.
+
+    x and y in 65535ths of the longer side, size in sixteenths of a pixel (at most 4,095 px), angle
+    in 65536ths of a turn: finer than any detector's own error.
+
+    Parameters
+    ----------
+    keypoints : ndarray of shape (N, 7), float32
+        See `pipeline.records.KEYPOINT_COLUMNS`.
+    width, height : int
+        Image, pixels.
+    """
+    out = np.empty((len(keypoints), 4), np.uint16)
+    out[:, :2] = np.clip(np.rint(keypoints[:, :2] * (65535 / max(width, height))), 0, 65535)
+    out[:, 2] = np.clip(np.rint(keypoints[:, 2] * SIZE_STEPS), 0, 65535)
+    out[:, 3] = np.rint(np.mod(keypoints[:, 3], 360) * (65536 / 360)).astype(np.int64) % 65536
+    return out
+
+
+def decode_geometry(geometry: NDArray[np.uint16], width: int, height: int) -> NDArray[np.float32]:
+    """Return x, y, size (pixels), angle (degrees), shape (N, 4): inverse of `encode_geometry`."""
+    scale = max(width, height) / 65535
+    factors = np.array([scale, scale, 1 / SIZE_STEPS, 360 / 65536], np.float32)
+    return geometry.astype(np.float32) * factors
+
+
+def assign_features(
+    model: Model, normalized: Sequence[NDArray[np.float32]], features: Sequence[Features],
+    image_ids: Sequence[int],
+) -> AssignedRows:  # fmt: skip
+    """Find cell, path and stored row of every descriptor of some images (map).
+
+    Parameters
+    ----------
+    model : Model
+    normalized : sequence of ndarray of shape (N_i, D), float32
+        The images' descriptors, normalised by their extractor.
+    features : sequence of Features
+        The same images' keypoints and sizes.
+    image_ids : sequence of int
+        The same images' row ids.
+    """
+    dimensions = len(model.quantizer.mean)
+    stacked = np.concatenate([np.empty((0, dimensions), np.float32), *normalized])
+    codes = model.quantizer.encode(stacked)
+    cells, paths = model.tree.assign(codes)
+    images = np.repeat(np.asarray(image_ids, np.uint32), [len(rows) for rows in normalized])
+    geometry = np.concatenate(
+        [np.empty((0, 4), np.uint16)]
+        + [encode_geometry(f.keypoints, f.width, f.height) for f in features]
+    )
+    order = np.lexsort((images, cells))
+    first_cells = np.arange(model.groups + 1) * model.cells_per_group
+    return AssignedRows(
+        codes=to_unsigned(codes)[order],
+        cells=cells[order],
+        paths=paths[order],
+        images=images[order],
+        geometry=geometry[order],
+        group_offsets=np.searchsorted(cells[order], first_cells).astype(np.int64),
+    )
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Rows of one group, sorted by cell, as columns.
+
+    Attributes
+    ----------
+    rows : PackedRows
+    images : ndarray of shape (N,), uint32
+        Image row id of each row.
+    geometry : ndarray of shape (N, 4), uint16
+    paths : ndarray of shape (N, L), uint8
+    cell_offsets : ndarray of shape (C + 1,), int64
+        The c-th cell of the group owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
+    first_cell : int
+        Number of the group's first cell in the tree.
+    """
+
+    rows: PackedRows
+    images: NDArray[np.uint32]
+    geometry: NDArray[np.uint16]
+    paths: NDArray[np.uint8]
+    cell_offsets: NDArray[np.int64]
+    first_cell: int
+    _alive: dict[frozenset[int], NDArray[np.bool_]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a file of this segment holds."""
+        return {
+            "codes": self.rows.codes,
+            "norms": self.rows.norms,
+            "images": self.images,
+            "geometry": self.geometry,
+            "paths": self.paths,
+            "cell_offsets": self.cell_offsets,
+            "first_cell": np.array([self.first_cell], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Segment:
+        """Inverse of `to_arrays`."""
+        return cls(
+            PackedRows(arrays["codes"], arrays["norms"], len(arrays["images"])),
+            arrays["images"],
+            arrays["geometry"],
+            arrays["paths"],
+            arrays["cell_offsets"],
+            int(arrays["first_cell"][0]),
+        )
+
+    def alive(self, removed: frozenset[int]) -> NDArray[np.bool_]:
+        """Return which rows belong to images that are not removed; the last answer is kept."""
+        known = self._alive.get(removed)
+        if known is None:
+            gone = np.fromiter(removed, np.uint32, len(removed))
+            known = ~np.isin(self.images, gone)
+            self._alive.clear()
+            self._alive[removed] = known
+        return known
+
+    @functools.cached_property
+    def image_count(self) -> int:
+        """Number of different images."""
+        return len(np.unique(self.images))
+
+
+def merge_rows(model: Model, group: int, parts: Iterable[AssignedRows]) -> Segment:
+    """Gather one group's rows into a segment (reduce; the order of the parts does not matter).
+
+    Parameters
+    ----------
+    model : Model
+    group : int
+    parts : iterable of AssignedRows
+        Assignments of different images to the cells of this model's tree.
+    """
+    mine = [part.group(group) for part in parts]
+    cells = np.concatenate([np.empty(0, np.uint32), *(part.cells for part in mine)])
+    images = np.concatenate([np.empty(0, np.uint32), *(part.images for part in mine)])
+    # Stable: within one image rows keep the order of the assignment, which is the container's.
+    order = np.lexsort((images, cells))
+    first_cell = group * model.cells_per_group
+    bounds = np.arange(first_cell, first_cell + model.cells_per_group + 1)
+
+    def column(name: str, empty: NDArray[Any]) -> NDArray[Any]:
+        return np.concatenate([empty, *(getattr(part, name) for part in mine)])[order]
+
+    return Segment(
+        rows=pack_rows(column("codes", np.empty((0, 64), np.uint8))),
+        images=images[order],
+        geometry=column("geometry", np.empty((0, 4), np.uint16)),
+        paths=column("paths", np.empty((0, model.tree.levels), np.uint8)),
+        cell_offsets=np.searchsorted(cells[order], bounds).astype(np.int64),
+        first_cell=first_cell,
+    )

@@ -1,0 +1,315 @@
+"""Vantage-point tree over 8-bit rows: train, assign, probe.
+
+A full binary tree of L levels: node i has children 2i + 1 and 2i + 2, node 0 is the root, and the
+2^L leaves are the *cells*. A row goes left when its distance to the node's vantage point is below
+the node's radius (the median over the training sample), else right: cells are balanced by
+construction, and the descent always ends, also when all rows are equal (Yianilos, SODA 1993; the
+paper, section 4.1.2).
+
+Distances are Euclidean, between the stored bytes (as float32) and vantage points that may lie
+anywhere in that space, so that the triangle inequality bounds the distances that a scan reports.
+
+Strategies for vantage points:
+
+``random``
+    a row of the node (the paper's choice);
+``spread``
+    of 16 rows of the node the one whose distances to a sample have the largest second moment about
+    their median (Yianilos);
+``principal``
+    a point on the first principal axis of the node's rows, far outside them: its spheres cut the
+    rows almost like planes across the direction in which they vary most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import VantageStrategy
+from pipeline.index.rows import read_only
+
+SPREAD_CANDIDATES = 16
+SPREAD_SAMPLE = 1000
+PRINCIPAL_REACH = 50.0
+"""Distance of a principal vantage point from the node's mean, in standard deviations along its
+axis; see docs/decisions/0002-vantage-points.md."""
+
+_Rows = NDArray[np.int8]
+_Point = NDArray[np.float32]
+_Strategy = Callable[[NDArray[np.float32], np.random.Generator], _Point]
+
+
+@dataclass(frozen=True)
+class VPTree:
+    """A trained tree.
+
+    Attributes
+    ----------
+    points : ndarray of shape (V, D), float32
+        Vantage points in heap order, V = 2^L - 1.
+    radii : ndarray of shape (V,), float32
+    offsets, steps : ndarray of shape (V,), float32
+        Path distances are stored in bytes: ``floor((distance - offset) / step)``, clipped to 0
+        and 255. A byte b strictly between says that the distance lies in
+        ``[offset + b * step, offset + (b + 1) * step)``; 0 has no lower, 255 no upper end.
+    """
+
+    points: NDArray[np.float32]
+    radii: NDArray[np.float32]
+    offsets: NDArray[np.float32]
+    steps: NDArray[np.float32]
+
+    @property
+    def levels(self) -> int:
+        """Number L of levels."""
+        return (len(self.points) + 1).bit_length() - 1
+
+    @property
+    def cells(self) -> int:
+        """Number 2^L of cells."""
+        return len(self.points) + 1
+
+    def assign(self, rows: _Rows) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+        """Find the cell of each row.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (N, D), int8
+
+        Returns
+        -------
+        cells : ndarray of shape (N,), uint32
+        paths : ndarray of shape (N, L), uint8
+            Distances to the vantage points met on the way, as bytes (see `offsets`).
+        """
+        cells = np.empty(len(rows), np.uint32)
+        paths = np.empty((len(rows), self.levels), np.uint8)
+        inputs = (rows, self.points, self.radii, self.offsets, self.steps)
+        _assign(*(read_only(array) for array in inputs), cells, paths)  # type: ignore[call-arg]
+        return cells, paths
+
+    def probe(self, queries: _Rows, count: int) -> NDArray[np.uint32]:
+        """Return the `count` best cells of each query, best first.
+
+        A cell's cost is the sum of the margins (distances to the node's sphere) of the nodes
+        where the way to it leaves the query's own side (squared margins find fewer neighbours in
+        as many rows, see docs/decisions/0002-vantage-points.md); the descent is best first over
+        the tree, so that its work grows with `count`, not with the number of cells.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (Q, D), int8
+        count : int
+            At most the number of cells; more is cut to it.
+
+        Returns
+        -------
+        ndarray of shape (Q, P), uint32
+        """
+        found = np.empty((len(queries), min(count, self.cells)), np.uint32)
+        inputs = (read_only(array) for array in (queries, self.points, self.radii))
+        _probe(*inputs, self.levels, found)  # type: ignore[call-arg]
+        return found
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _distance(row, point):  # type: ignore[no-untyped-def]
+    """Return the Euclidean distance of a row and a point."""
+    total = np.float32(0)
+    for i in range(point.shape[0]):
+        difference = np.float32(row[i]) - point[i]
+        total += difference * difference
+    return np.sqrt(total)
+
+
+@numba.njit(nogil=True, cache=True)
+def _assign(rows, points, radii, offsets, steps, cells, paths):  # type: ignore[no-untyped-def]
+    """Descend the tree with every row."""
+    inner = points.shape[0]
+    for i in range(rows.shape[0]):
+        node = 0
+        level = 0
+        while node < inner:
+            distance = _distance(rows[i], points[node])
+            byte = np.floor((distance - offsets[node]) / steps[node])
+            paths[i, level] = np.uint8(min(max(byte, 0.0), 255.0))
+            node = 2 * node + (1 if distance < radii[node] else 2)
+            level += 1
+        cells[i] = node - inner
+
+
+@numba.njit(nogil=True, cache=True)
+def _push(costs, nodes, size, cost, node):  # type: ignore[no-untyped-def]
+    """Add an entry to the heap; ties go to the smaller node."""
+    at = size
+    while at > 0:
+        parent = (at - 1) // 2
+        if costs[parent] < cost or (costs[parent] == cost and nodes[parent] <= node):
+            break
+        costs[at], nodes[at] = costs[parent], nodes[parent]
+        at = parent
+    costs[at], nodes[at] = cost, node
+
+
+@numba.njit(nogil=True, cache=True)
+def _pop(costs, nodes, size):  # type: ignore[no-untyped-def]
+    """Remove the least entry of a heap of `size`, which the caller has read at index 0."""
+    last = size - 1
+    cost, node = costs[last], nodes[last]
+    at = 0
+    while True:
+        child = 2 * at + 1
+        if child >= last:
+            break
+        right = child + 1
+        if right < last and (
+            costs[right] < costs[child]
+            or (costs[right] == costs[child] and nodes[right] < nodes[child])
+        ):
+            child = right
+        if cost < costs[child] or (cost == costs[child] and node <= nodes[child]):
+            break
+        costs[at], nodes[at] = costs[child], nodes[child]
+        at = child
+    costs[at], nodes[at] = cost, node
+
+
+@numba.njit(nogil=True, cache=True)
+def _probe(queries, points, radii, levels, found):  # type: ignore[no-untyped-def]
+    """Best-first descent for every query."""
+    inner = points.shape[0]
+    wanted = found.shape[1]
+    costs = np.empty(wanted * levels + 1, np.float32)
+    nodes = np.empty(wanted * levels + 1, np.int64)
+    for i in range(queries.shape[0]):
+        costs[0] = 0.0
+        nodes[0] = 0
+        size = 1
+        taken = 0
+        while taken < wanted:
+            cost = costs[0]
+            node = nodes[0]
+            _pop(costs, nodes, size)
+            size -= 1
+            while node < inner:
+                margin = _distance(queries[i], points[node]) - radii[node]
+                near = 2 * node + (1 if margin < 0 else 2)
+                far = 4 * node + 3 - near
+                _push(costs, nodes, size, cost + abs(margin), far)
+                size += 1
+                node = near
+            found[i, taken] = node - inner
+            taken += 1
+
+
+def _distances(rows: NDArray[np.float32], point: _Point) -> NDArray[np.float32]:
+    """Return the distances of rows (N, D) to a point, by the same arithmetic as the descent."""
+    return _all_distances(read_only(rows), read_only(point))  # type: ignore[no-any-return]
+
+
+@numba.njit(nogil=True, cache=True)
+def _all_distances(rows, point):  # type: ignore[no-untyped-def]
+    """Return the distance of every row to a point."""
+    out = np.empty(rows.shape[0], np.float32)
+    for i in range(rows.shape[0]):
+        out[i] = _distance(rows[i], point)
+    return out
+
+
+def _random_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point:
+    """Pick a row."""
+    point: _Point = rows[rng.integers(len(rows))]
+    return point
+
+
+def _spread_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point:
+    """Pick the candidate whose distances to a sample spread most about their median."""
+    candidates = rows[rng.choice(len(rows), min(SPREAD_CANDIDATES, len(rows)), replace=False)]
+    sample = rows[rng.choice(len(rows), min(SPREAD_SAMPLE, len(rows)), replace=False)]
+    moments = []
+    for candidate in candidates:
+        distances = _distances(sample, candidate)
+        moments.append(float(((distances - np.median(distances)) ** 2).mean()))
+    best: _Point = candidates[int(np.argmax(moments))]
+    return best
+
+
+def _principal_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point:
+    """Place a point on the first principal axis, outside the rows."""
+    sample = rows if len(rows) <= 20_000 else rows[rng.choice(len(rows), 20_000, replace=False)]
+    mean = sample.mean(axis=0, dtype=np.float64)
+    centred = sample - mean
+    values, axes = np.linalg.eigh(centred.T @ centred / len(sample))
+    axis = axes[:, -1]
+    axis = axis * (np.sign(axis[np.abs(axis).argmax()]) or 1.0)
+    reach = PRINCIPAL_REACH * np.sqrt(max(values[-1], 1e-6))
+    point: _Point = (mean + reach * axis).astype(np.float32)
+    return point
+
+
+_STRATEGIES: dict[VantageStrategy, _Strategy] = {
+    "random": _random_point,
+    "spread": _spread_point,
+    "principal": _principal_point,
+}
+
+
+def levels_for(descriptors: int, cell_size: int, groups: int) -> int:
+    """Return the number of levels that gives cells nearest to `cell_size` descriptors.
+
+    At least so many that every group has a cell.
+    """
+    fewest = groups.bit_length() - 1
+    ratio = max(descriptors, 1) / cell_size
+    return max(fewest, round(np.log2(ratio)) if ratio > 1 else 0)
+
+
+def train_tree(
+    sample: _Rows, levels: int, strategy: VantageStrategy = "principal", seed: int = 1
+) -> VPTree:
+    """Build a tree of `levels` levels from a sample of rows.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (N, D), int8
+        At least one row; a node that no row of the sample reaches takes its parent's vantage
+        point, so that any N is enough for any number of levels.
+    levels : int
+        2^levels cells; 0 gives one cell.
+    strategy : {"random", "spread", "principal"}
+    seed : int
+        Equal arguments give equal trees.
+    """
+    inner = 2**levels - 1
+    width = sample.shape[1]
+    points = np.zeros((inner, width), np.float32)
+    radii = np.zeros(inner, np.float32)
+    offsets = np.zeros(inner, np.float32)
+    steps = np.ones(inner, np.float32)
+    rows = sample.astype(np.float32)
+    choose = _STRATEGIES[strategy]
+    members: dict[int, NDArray[np.intp]] = {0: np.arange(len(rows))}
+    for node in range(inner):
+        mine = members.pop(node)
+        if len(mine) == 0:
+            parent = (node - 1) // 2
+            points[node], radii[node] = points[parent], radii[parent]
+            offsets[node], steps[node] = offsets[parent], steps[parent]
+            members[2 * node + 1] = members[2 * node + 2] = mine
+            continue
+        inside = rows[mine]
+        # One stream of random numbers a node: a node's choice does not depend on its order.
+        points[node] = choose(inside, np.random.default_rng([seed, node]))
+        distances = _distances(inside, points[node])
+        radii[node] = np.median(distances)
+        low, high = float(distances.min()), float(distances.max())
+        steps[node] = max((high - low) / 254, 1e-3)
+        offsets[node] = low - steps[node] / 2
+        left = distances < radii[node]
+        members[2 * node + 1], members[2 * node + 2] = mine[left], mine[~left]
+    return VPTree(points, radii, offsets, steps)

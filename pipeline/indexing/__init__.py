@@ -1,0 +1,18 @@
+"""The stages of an index job: where extraction, index, storage and metadata meet.
+
+Every stage has parts (`open_stage`), every part is one function call that may run twice, and
+`next_stage` says what follows when all are done. `pipeline.local` calls them in a loop,
+`workers.tasks` one a message; truth is SQL and the store alone, so that whoever finds a job
+unfinished can go on with it.
+
+::
+
+    register -> extract (a part per batch) -> train -> assign (a part per container)
+             -> merge (a part per group) -> publish -> done
+
+A rebuild begins at train and assigns every container of the collection.
+"""
+
+from pipeline.indexing.stages import advance, next_stage, open_stage, run_part
+
+__all__ = ["advance", "next_stage", "open_stage", "run_part"]

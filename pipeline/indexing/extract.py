@@ -1,0 +1,116 @@
+"""Stage ``extract``: the features of one batch of images (map)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pipeline.containers import UNREADABLE_CODES, Container, container_arrays, container_key
+from pipeline.errors import ImageReadError
+from pipeline.extraction.features import BatchItem, extract_batch
+from pipeline.files import hash_bytes, read_location
+from pipeline.metadata import collections, extraction, parts
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import (
+    BatchImage,
+    ContainerInfo,
+    JobRecord,
+    PartRecord,
+    PartResult,
+)
+from pipeline.records import ImageFailure
+from pipeline.resources import Resources
+
+DEADLY = 2
+"""Times that a process must have died with an image at work before the image is given up: once may
+be somebody else's doing."""
+
+_KILLS_WORKER = (
+    "kills-worker",
+    "the process that decoded it died twice; look at the file, then index its folder again",
+)
+
+
+def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Take the features of one batch of images (map)."""
+    with session_scope(resources.engine, write=False) as session:
+        batch = extraction.batch_images(session, part.args["images"])
+        config = collections.get_collection_by_id(session, job.collection_id).extractor
+    key = container_key(config, [image.sha256 for image in batch])
+    checksum = resources.storage.find(key)
+    unreadable: list[ImageFailure] = []
+    fresh = checksum is None
+    if checksum is None:
+        extractor = resources.extractor(config)
+        deadly = {image_id for image_id in part.suspects if part.suspects.count(image_id) >= DEADLY}
+        items = [_batch_item(resources, part, i) for i in batch if i.id not in deadly]
+        done, failures = extract_batch(items, extractor, config, resources.settings.image_limits)
+        failures += [ImageFailure(i.sha256, *_KILLS_WORKER) for i in batch if i.id in deadly]
+        # A name must not promise for ever what may pass: the container is of what could be read.
+        unreadable = [f for f in failures if f.code in UNREADABLE_CODES]
+        lasting = [f for f in failures if f.code not in UNREADABLE_CODES]
+        read = [sha256 for sha256, _ in done] + [failure.sha256 for failure in lasting]
+        key = container_key(config, read)
+        arrays, meta = container_arrays(done, lasting, extractor.dimensions)
+        checksum = resources.storage.write_arrays(key, arrays, meta)
+    container = resources.container(key, checksum)
+    container = replace(container, failures=(*container.failures, *unreadable))
+    return _record_extraction(resources, job, part, batch, container, key, checksum, fresh)
+
+
+def _record_extraction(
+    resources: Resources,
+    job: JobRecord,
+    part: PartRecord,
+    batch: Sequence[BatchImage],
+    container: Container,
+    key: str,
+    checksum: str,
+    fresh: bool,
+) -> PartResult:
+    """Write the rows of a batch in one transaction."""
+    ids = {image.sha256: image.id for image in batch}
+    rows = [
+        (ids[sha256], row, features.width, features.height, len(features))
+        for row, (sha256, features) in enumerate(container.items())
+        if sha256 in ids
+    ]
+    failures = [(ids[f.sha256], f.code, f.sentence) for f in container.failures if f.sha256 in ids]
+    summary = {
+        "images": len(rows),
+        "failed": len(failures),
+        "descriptors": container.descriptor_count,
+        "extracted": len(rows) if fresh else 0,
+    }
+    info = ContainerInfo(key, checksum, len(rows), container.descriptor_count) if rows else None
+    with session_scope(resources.engine) as session:
+        extraction.record_extraction(session, job.id, part.number, info, rows, failures, summary)
+    return summary
+
+
+def _batch_item(resources: Resources, part: PartRecord, image: BatchImage) -> BatchItem:
+    """Return how to read an image: from the first of its locations that still can be read.
+
+    In a part that was begun before, and whose process may have died of an image, each is noted
+    before it is touched.
+    """
+    limits, roots = resources.settings.image_limits, resources.settings.image_roots
+
+    def read() -> bytes:
+        if part.starts > 1:
+            with session_scope(resources.engine) as session:
+                parts.suspect_image(session, part, image.id)
+        error: ImageReadError | None = None
+        for path, root in image.locations:
+            try:
+                data = read_location(path, root, limits=limits, roots=roots)
+            except ImageReadError as exc:
+                error = error or exc
+                continue
+            if hash_bytes(data) == image.sha256:
+                return data
+            sentence = "the file was changed after it was listed; index its folder again"
+            error = error or ImageReadError(path, "changed", sentence)
+        raise error or ImageReadError(image.sha256, "vanished", "no location of it is left")
+
+    return image.sha256, read, image.locations[0][0] if image.locations else image.sha256

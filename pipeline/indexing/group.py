@@ -1,0 +1,154 @@
+"""Stages ``assign`` (map), ``merge`` (reduce, one a group) and ``publish``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import digest
+from pipeline.errors import StorageUnavailableError
+from pipeline.index.segments import assign_features, merge_rows
+from pipeline.metadata import collections, extraction, parts, trees, versions
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import (
+    JobRecord,
+    PartRecord,
+    PartResult,
+    SegmentRecord,
+    TreeRecord,
+)
+from pipeline.resources import Resources
+
+
+def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Find the cells of one container's descriptors (map)."""
+    with session_scope(resources.engine, write=False) as session:
+        collection = collections.get_collection_by_id(session, job.collection_id)
+        tree = trees.get_tree(session, part.args["tree"])
+        record = extraction.get_container(session, part.args["container"])
+        rows = extraction.container_image_ids(session, record.id)
+    key = f"{_assignments(job)}/{digest(tree.key, record.key, rows)}.npz"
+    checksum = resources.storage.find(key)
+    if checksum is None:
+        model = resources.model(tree.key, tree.checksum)
+        extractor = resources.extractor(collection.extractor)
+        container = resources.container(record.key, record.checksum)
+        features = [container.features[row] for row, _ in rows]
+        assigned = assign_features(
+            model,
+            [extractor.normalize(f.descriptors) for f in features],
+            features,
+            [image_id for _, image_id in rows],
+        )
+        checksum = resources.storage.write_arrays(key, assigned.to_arrays(), {})
+    summary = {"key": key, "checksum": checksum}
+    with session_scope(resources.engine) as session:
+        parts.finish_part(session, job.id, "assign", part.number, summary)
+    return summary
+
+
+def _assignments(job: JobRecord) -> str:
+    """Return where a job keeps its assignments until it is published."""
+    return f"assignments/{job.id}"
+
+
+def merge(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Gather one group's rows of all assignments into a segment (reduce)."""
+    group = part.args["group"]
+    with session_scope(resources.engine, write=False) as session:
+        tree = trees.get_tree(session, part.args["tree"])
+        results = [part.result or {} for part in parts.parts(session, job.id, "assign")]
+    assigned = sorted((result["key"], result["checksum"]) for result in results)
+    contents = sorted(PurePosixPath(name).name for name, _ in assigned)
+    key = f"groups/{group}/{digest(tree.key, group, contents)}.npz"
+    checksum = resources.storage.find(key)
+    if checksum is None:
+        model = resources.model(tree.key, tree.checksum)
+        segment = merge_rows(model, group, (resources.assigned(*names) for names in assigned))
+        if segment.rows.size:
+            checksum = resources.storage.write_arrays(key, segment.to_arrays(), {"group": group})
+    # A group without rows gets no segment.
+    segment_id = _add_segment(resources, job, tree, group, key, checksum) if checksum else None
+    summary = {"segment": segment_id}
+    with session_scope(resources.engine) as session:
+        parts.finish_part(session, job.id, "merge", part.number, summary)
+    return summary
+
+
+def _add_segment(
+    resources: Resources, job: JobRecord, tree: TreeRecord, group: int, key: str, checksum: str
+) -> int:
+    """Record a segment."""
+    segment = resources.segment(key, checksum)
+    with session_scope(resources.engine) as session:
+        return trees.add_segment(
+            session,
+            job.collection_id,
+            tree_id=tree.id,
+            group_number=group,
+            key=key,
+            checksum=checksum,
+            descriptor_count=segment.rows.size,
+            image_count=segment.image_count,
+            byte_count=resources.storage.size(key),
+            job_id=job.id,
+        ).id
+
+
+def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Make the job's segments searchable, in one transaction."""
+    with session_scope(resources.engine, write=False) as session:
+        results = [p.result or {} for p in parts.parts(session, job.id, "merge")]
+        tree = trees.get_tree(session, parts.stage_result(session, job.id, "train")["tree"])
+        segment_ids = [r["segment"] for r in results if r.get("segment") is not None]
+        # What was assigned, not what there is now: another job may have published meanwhile.
+        assigned = parts.parts(session, job.id, "assign")
+        container_ids = [p.args["container"] for p in assigned]
+        fresh = trees.get_segments(session, segment_ids)
+        previous = trees.current_segments(session, job.collection_id)
+    kept = [] if job.kind == "rebuild" else [s for s in previous if s.tree_id == tree.id]
+    stats = _cell_stats(resources, tree, kept + [s for s in fresh if s not in kept])
+    with session_scope(resources.engine) as session:
+        version = versions.publish_version(
+            session,
+            job.collection_id,
+            job.id,
+            tree.id,
+            segment_ids,
+            mode="replace" if job.kind == "rebuild" else "append",
+            stats=stats,
+            container_ids=container_ids,
+        )
+        summary = {
+            "published": version is not None,
+            "version": version.number if version else None,
+        }
+        parts.finish_part(session, job.id, "publish", part.number, summary)
+    if version is not None:
+        # Nobody needs them again; what a lost store leaves lying is waste, not a fault.
+        with suppress(StorageUnavailableError):
+            resources.storage.delete_folder(_assignments(job))
+    return summary
+
+
+def _cell_stats(
+    resources: Resources, tree: TreeRecord, segments: Sequence[SegmentRecord]
+) -> dict[str, Any]:
+    """Return the sizes of the cells that a version will have."""
+    sizes = np.zeros(tree.cells, np.int64)
+    for segment in segments:
+        offsets = resources.storage.read_array(segment.key, "cell_offsets")
+        first = int(resources.storage.read_array(segment.key, "first_cell")[0])
+        sizes[first : first + len(offsets) - 1] += np.diff(offsets)
+    return {
+        "descriptors": int(sizes.sum()),
+        "cells": tree.cells,
+        "median_cell": float(np.median(sizes)),
+        "largest_cell": int(sizes.max()),
+        "at": time.time(),
+    }

@@ -1,0 +1,111 @@
+"""The stages of a job: their parts, what does one, what comes next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipeline.indexing.extract import extract
+from pipeline.indexing.group import assign, merge, publish
+from pipeline.indexing.register import register
+from pipeline.indexing.train import train
+from pipeline.metadata import extraction, jobs, parts, trees
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import (
+    STAGES,
+    JobRecord,
+    JobStage,
+    PartRecord,
+    PartResult,
+)
+from pipeline.resources import Resources
+
+_Step = Callable[[Resources, JobRecord, PartRecord], PartResult]
+
+STEPS: dict[JobStage, _Step] = {
+    "register": register,
+    "extract": extract,
+    "train": train,
+    "assign": assign,
+    "merge": merge,
+    "publish": publish,
+}
+"""What does one part of a stage."""
+
+
+def run_part(
+    resources: Resources, job_id: str, stage: JobStage, number: int, worker: str = "local"
+) -> PartResult:
+    """Do one part of a stage, unless it is done already; returns its result.
+
+    Parameters
+    ----------
+    resources : Resources
+    job_id : str
+    stage : str
+    number : int
+    worker : str
+        Who does it, for the watchman.
+
+    Raises
+    ------
+    MissingRootError
+        A whole image folder is missing: the job must be paused.
+    TransientError
+        Database or store do not answer: try again.
+    """
+    with session_scope(resources.engine) as session:
+        job = jobs.get_job(session, job_id)
+        part = parts.start_part(session, job_id, stage, number, worker)
+    if part.state == "done":
+        return part.result or {}
+    return STEPS[stage](resources, job, part)
+
+
+def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
+    """Make sure that the job's present stage has its parts; return the unfinished ones."""
+    with session_scope(resources.engine) as session:
+        stage = job.stage
+        if stage == "extract":
+            extraction.plan_extraction(session, job.id, resources.settings.batch_size)
+        elif stage == "assign":
+            tree = parts.stage_result(session, job.id, "train")["tree"]
+            args = [
+                {"container": c.id, "tree": tree}
+                for c in extraction.containers_to_index(session, job)
+            ]
+            parts.create_parts(session, job.id, stage, args)
+        elif stage == "merge":
+            tree_id = parts.stage_result(session, job.id, "train")["tree"]
+            tree = trees.get_tree(session, tree_id)
+            args = [{"group": group, "tree": tree_id} for group in range(tree.groups)]
+            parts.create_parts(session, job.id, stage, args)
+        elif stage != "done":
+            parts.create_parts(session, job.id, stage, [{}])
+        return parts.unfinished_parts(session, job.id, stage)
+
+
+def next_stage(resources: Resources, job: JobRecord) -> JobStage:
+    """Return the stage that follows the job's present one, whose parts are all done."""
+    following = STAGES[STAGES.index(job.stage) + 1]
+    if job.stage not in ("train", "publish"):
+        return following
+    with session_scope(resources.engine, write=False) as session:
+        done = parts.stage_result(session, job.id, job.stage)
+    if job.stage == "train" and done["tree"] is None:
+        return "done"  # nothing to index, and nothing was indexed before
+    if job.stage == "publish" and not done["published"]:
+        return "train"  # another job changed the tree or the containers meanwhile
+    return following
+
+
+def advance(resources: Resources, job: JobRecord) -> JobRecord | None:
+    """Move a job whose stage is finished to the next one; None when somebody else did.
+
+    A job that reaches ``done`` is finished with a sentence that says what came of it.
+    """
+    stage = next_stage(resources, job)
+    with session_scope(resources.engine) as session:
+        moved = jobs.advance_stage(session, job.id, job.stage, job.attempt, stage)
+        if moved is not None and stage == "done":
+            return jobs.finish_job(session, job.id, "done")
+        return moved

@@ -1,0 +1,90 @@
+"""Stage ``train``: the tree that a job's descriptors are arranged by (reduce)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+
+from pipeline.config import digest
+from pipeline.index.model import Model, train_model
+from pipeline.index.sampling import draw_samples
+from pipeline.metadata import collections, extraction, parts, trees
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import (
+    CollectionRecord,
+    ContainerRecord,
+    JobRecord,
+    PartRecord,
+    PartResult,
+)
+from pipeline.resources import Resources
+
+
+def train(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Give the job a tree: the collection's, or a new one trained on the job's features."""
+    with session_scope(resources.engine, write=False) as session:
+        collection = collections.get_collection_by_id(session, job.collection_id)
+        records = extraction.containers_to_index(session, job)
+    tree_id = collection.tree_id if job.kind == "index" else None
+    if tree_id is None and any(record.descriptor_count for record in records):
+        tree_id = _train_tree(resources, job, collection, records)
+    summary = {"tree": tree_id}
+    with session_scope(resources.engine) as session:
+        parts.finish_part(session, job.id, "train", part.number, summary)
+    return summary
+
+
+def _train_tree(
+    resources: Resources,
+    job: JobRecord,
+    collection: CollectionRecord,
+    records: list[ContainerRecord],
+) -> int:
+    """Train, store and record a tree; an index job takes the one that another job set first."""
+    descriptors = sum(record.descriptor_count for record in records)
+    config = collection.index
+    key = f"trees/{digest(collection.extractor_id, config.to_dict(), [r.key for r in records])}.npz"
+    checksum = resources.storage.find(key)
+    if checksum is None:
+        trained = _train_model(resources, collection, records, descriptors)
+        checksum = resources.storage.write_arrays(key, trained.to_arrays(), {})
+    model = resources.model(key, checksum)
+    with session_scope(resources.engine) as session:
+        tree = trees.add_tree(
+            session,
+            job.collection_id,
+            key=key,
+            checksum=checksum,
+            levels=model.tree.levels,
+            cells=model.tree.cells,
+            groups=model.groups,
+            strategy=config.vantage,
+            trained_on=descriptors,
+            target_cell_size=config.cell_size,
+            job_id=job.id,
+        )
+        if job.kind == "index":
+            tree = trees.adopt_tree(session, job.collection_id, tree.id)
+        return tree.id
+
+
+def _train_model(
+    resources: Resources,
+    collection: CollectionRecord,
+    records: list[ContainerRecord],
+    descriptors: int,
+) -> Model:
+    """Draw the samples from the containers, one at a time, and train on them."""
+    extractor = resources.extractor(collection.extractor)
+
+    def each_image() -> Iterator[tuple[str, NDArray[Any]]]:
+        for record in records:
+            container = resources.container(record.key, record.checksum)
+            for sha256, features in container.items():
+                yield sha256, features.descriptors
+
+    count = sum(record.image_count for record in records)
+    training, background = draw_samples(each_image(), count, extractor.normalize, collection.index)
+    return train_model(training, background, descriptors, collection.index)

@@ -1,0 +1,245 @@
+"""Index and search in one process, without broker or workers.
+
+The same map and reduce functions that `workers` runs as Celery tasks, called in plain loops: the
+oracle of every test of the distributed form, and the ``--local`` of the command line. Both forms
+share database and store: what one indexed the other searches.
+
+Examples
+--------
+>>> from pipeline.local import Collection
+>>> with Collection.open("holiday") as collection:  # doctest: +SKIP
+...     collection.index(["/photos"]).wait()
+...     for match in collection.search("query.jpg", top=3).matches:
+...         print(match.rank, match.score, match.locations)
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Self
+
+from pipeline import indexing
+from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
+from pipeline.errors import MissingRootError, StateError, VantageError
+from pipeline.local_jobs import end_abandoned_jobs, this_process
+from pipeline.metadata import collections, jobs, parts
+from pipeline.metadata.engine import session_scope, upgrade
+from pipeline.metadata.records import JobKind, JobProgress, JobRecord, JobStage, PartRecord
+from pipeline.records import SearchResult
+from pipeline.resources import Resources
+from pipeline.searching import (
+    ImageSource,
+    finish_search,
+    prepare_query,
+    scan_group,
+    searched_groups,
+    segment_keys,
+)
+
+Report = Callable[[JobProgress], None]
+"""Called when a job begins and after every part of it."""
+
+
+class FinishedJob:
+    """The handle of a job that has run to its end in this process."""
+
+    def __init__(self, resources: Resources, job_id: str) -> None:
+        self._resources = resources
+        self.id = job_id
+
+    def progress(self) -> JobProgress:
+        """Return what became of the job."""
+        with session_scope(self._resources.engine, write=False) as session:
+            return parts.job_progress(session, self.id)
+
+    def wait(self, timeout: float | None = None) -> JobProgress:
+        """Return at once: the job has ended."""
+        return self.progress()
+
+
+class Collection:
+    """A collection, worked on in this process.
+
+    Use `Collection.open`, as a context manager or with `close`.
+    """
+
+    def __init__(self, name: str, resources: Resources, threads: int | None = None) -> None:
+        self.name = name
+        self._resources = resources
+        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "vantage")
+
+    @classmethod
+    def open(
+        cls, name: str, settings: Settings | None = None, *, threads: int | None = None
+    ) -> Self:
+        """Open a collection; it is created when something is indexed into it.
+
+        Parameters
+        ----------
+        name : str
+        settings : Settings, optional
+            Default: from the environment.
+        threads : int, optional
+            Threads at work; default one a core.
+        """
+        settings = settings or Settings.from_env()
+        resources = Resources(settings)
+        upgrade(resources.engine)
+        return cls(name, resources, threads)
+
+    def close(self) -> None:
+        """End the threads and the database connections."""
+        self._pool.shutdown()
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def index(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        extractor: ExtractorConfig | None = None,
+        index: IndexConfig | None = None,
+        report: Report | None = None,
+    ) -> FinishedJob:
+        """Index folders and files; returns when it is done.
+
+        Parameters
+        ----------
+        paths : sequence of str or Path
+            Folders, searched recursively, and files.
+        extractor : ExtractorConfig, optional
+        index : IndexConfig, optional
+            Used when the collection is new; default from the settings.
+        report : callable, optional
+            Called with a `JobProgress` when the job begins and after every part, from any thread.
+
+        Raises
+        ------
+        MissingRootError
+            A whole folder is missing; the job is kept, paused.
+        """
+        settings = self._resources.settings
+        with session_scope(self._resources.engine) as session:
+            collection = collections.get_or_create_collection(
+                session, self.name, extractor or settings.extractor, index or settings.index
+            )
+        return self._run(collection.id, "index", paths, report)
+
+    def rebuild(self, report: Report | None = None) -> FinishedJob:
+        """Make a new tree and new segments from the feature containers."""
+        with session_scope(self._resources.engine, write=False) as session:
+            collection = collections.get_collection(session, self.name)
+        return self._run(collection.id, "rebuild", [], report)
+
+    def search(
+        self,
+        image: ImageSource,
+        top: int = 10,
+        plan: PlanKind = "auto",
+        probe_share: float | None = None,
+    ) -> SearchResult:
+        """Find the images that show the same thing.
+
+        Parameters
+        ----------
+        image : str, Path, bytes or ndarray
+            A file, a file's bytes, or pixels (grey or RGB).
+        top : int
+            Images in the answer.
+        plan : {"auto", "probed", "exhaustive"}
+        probe_share : float, optional
+            Share of the cells that a query descriptor probes; see `SearchConfig`.
+
+        Raises
+        ------
+        UnknownNameError, IndexNotBuiltError
+            There is no such collection, or nothing in it.
+        InputError
+            The image cannot be used.
+        """
+        resources = self._resources
+        share = SearchConfig().probe_share if probe_share is None else probe_share
+        config = SearchConfig(top=top, plan=plan, probe_share=share)
+        version = resources.current_version(self.name)
+        query = prepare_query(resources, version, image, config)
+        started = time.perf_counter()
+        blocks = list(
+            self._pool.map(
+                lambda group: scan_group(
+                    resources, segment_keys(version, group), query.plan, version.tombstones
+                ),
+                searched_groups(version, query.plan),
+            )
+        )
+        timings = {"scan": (time.perf_counter() - started) * 1e3}
+        return finish_search(resources, version, query, blocks, [], top, timings)
+
+    def _run(
+        self, collection_id: int, kind: JobKind, paths: Sequence[str | Path], report: Report | None
+    ) -> FinishedJob:
+        """Create a job and run all its stages."""
+        names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - keeps link names
+        host = self._resources.settings.host
+        params = {"paths": names, "local": this_process(host), "run": uuid.uuid4().hex}
+        end_abandoned_jobs(self._resources.engine, collection_id, host)
+        with session_scope(self._resources.engine) as session:
+            first: JobStage = "register" if kind == "index" else "train"
+            job = jobs.create_job(session, collection_id, kind, params, stage=first)
+        if job.params.get("run") != params["run"]:
+            raise StateError(
+                f"collection {self.name!r} is being rebuilt already, by job {job.id}; "
+                "wait for it, see `vantage status`"
+            )
+        try:
+            if report is not None:
+                report(FinishedJob(self._resources, job.id).progress())
+            run_job(self._resources, job, self._pool, report)
+        except MissingRootError as exc:
+            with session_scope(self._resources.engine) as session:
+                jobs.pause_job(session, job.id, str(exc))
+            raise
+        except BaseException as exc:
+            # Ctrl-C too: a job that looks unfinished would keep its images from the next one.
+            with session_scope(self._resources.engine) as session:
+                jobs.finish_job(session, job.id, "failed", _reason(exc))
+            raise
+        return FinishedJob(self._resources, job.id)
+
+
+def _reason(error: BaseException) -> str:
+    """Say why a job ended."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; index again to go on"
+    return str(error) if isinstance(error, VantageError) else f"{type(error).__name__}: {error}"
+
+
+def run_job(
+    resources: Resources, job: JobRecord, pool: ThreadPoolExecutor, report: Report | None = None
+) -> None:
+    """Run a job's stages to the end, the parts of a stage in the threads of `pool`."""
+    current: JobRecord | None = job
+    while current is not None and not current.finished:
+        stage, job_id = current.stage, current.id
+
+        def work(part: PartRecord, stage: JobStage = stage, job_id: str = job_id) -> None:
+            while indexing.run_part(resources, job_id, stage, part.number).get("more"):
+                pass
+            if report is not None:
+                with session_scope(resources.engine, write=False) as session:
+                    report(parts.job_progress(session, job_id))
+
+        for _ in pool.map(work, indexing.open_stage(resources, current)):
+            pass
+        current = indexing.advance(resources, current)
+    if current is None:
+        raise StateError(f"job {job.id} was taken over by another process; see `vantage status`")

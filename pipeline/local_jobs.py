@@ -1,0 +1,67 @@
+"""Jobs of ``pipeline.local`` whose process has ended without ending them.
+
+A job belongs to workers, who find it in SQL whatever happens, or to one process, which may be
+killed. A job that nobody works on keeps its images from every other job, so whoever is about to
+index ends it first; what it had extracted is then taken over (`extraction.adopt_containers`).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import psutil
+from sqlalchemy import Engine
+
+from pipeline.metadata import jobs
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import JobRecord
+
+_CLOCK_S = 2.0  # a process's start is known to a tick, and the clock may be set meanwhile
+
+
+def this_process(host: str) -> dict[str, Any]:
+    """Return what tells this process from any other one: host, process id, start."""
+    return {"host": host, "pid": os.getpid(), "started": psutil.Process().create_time()}
+
+
+def end_abandoned_jobs(engine: Engine, collection_id: int, host: str) -> list[JobRecord]:
+    """End the jobs of a collection that a process of this host began and left.
+
+    Parameters
+    ----------
+    engine : sqlalchemy.Engine
+    collection_id : int
+    host : str
+        Name of this host in the settings. What other hosts do cannot be seen from here.
+
+    Returns
+    -------
+    list of JobRecord
+        The jobs that were ended, as they are now.
+    """
+    with session_scope(engine, write=False) as session:
+        unfinished = jobs.unfinished_jobs(session, collection_id)
+    left = [job for job in unfinished if job.params.get("local") and not _is_alive(job, host)]
+    ended = []
+    for job in left:
+        with session_scope(engine) as session:
+            sentence = "the process that worked on it has ended; index again to go on"
+            ended.append(jobs.finish_job(session, job.id, "failed", sentence))
+    return ended
+
+
+def _is_alive(job: JobRecord, host: str) -> bool:
+    """Whether a process works on the job, as far as can be known."""
+    owner = job.params["local"]
+    if job.state == "paused" or not isinstance(owner, dict):
+        return False
+    if owner["host"] != host:
+        return True
+    try:
+        started = psutil.Process(owner["pid"]).create_time()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True
+    return bool(abs(started - owner["started"]) < _CLOCK_S)

@@ -1,0 +1,326 @@
+"""Engine, sessions, schema. The one place where the database drivers' errors become ours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DatabaseError,
+    DBAPIError,
+    OperationalError,
+    ProgrammingError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.orm import Session
+
+from pipeline.errors import ConfigError, DatabaseUnavailableError, SchemaVersionError, StateError
+from pipeline.metadata.models import SCHEMA_REVISION
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+BUSY_TIMEOUT_S = 10.0
+"""How long a SQLite connection waits for another writer. A write here takes milliseconds."""
+
+_SETTING = "VANTAGE_DATABASE_URL"
+_READ_ONLY = "vantage_read_only"
+_MIGRATION_LOCK = 0x56414E54  # any constant: the number of PostgreSQL's advisory lock
+# Alembic's environment is global to the process.
+_alembic_lock = threading.Lock()
+
+
+def create_metadata_engine(url: str) -> Engine:
+    """Return an engine for the metadata database; nothing is connected yet.
+
+    An engine may be used by all threads of one process, never by a forked child: every process
+    makes its own.
+
+    Parameters
+    ----------
+    url : str
+        ``sqlite:///FILE`` (the file's folder is made) or ``postgresql://USER:PASSWORD@HOST/NAME``.
+
+    Raises
+    ------
+    ConfigError
+        Not such an address, or the PostgreSQL driver is not installed.
+    """
+    parsed = parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _sqlite_engine(parsed)
+    try:
+        return create_engine(
+            parsed,
+            pool_size=2,
+            max_overflow=6,
+            pool_pre_ping=True,
+            pool_recycle=3600,
+            connect_args={"connect_timeout": 10},
+        )
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            _SETTING,
+            parsed.render_as_string(),
+            "needs the PostgreSQL driver: pip install 'vantage-cbir[postgresql]'",
+        ) from error
+
+
+def parse_url(url: str) -> URL:
+    """Return the address with the driver that Vantage uses.
+
+    Raises
+    ------
+    ConfigError
+        Not an address of a SQLite file or of PostgreSQL.
+    """
+    allowed = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # The text is not shown: it may hold a password that nothing could take out.
+        raise ConfigError(_SETTING, "(not readable)", allowed) from None
+    if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
+        if not parsed.database or parsed.database == ":memory:":
+            raise ConfigError(_SETTING, url, "must name a file: several processes share it")
+        return parsed.set(drivername="sqlite+pysqlite")
+    if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    raise ConfigError(_SETTING, parsed.render_as_string(), allowed)
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    """Engine on a SQLite file: write-ahead log, one writer at a time who is waited for."""
+    path = Path(str(url.database))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            _SETTING, url.render_as_string(), f"its folder cannot be made ({error.strerror})"
+        ) from error
+    # Connections are cheap and writers queue on the file, so threads never wait for the pool.
+    engine = create_engine(
+        url, pool_size=4, max_overflow=-1, connect_args={"timeout": BUSY_TIMEOUT_S}
+    )
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: Any, _record: object) -> None:
+    """Set up a new SQLite connection."""
+    # The driver begins no transaction by itself: `_begin_sqlite` does.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+    if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+        # SQLite does not wait here for other processes that open the new file at the same time.
+        # One of them gets it done; the mode stays with the file.
+        with suppress(connection.OperationalError):
+            cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=NORMAL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    """Begin a transaction: writers take the write lock at once, so that none fails half-way."""
+    read_only = bool(connection.get_execution_options().get(_READ_ONLY, False))
+    if connection.info.get(_READ_ONLY, False) != read_only:
+        connection.exec_driver_sql(f"PRAGMA query_only={int(read_only)}")
+        connection.info[_READ_ONLY] = read_only
+    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+@contextmanager
+def session_scope(engine: Engine, write: bool = True) -> Iterator[Session]:
+    """Give a session with one transaction around the block.
+
+    Parameters
+    ----------
+    engine : Engine
+    write : bool
+        True: commit at the end, roll back on any error. On SQLite the write lock is held from the
+        start, so keep the block short. False: the database refuses writes; any number of readers
+        run beside a writer.
+
+    Raises
+    ------
+    DatabaseUnavailableError
+        The database cannot be reached, is locked, full or read-only.
+    SchemaVersionError
+        It lacks tables or columns that this program needs.
+    StateError
+        The file is not a database or is damaged.
+    """
+    with driver_errors(engine), Session(engine) as session:
+        if write:
+            session.connection()
+        else:
+            session.connection(execution_options={_READ_ONLY: True, "postgresql_readonly": True})
+        yield session
+        if write:
+            session.commit()
+
+
+@contextmanager
+def driver_errors(engine: Engine) -> Iterator[None]:
+    """Turn the errors of the database driver into errors of Vantage."""
+    try:
+        yield
+    except PoolTimeoutError as error:
+        raise DatabaseUnavailableError(_reason(engine, error)) from error
+    except DBAPIError as error:
+        ours = _translate(engine, error)
+        if ours is None:
+            raise
+        raise ours from error
+
+
+def _translate(engine: Engine, error: DBAPIError) -> Exception | None:
+    """Return our error for a driver's, None for a mistake in the program."""
+    name = str(getattr(error.orig, "sqlite_errorname", ""))
+    if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
+        return StateError(
+            f"the database is damaged or no database ({_reason(engine, error)}); "
+            "restore it from a copy, or move it away to start anew"
+        )
+    if _is_wrong_statement(error):
+        found = _found_revision(engine)
+        return None if found == SCHEMA_REVISION else SchemaVersionError(found, SCHEMA_REVISION)
+    if isinstance(error, OperationalError) or error.connection_invalidated:
+        return DatabaseUnavailableError(_reason(engine, error))
+    return None
+
+
+def _is_wrong_statement(error: DBAPIError) -> bool:
+    """Say whether the database did not understand the statement, as when a table is missing."""
+    name = getattr(error.orig, "sqlite_errorname", "")
+    return name == "SQLITE_ERROR" or isinstance(error, ProgrammingError)
+
+
+def _reason(engine: Engine, error: Exception) -> str:
+    """Return the address without its password and the driver's first line."""
+    cause = getattr(error, "orig", None) or error
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return f"{engine.url.render_as_string()}: {lines[0]}"
+
+
+def _found_revision(engine: Engine) -> str | None:
+    """Return the revision, None also where it cannot be read."""
+    try:
+        return _read_revision(engine)
+    except DatabaseError:
+        return None
+
+
+def _read_revision(engine: Engine) -> str | None:
+    """Read the revision that Alembic noted in the database."""
+    with engine.connect().execution_options(**{_READ_ONLY: True}) as connection:
+        if not inspect(connection).has_table("alembic_version"):
+            return None
+        return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def schema_revision(engine: Engine) -> str | None:
+    """Return the schema revision of the database, None for an empty one."""
+    with driver_errors(engine):
+        return _read_revision(engine)
+
+
+def require_schema(engine: Engine) -> None:
+    """Check that the database has the schema of this program.
+
+    Raises
+    ------
+    SchemaVersionError
+        It has another one or none.
+    """
+    found = schema_revision(engine)
+    if found != SCHEMA_REVISION:
+        raise SchemaVersionError(found, SCHEMA_REVISION)
+
+
+def upgrade(engine: Engine, revision: str = "head") -> None:
+    """Bring the database to a schema revision, default the one of this program.
+
+    Safe when several processes do it at once: one works, the others wait for it. All or nothing.
+
+    Raises
+    ------
+    SchemaVersionError
+        The database is at a revision that this program does not know.
+    """
+    if revision == "head" and schema_revision(engine) == SCHEMA_REVISION:
+        return
+    _migrate(engine, revision, up=True)
+
+
+def downgrade(engine: Engine, revision: str) -> None:
+    """Take the database back to an older schema revision (``base``: no tables, all data lost)."""
+    _migrate(engine, revision, up=False)
+
+
+def _migrate(engine: Engine, revision: str, *, up: bool) -> None:
+    """Run Alembic on a locked connection."""
+    from alembic import command  # not at the top: only few processes ever migrate
+    from alembic.util import CommandError
+
+    run = command.upgrade if up else command.downgrade
+    with _alembic_lock, driver_errors(engine), migration_connection(engine) as connection:
+        try:
+            run(alembic_config(connection), revision)
+        except CommandError as error:
+            found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+            raise SchemaVersionError(found, SCHEMA_REVISION) from error
+        except DBAPIError as error:
+            if not _is_wrong_statement(error):
+                raise
+            raise StateError(
+                f"the database cannot be migrated and stays as it was ({_reason(engine, error)}); "
+                "does it hold tables that are not of Vantage?"
+            ) from error
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Return Alembic's configuration for the installed `migrations` package."""
+    from alembic.config import Config
+
+    import migrations
+
+    config = Config()
+    folder = str(Path(str(migrations.__file__)).parent)
+    config.set_main_option("script_location", folder.replace("%", "%%"))
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def migration_connection(engine: Engine) -> Iterator[Connection]:
+    """Give a connection in one transaction that no other migration can enter."""
+    with engine.connect() as connection:
+        if engine.dialect.name != "sqlite":
+            with connection.begin():
+                connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
+                yield connection
+            return
+        # A migration may copy and drop a table (SQLite has no other way to change one), which
+        # must not touch the rows that point at it. The switch works outside transactions only.
+        _sqlite_foreign_keys(connection, on=False)
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            _sqlite_foreign_keys(connection, on=True)
+
+
+def _sqlite_foreign_keys(connection: Connection, *, on: bool) -> None:
+    """Switch the checking of foreign keys on the driver's connection."""
+    driver: Any = connection.connection.driver_connection
+    driver.execute(f"PRAGMA foreign_keys={int(on)}").close()

@@ -1,0 +1,348 @@
+"""The extraction's bookkeeping: which images to extract, what came of it, in which container."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Row, and_, bindparam, exists, or_, select, update
+from sqlalchemy.orm import Session
+
+from pipeline.errors import UnknownNameError
+from pipeline.metadata.jobs import add_counters, get_job
+from pipeline.metadata.models import Container, Image, Job, Location, table
+from pipeline.metadata.parts import append_parts, finish_part, get_part, parts
+from pipeline.metadata.records import (
+    BatchImage,
+    ContainerInfo,
+    ContainerRecord,
+    JobRecord,
+    PartRecord,
+)
+from pipeline.metadata.sql import changed_rows, chunks, insert_into, lock_collection
+
+
+def plan_extraction(session: Session, job_id: str, batch_size: int) -> int:
+    """Plan the ``extract`` parts of a job.
+
+    All pending images of the collection are taken, except those of other unfinished jobs, sorted
+    by SHA-256 and cut into batches. Parts that exist already stay, so that finished work is kept.
+    ``args`` of a part: ``{"images": [ids]}``.
+
+    Parameters
+    ----------
+    batch_size : int
+        Images of a part.
+
+    Returns
+    -------
+    int
+        Parts of the stage.
+    """
+    job = get_job(session, job_id)
+    lock_collection(session, job.collection_id)
+    images, jobs = table(Image), table(Job)
+    unfinished = select(jobs.c.id).where(jobs.c.state.in_(["running", "paused"]))
+    session.execute(
+        update(images)
+        .where(
+            images.c.collection_id == job.collection_id,
+            images.c.state == "pending",
+            or_(images.c.job_id.is_(None), images.c.job_id.not_in(unfinished)),
+        )
+        .values(job_id=job_id)
+    )
+    planned = parts(session, job_id, "extract")
+    taken = {image_id for part in planned for image_id in part.args["images"]}
+    mine = session.execute(
+        select(images.c.sha256, images.c.id).where(
+            images.c.collection_id == job.collection_id,
+            images.c.state == "pending",
+            images.c.job_id == job_id,
+        )
+    )
+    open_ids = [
+        image_id
+        for _, image_id in sorted((sha256, i) for sha256, i in mine)
+        if image_id not in taken
+    ]
+    batches = list(chunks(open_ids, batch_size))
+    args = [{"images": list(batch)} for batch in batches]
+    sizes = [len(batch) for batch in batches]
+    return len(append_parts(session, job_id, "extract", args, images=sizes))
+
+
+def batch_images(session: Session, image_ids: Sequence[int]) -> list[BatchImage]:
+    """Return images with their locations, by SHA-256.
+
+    An image without a location was removed since it was planned: nothing to do for it.
+    Locations that were readable when last seen come first.
+    """
+    hashes: dict[int, str] = {}
+    locations: dict[int, list[tuple[bool, str, str]]] = {}
+    for some in chunks(image_ids):
+        for image_id, sha256 in session.execute(
+            select(Image.id, Image.sha256).where(Image.id.in_(some))
+        ):
+            hashes[image_id] = sha256
+        for row in session.execute(
+            select(Location.image_id, Location.path, Location.root, Location.error_code).where(
+                Location.image_id.in_(some)
+            )
+        ):
+            place = (row.error_code is not None, row.path, row.root)
+            locations.setdefault(row.image_id, []).append(place)
+    return [
+        BatchImage(
+            image_id,
+            sha256,
+            tuple((path, root) for _, path, root in sorted(locations.get(image_id, []))),
+        )
+        for image_id, sha256 in sorted(hashes.items(), key=lambda item: item[1])
+    ]
+
+
+def record_extraction(
+    session: Session,
+    job_id: str,
+    part_number: int,
+    container: ContainerInfo | None,
+    images: Sequence[tuple[int, int, int, int, int]],
+    failures: Sequence[tuple[int, str, str]],
+    result: Mapping[str, Any],
+) -> PartRecord:
+    """Note what came of an ``extract`` part; a part that is done already stays as it is.
+
+    Images that are no longer waiting (another job has extracted them meanwhile) are left alone.
+
+    Parameters
+    ----------
+    container : ContainerInfo or None
+        The file with the features; None when no image had any.
+    images : sequence of (image id, row in container, width, height, descriptor count)
+    failures : sequence of (image id, code, sentence)
+    result : mapping
+        JSON-serialisable result of the part.
+
+    Raises
+    ------
+    UnknownNameError
+        The job or the part is gone.
+    """
+    job = get_job(session, job_id)
+    lock_collection(session, job.collection_id)
+    part = get_part(session, job_id, "extract", part_number)
+    if part.state == "done":
+        return part
+    waiting = _waiting(session, [i[0] for i in images] + [f[0] for f in failures])
+    extracted = [image for image in images if image[0] in waiting]
+    failed = [failure for failure in failures if failure[0] in waiting]
+    if container is not None:
+        container_id = _put_container(
+            session, job.collection_id, job_id, container, len(failures), bool(extracted)
+        )
+        _store_extracted(session, container_id, extracted)
+    _store_failed(session, failed)
+    add_counters(session, job_id, images_extracted=len(extracted), images_failed=len(failed))
+    return finish_part(session, job_id, "extract", part_number, result, failed=len(failures))
+
+
+def _waiting(session: Session, image_ids: Sequence[int]) -> set[int]:
+    """Return which of the images still wait for their features.
+
+    One that was removed meanwhile takes them too (it may come back), unless it has some.
+    """
+    images = table(Image)
+    without = or_(images.c.container_id.is_(None), images.c.left_out)
+    waits = or_(
+        images.c.state == "pending",
+        and_(images.c.state == "removed", ~images.c.in_index, without),
+    )
+    return {
+        image_id
+        for some in chunks(image_ids)
+        for image_id in session.scalars(select(images.c.id).where(images.c.id.in_(some), waits))
+    }
+
+
+def _put_container(
+    session: Session,
+    collection_id: int,
+    job_id: str,
+    container: ContainerInfo,
+    failed_count: int,
+    owns: bool,
+) -> int:
+    """Insert the container, or take it over if images of this job are in it; return its id."""
+    statement = insert_into(session, Container)
+    values = {
+        "collection_id": collection_id,
+        "key": container.key,
+        "checksum": container.checksum,
+        "image_count": container.image_count,
+        "descriptor_count": container.descriptor_count,
+        "failed_count": failed_count,
+        "job_id": job_id,
+        "state": "ready",
+        "created_at": time.time(),
+    }
+    unique = ["collection_id", "key"]
+    if owns:
+        changes = {name: statement.excluded[name] for name in values if name not in unique}
+        session.execute(
+            statement.values(values).on_conflict_do_update(index_elements=unique, set_=changes)
+        )
+    else:
+        session.execute(statement.values(values).on_conflict_do_nothing(index_elements=unique))
+    return session.scalars(
+        select(Container.id).where(
+            Container.collection_id == collection_id, Container.key == container.key
+        )
+    ).one()
+
+
+def _store_extracted(
+    session: Session, container_id: int, extracted: Sequence[tuple[int, int, int, int, int]]
+) -> None:
+    """Write where the features of images lie."""
+    images = table(Image)
+    found = {
+        "width": bindparam("new_width"),
+        "height": bindparam("new_height"),
+        "descriptor_count": bindparam("new_count"),
+        "row_in_container": bindparam("new_row"),
+        "container_id": container_id,
+        "error_code": None,
+        "error_message": None,
+        "left_out": False,
+    }
+    rows = [
+        {"image": i, "new_row": row, "new_width": w, "new_height": h, "new_count": n}
+        for i, row, w, h, n in sorted(extracted)
+    ]
+    if not rows:
+        return
+    session.execute(update(images).where(images.c.id == bindparam("image")).values(found), rows)
+    session.execute(
+        update(images)
+        .where(images.c.id.in_([row["image"] for row in rows]), images.c.state == "pending")
+        .values(state="extracted")
+    )
+
+
+def _store_failed(session: Session, failed: Sequence[tuple[int, str, str]]) -> None:
+    """Write why images have no features.
+
+    One that was removed meanwhile stays as it is: it may have failed for that very reason.
+    """
+    images = table(Image)
+    why: dict[str, Any] = {
+        "state": "failed",
+        "error_code": bindparam("new_code"),
+        "error_message": bindparam("new_message"),
+    }
+    rows = [
+        {"image": image_id, "new_code": code, "new_message": message}
+        for image_id, code, message in sorted(failed)
+    ]
+    if rows:
+        pending = and_(images.c.id == bindparam("image"), images.c.state == "pending")
+        session.execute(update(images).where(pending).values(why), rows)
+
+
+def adopt_containers(session: Session, job_id: str) -> int:
+    """Give a job the unpublished containers of jobs of its collection that have ended.
+
+    Their images are extracted, and would never be indexed otherwise.
+
+    Returns
+    -------
+    int
+        How many.
+    """
+    job = get_job(session, job_id)
+    lock_collection(session, job.collection_id)
+    unfinished = select(Job.id).where(Job.state.in_(["running", "paused"]))
+    return changed_rows(
+        session,
+        update(table(Container))
+        .where(
+            Container.collection_id == job.collection_id,
+            Container.state == "ready",
+            Container.job_id.not_in(unfinished),
+        )
+        .values(job_id=job_id),
+    )
+
+
+def job_containers(session: Session, job_id: str) -> list[ContainerRecord]:
+    """Return the containers that a job made or adopted, by key."""
+    return _containers(session, Container.job_id == job_id)
+
+
+def collection_containers(session: Session, collection_id: int) -> list[ContainerRecord]:
+    """Return the containers that a rebuild reads, by key: indexed ones with an image to keep.
+
+    Which images are left out was settled when the job entered stage ``assign``.
+    """
+    kept = exists().where(Image.container_id == Container.id, ~Image.left_out)
+    return _containers(
+        session,
+        Container.collection_id == collection_id,
+        Container.state == "indexed",
+        kept,
+    )
+
+
+def containers_to_index(session: Session, job: JobRecord) -> list[ContainerRecord]:
+    """Return the containers that a job indexes: its own, or of a rebuild all."""
+    if job.kind == "rebuild":
+        return collection_containers(session, job.collection_id)
+    return job_containers(session, job.id)
+
+
+def get_container(session: Session, container_id: int) -> ContainerRecord:
+    """Return a container.
+
+    Raises
+    ------
+    UnknownNameError
+        There is none (its collection was deleted).
+    """
+    found = _containers(session, Container.id == container_id)
+    if not found:
+        raise UnknownNameError("container id", str(container_id), [])
+    return found[0]
+
+
+def container_image_ids(session: Session, container_id: int) -> list[tuple[int, int]]:
+    """Return (row, image id) of a container's images that are not left out, by row."""
+    rows = session.execute(
+        select(Image.row_in_container, Image.id)
+        .where(Image.container_id == container_id, ~Image.left_out)
+        .order_by(Image.row_in_container)
+    )
+    return [(row, image_id) for row, image_id in rows if row is not None]
+
+
+def _containers(session: Session, *conditions: Any) -> list[ContainerRecord]:
+    """Return containers by key."""
+    rows = session.execute(select(table(Container)).where(*conditions))
+    return sorted((_record(row) for row in rows), key=lambda record: record.key)
+
+
+def _record(row: Row[Any]) -> ContainerRecord:
+    """Make the record of a row."""
+    return ContainerRecord(
+        id=row.id,
+        collection_id=row.collection_id,
+        key=row.key,
+        checksum=row.checksum,
+        image_count=row.image_count,
+        descriptor_count=row.descriptor_count,
+        failed_count=row.failed_count,
+        job_id=row.job_id,
+        state=row.state,
+        created_at=row.created_at,
+    )

@@ -1,0 +1,266 @@
+"""Jobs: their life from creation to the end, every change of stage a compare-and-set."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from sqlalchemy import Row, delete, select, update
+from sqlalchemy.orm import Session
+
+from pipeline.errors import UnknownNameError
+from pipeline.metadata.models import Container, Image, Job, Part, table
+from pipeline.metadata.records import STAGES, JobKind, JobRecord, JobStage
+from pipeline.metadata.sql import changed_rows, lock_collection
+
+
+def create_job(
+    session: Session,
+    collection_id: int,
+    kind: JobKind,
+    params: Mapping[str, Any],
+    *,
+    stage: JobStage = "register",
+    broker_epoch: str | None = None,
+) -> JobRecord:
+    """Create a running job of attempt 1.
+
+    A collection has one rebuild at a time: while one is unfinished, that one is returned.
+
+    Parameters
+    ----------
+    params : mapping
+        JSON-serialisable; what the stages need to do the job again from nothing.
+    stage : str
+        Where it begins; a rebuild has nothing to register and begins at ``train``.
+    """
+    if kind == "rebuild":
+        lock_collection(session, collection_id)
+        for job in unfinished_jobs(session, collection_id):
+            if job.kind == "rebuild":
+                return job
+    now = time.time()
+    job_id = uuid.uuid4().hex
+    values = {
+        "id": job_id,
+        "collection_id": collection_id,
+        "kind": kind,
+        "params": dict(params),
+        "state": "running",
+        "stage": stage,
+        "attempt": 1,
+        "broker_epoch": broker_epoch,
+        "counters": {},
+        "created_at": now,
+        "attempt_at": now,
+        "progress_at": now,
+    }
+    session.execute(table(Job).insert().values(values))
+    return get_job(session, job_id)
+
+
+def get_job(session: Session, job_id: str) -> JobRecord:
+    """Return a job.
+
+    Raises
+    ------
+    UnknownNameError
+        There is none (its collection was deleted).
+    """
+    jobs = table(Job)
+    return _record(_found(session.execute(select(jobs).where(jobs.c.id == job_id)), job_id))
+
+
+def unfinished_jobs(session: Session, collection_id: int | None = None) -> list[JobRecord]:
+    """Return the running and paused jobs (of one collection), oldest first."""
+    jobs = table(Job)
+    statement = select(jobs).where(jobs.c.state.in_(["running", "paused"]))
+    if collection_id is not None:
+        statement = statement.where(jobs.c.collection_id == collection_id)
+    rows = session.execute(statement.order_by(jobs.c.created_at, jobs.c.id))
+    return [_record(row) for row in rows]
+
+
+def list_jobs(
+    session: Session, collection_id: int | None = None, limit: int = 20
+) -> list[JobRecord]:
+    """Return the newest jobs (of one collection), newest first."""
+    jobs = table(Job)
+    statement = select(jobs)
+    if collection_id is not None:
+        statement = statement.where(jobs.c.collection_id == collection_id)
+    rows = session.execute(statement.order_by(jobs.c.created_at.desc(), jobs.c.id).limit(limit))
+    return [_record(row) for row in rows]
+
+
+def touch_job(session: Session, job_id: str, message: str | None = None) -> None:
+    """Note that a job moved on, so that the watchman leaves it alone; set its message if given."""
+    values: dict[str, Any] = {"progress_at": time.time()}
+    if message is not None:
+        values["message"] = message
+    session.execute(update(table(Job)).where(Job.id == job_id).values(values))
+
+
+def advance_stage(
+    session: Session,
+    job_id: str,
+    expected_stage: JobStage,
+    expected_attempt: int,
+    new_stage: JobStage,
+) -> JobRecord | None:
+    """Move a running job to another stage and the next attempt, if it is where it is expected.
+
+    Of several callers one gets the record and goes on; the others get None and stop. A paused job
+    does not advance either: whoever resumes it plans its stage anew.
+
+    Going back (the collection got another tree meanwhile) deletes the parts from `new_stage` on,
+    whose work was for the old tree. Entering ``assign`` settles which removed images are left out
+    (`settle_removals`).
+    """
+    values = {"stage": new_stage}
+    if not _compare_and_set(session, job_id, expected_attempt, values, expected_stage):
+        return None
+    if STAGES.index(new_stage) <= STAGES.index(expected_stage):
+        later = STAGES[STAGES.index(new_stage) :]
+        session.execute(delete(table(Part)).where(Part.job_id == job_id, Part.stage.in_(later)))
+    if new_stage == "assign":
+        settle_removals(session, job_id)
+    return get_job(session, job_id)
+
+
+def new_attempt(
+    session: Session, job_id: str, expected_attempt: int, broker_epoch: str | None
+) -> JobRecord | None:
+    """Begin a new attempt at the present stage of a running job; None when somebody else did."""
+    values = {"broker_epoch": broker_epoch}
+    if not _compare_and_set(session, job_id, expected_attempt, values):
+        return None
+    return get_job(session, job_id)
+
+
+def _compare_and_set(
+    session: Session,
+    job_id: str,
+    expected_attempt: int,
+    values: Mapping[str, Any],
+    expected_stage: JobStage | None = None,
+) -> bool:
+    """Set values and raise the attempt of a running job; return whether it was as expected."""
+    # The collection's lock first, as everywhere: `settle_removals` changes images.
+    lock_collection(session, get_job(session, job_id).collection_id)
+    now = time.time()
+    jobs = table(Job)
+    statement = update(jobs).where(
+        jobs.c.id == job_id, jobs.c.state == "running", jobs.c.attempt == expected_attempt
+    )
+    if expected_stage is not None:
+        statement = statement.where(jobs.c.stage == expected_stage)
+    statement = statement.values(
+        **values, attempt=expected_attempt + 1, attempt_at=now, progress_at=now
+    )
+    return changed_rows(session, statement) == 1
+
+
+def settle_removals(session: Session, job_id: str) -> None:
+    """Decide which removed images the segments of a job leave out.
+
+    The decision stands in the rows, so that an assignment that runs twice, with an image removed
+    or returned between, still gives the same file.
+    """
+    job = get_job(session, job_id)
+    containers = select(Container.id).where(Container.collection_id == job.collection_id)
+    if job.kind == "rebuild":
+        containers = containers.where(Container.state == "indexed")
+    else:
+        containers = containers.where(Container.job_id == job_id)
+    session.execute(
+        update(table(Image))
+        .where(Image.container_id.in_(containers))
+        .values(left_out=table(Image).c.state == "removed")
+    )
+
+
+def finish_job(
+    session: Session,
+    job_id: str,
+    state: Literal["done", "failed"],
+    message: str | None = None,
+) -> JobRecord:
+    """End a job; one that has ended already stays as it is."""
+    now = time.time()
+    values: dict[str, Any] = {"state": state, "progress_at": now, "finished_at": now}
+    values["message"] = message
+    if state == "done":
+        values["stage"] = "done"
+    unfinished = Job.state.in_(["running", "paused"])
+    session.execute(update(table(Job)).where(Job.id == job_id, unfinished).values(values))
+    return get_job(session, job_id)
+
+
+def pause_job(session: Session, job_id: str, message: str) -> JobRecord:
+    """Stop a running job until an operator has acted; the message says what to do."""
+    values = {"state": "paused", "message": message, "progress_at": time.time()}
+    running = Job.state == "running"
+    session.execute(update(table(Job)).where(Job.id == job_id, running).values(values))
+    return get_job(session, job_id)
+
+
+def resume_job(session: Session, job_id: str) -> JobRecord:
+    """Let a paused job run again; its stage must then be planned anew (`new_attempt`)."""
+    values = {"state": "running", "message": None, "progress_at": time.time()}
+    paused = Job.state == "paused"
+    session.execute(update(table(Job)).where(Job.id == job_id, paused).values(values))
+    return get_job(session, job_id)
+
+
+def add_counters(session: Session, job_id: str, **increments: int) -> dict[str, int]:
+    """Add to a job's counters and return them. Not for work that may run twice: `set_counters`."""
+    counters = _locked_counters(session, job_id)
+    for name, value in increments.items():
+        counters[name] = counters.get(name, 0) + value
+    session.execute(update(table(Job)).where(Job.id == job_id).values(counters=counters))
+    return counters
+
+
+def set_counters(session: Session, job_id: str, **values: int) -> dict[str, int]:
+    """Set some of a job's counters and return all."""
+    counters = {**_locked_counters(session, job_id), **values}
+    session.execute(update(table(Job)).where(Job.id == job_id).values(counters=counters))
+    return counters
+
+
+def _locked_counters(session: Session, job_id: str) -> dict[str, int]:
+    """Return a job's counters and keep its row locked."""
+    jobs = table(Job)
+    statement = select(jobs.c.counters).where(jobs.c.id == job_id).with_for_update(key_share=True)
+    return dict(_found(session.execute(statement), job_id).counters)
+
+
+def _found(result: Any, job_id: str) -> Row[Any]:
+    """Return the only row of a result."""
+    row: Row[Any] | None = result.one_or_none()
+    if row is None:
+        raise UnknownNameError("job", job_id, [])
+    return row
+
+
+def _record(row: Row[Any]) -> JobRecord:
+    """Make the record of a row."""
+    return JobRecord(
+        id=row.id,
+        collection_id=row.collection_id,
+        kind=row.kind,
+        params=row.params,
+        state=row.state,
+        stage=row.stage,
+        attempt=row.attempt,
+        broker_epoch=row.broker_epoch,
+        message=row.message,
+        counters=row.counters,
+        created_at=row.created_at,
+        attempt_at=row.attempt_at,
+        progress_at=row.progress_at,
+        finished_at=row.finished_at,
+    )

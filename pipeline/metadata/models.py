@@ -1,0 +1,308 @@
+"""The tables. Only `pipeline.metadata` sees these classes; records leave it as dataclasses.
+
+Columns named ``job_id`` are no foreign keys, except in `Part`: they tell where a row came from,
+and an old job may be forgotten without touching what it made. ``collections.tree_id`` and
+``current_version_id`` are none either, because trees and versions point at collections already and
+SQLite cannot add a constraint later.
+
+Ids are never used again (AUTOINCREMENT), because segment files and caches hold them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    UniqueConstraint,
+    false,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from pipeline.metadata.types import PathText
+
+SCHEMA_REVISION = "0001"
+"""The migration that makes exactly these tables (a test compares)."""
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+Json = JSON(none_as_null=True)
+_IDS_NEVER_REUSED = {"sqlite_autoincrement": True}
+
+
+class Base(DeclarativeBase):
+    """Common base: constraint names and the column types of Python types."""
+
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {float: Float(53), dict[str, Any]: Json, list[Any]: Json}  # noqa: RUF012
+
+
+class Collection(Base):
+    """A named set of images with one extractor and one index."""
+
+    __tablename__ = "collections"
+    __table_args__ = (UniqueConstraint("name"), _IDS_NEVER_REUSED)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(String(64))
+    extractor: Mapped[dict[str, Any]]
+    extractor_id: Mapped[str] = mapped_column(String(128))
+    index_config: Mapped[dict[str, Any]]
+    tree_id: Mapped[int | None]
+    current_version_id: Mapped[int | None]
+    created_at: Mapped[float]
+
+
+class Job(Base):
+    """Work that a caller asked for."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index(None, "collection_id", "created_at"),
+        Index(None, "state"),
+    )
+
+    id: Mapped[str] = mapped_column(String(32), primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
+    kind: Mapped[str] = mapped_column(String(16))
+    params: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    stage: Mapped[str] = mapped_column(String(16))
+    attempt: Mapped[int]
+    broker_epoch: Mapped[str | None] = mapped_column(String(64))
+    message: Mapped[str | None] = mapped_column(PathText)
+    counters: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+    attempt_at: Mapped[float]
+    progress_at: Mapped[float]
+    finished_at: Mapped[float | None]
+
+
+class Part(Base):
+    """One map task of a job's stage."""
+
+    __tablename__ = "parts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), primary_key=True)
+    stage: Mapped[str] = mapped_column(String(16), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    args: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    images: Mapped[int]
+    failed: Mapped[int]
+    starts: Mapped[int] = mapped_column(server_default="0")
+    suspects: Mapped[list[int] | None] = mapped_column(Json)
+    worker: Mapped[str | None] = mapped_column(String(255))
+    started_at: Mapped[float | None]
+    finished_at: Mapped[float | None]
+    result: Mapped[dict[str, Any] | None] = mapped_column(Json)
+
+
+class Container(Base):
+    """A feature container."""
+
+    __tablename__ = "containers"
+    __table_args__ = (
+        UniqueConstraint("collection_id", "key"),
+        Index(None, "job_id"),
+        _IDS_NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
+    key: Mapped[str] = mapped_column(String(255))
+    checksum: Mapped[str] = mapped_column(String(64))
+    image_count: Mapped[int]
+    descriptor_count: Mapped[int] = mapped_column(BigInteger)
+    failed_count: Mapped[int]
+    job_id: Mapped[str] = mapped_column(String(32))
+    state: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[float]
+
+
+class Image(Base):
+    """One content of a collection.
+
+    ``in_index``: rows of this image lie in the segments of the current version, whatever its state.
+    ``left_out``: it was removed when its container was last assigned, so that the segments made
+    from the container have no rows of it.
+    """
+
+    __tablename__ = "images"
+    __table_args__ = (
+        UniqueConstraint("collection_id", "sha256"),
+        # Both cover `collection_status`, so that it never reads the wide rows.
+        Index(None, "collection_id", "state", "descriptor_count"),
+        Index(None, "container_id"),
+        _IDS_NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
+    sha256: Mapped[str] = mapped_column(String(64))
+    width: Mapped[int | None]
+    height: Mapped[int | None]
+    state: Mapped[str] = mapped_column(String(16))
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(PathText)
+    container_id: Mapped[int | None] = mapped_column(ForeignKey("containers.id"))
+    row_in_container: Mapped[int | None]
+    descriptor_count: Mapped[int] = mapped_column(server_default="0")
+    in_index: Mapped[bool] = mapped_column(server_default=false())
+    left_out: Mapped[bool] = mapped_column(server_default=false())
+    job_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class Location(Base):
+    """A path where an image's content lies, or a file that could not be read."""
+
+    __tablename__ = "locations"
+    __table_args__ = (
+        UniqueConstraint("collection_id", "path"),
+        Index(None, "collection_id", "error_code"),
+        Index(None, "image_id"),
+        _IDS_NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
+    path: Mapped[str] = mapped_column(PathText)
+    root: Mapped[str] = mapped_column(PathText)
+    image_id: Mapped[int | None] = mapped_column(ForeignKey("images.id"))
+    size: Mapped[int] = mapped_column(BigInteger)
+    mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    error_code: Mapped[str | None] = mapped_column(String(64))
+    error_message: Mapped[str | None] = mapped_column(PathText)
+    job_id: Mapped[str | None] = mapped_column(String(32))
+
+
+class Tree(Base):
+    """A VP-tree with its PCA."""
+
+    __tablename__ = "trees"
+    __table_args__ = (UniqueConstraint("collection_id", "key"), _IDS_NEVER_REUSED)
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
+    key: Mapped[str] = mapped_column(String(255))
+    checksum: Mapped[str] = mapped_column(String(64))
+    levels: Mapped[int]
+    cells: Mapped[int]
+    groups: Mapped[int]
+    strategy: Mapped[str] = mapped_column(String(32))
+    trained_on: Mapped[int] = mapped_column(BigInteger)
+    target_cell_size: Mapped[int]
+    job_id: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[float]
+
+
+class Segment(Base):
+    """An immutable file set of one group's descriptors."""
+
+    __tablename__ = "segments"
+    __table_args__ = (
+        UniqueConstraint("collection_id", "key"),
+        Index(None, "tree_id"),
+        _IDS_NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
+    tree_id: Mapped[int] = mapped_column(ForeignKey("trees.id"))
+    group_number: Mapped[int]
+    key: Mapped[str] = mapped_column(String(255))
+    checksum: Mapped[str] = mapped_column(String(64))
+    descriptor_count: Mapped[int] = mapped_column(BigInteger)
+    image_count: Mapped[int]
+    byte_count: Mapped[int] = mapped_column(BigInteger)
+    job_id: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[float]
+
+
+class Version(Base):
+    """What a search uses: a tree, segments and tombstones."""
+
+    __tablename__ = "versions"
+    __table_args__ = (
+        UniqueConstraint("collection_id", "number"),
+        Index(None, "job_id"),
+        Index(None, "tree_id"),
+        _IDS_NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
+    number: Mapped[int]
+    tree_id: Mapped[int] = mapped_column(ForeignKey("trees.id"))
+    job_id: Mapped[str | None] = mapped_column(String(32))
+    stats: Mapped[dict[str, Any]]
+    created_at: Mapped[float]
+
+
+class VersionSegment(Base):
+    """Which segments a version has."""
+
+    __tablename__ = "version_segments"
+    __table_args__ = (Index(None, "segment_id"),)
+
+    version_id: Mapped[int] = mapped_column(
+        ForeignKey("versions.id"), primary_key=True, autoincrement=False
+    )
+    segment_id: Mapped[int] = mapped_column(
+        ForeignKey("segments.id"), primary_key=True, autoincrement=False
+    )
+
+
+class Tombstone(Base):
+    """An image that versions from `since_version` up to, not including, `until_version` hide."""
+
+    __tablename__ = "tombstones"
+    __table_args__ = (Index(None, "image_id"),)
+
+    collection_id: Mapped[int] = mapped_column(
+        ForeignKey("collections.id"), primary_key=True, autoincrement=False
+    )
+    since_version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    image_id: Mapped[int] = mapped_column(
+        ForeignKey("images.id"), primary_key=True, autoincrement=False
+    )
+    until_version: Mapped[int | None]
+
+
+class Host(Base):
+    """A worker's heartbeat."""
+
+    __tablename__ = "hosts"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(32))
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int] = mapped_column(Integer)
+    groups: Mapped[list[Any]]
+    state: Mapped[str] = mapped_column(String(16))
+    heartbeat_at: Mapped[float]
+    started_at: Mapped[float]
+    details: Mapped[dict[str, Any]]
+
+
+def table(model: type[Base]) -> Table:
+    """Return a model's table.
+
+    The functions of this package speak to tables, not to ORM objects: a bulk statement does not
+    pass by the identity map, so that nothing stale can be read from it, and it is much faster.
+    """
+    return cast(Table, model.__table__)

@@ -1,0 +1,408 @@
+"""What the metadata functions take and return: plain frozen dataclasses, never ORM objects.
+
+Times are unix seconds. Paths are Python strings as `os.fsdecode` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pipeline.config import ExtractorConfig, IndexConfig
+
+ImageState = Literal["pending", "extracted", "indexed", "failed", "removed"]
+ContainerState = Literal["ready", "indexed"]
+JobKind = Literal["index", "rebuild"]
+JobState = Literal["running", "paused", "done", "failed"]
+JobStage = Literal["register", "extract", "train", "assign", "merge", "publish", "done"]
+PartState = Literal["planned", "running", "done"]
+HostState = Literal["starting", "ready", "draining"]
+PublishMode = Literal["append", "replace"]
+
+PartResult = dict[str, Any]
+"""What a part came to: JSON-serialisable."""
+
+STAGES: tuple[JobStage, ...] = (
+    "register",
+    "extract",
+    "train",
+    "assign",
+    "merge",
+    "publish",
+    "done",
+)
+"""The stages of a job in their order."""
+
+
+@dataclass(frozen=True)
+class CollectionRecord:
+    """A collection and what it was made with.
+
+    Attributes
+    ----------
+    tree_id : int or None
+        The tree that new images are assigned with; None until the first was trained.
+    current_version_id : int or None
+        The version that a search uses; None until the first was published.
+    """
+
+    id: int
+    name: str
+    extractor: ExtractorConfig
+    extractor_id: str
+    index: IndexConfig
+    tree_id: int | None
+    current_version_id: int | None
+    created_at: float
+
+
+@dataclass(frozen=True)
+class CollectionSummary:
+    """One line of the list of collections. `images` counts all but the removed ones."""
+
+    id: int
+    name: str
+    extractor_id: str
+    images: int
+    indexed: int
+    locations: int
+    version: int | None
+    created_at: float
+
+
+@dataclass(frozen=True)
+class CollectionStatus:
+    """What a collection holds now.
+
+    Attributes
+    ----------
+    images : dict of str to int
+        Number of images in every state.
+    locations, unreadable_locations : int
+        Paths known; those of them whose file could not be read.
+    descriptors : int
+        Descriptors of the indexed images.
+    version : int or None
+        Number of the current version.
+    segments : dict of int to int
+        Segments of the current version in each group that has any.
+    jobs : tuple of JobRecord
+        Running and paused jobs, oldest first.
+    median_cell, target_cell : float or None
+        Median number of descriptors in a cell (``stats["median_cell"]`` of the version) and the
+        number that its tree was made for.
+    outgrown : bool
+        The median cell is above 4 times its target: time for a rebuild.
+    """
+
+    id: int
+    name: str
+    extractor_id: str
+    images: dict[str, int]
+    locations: int
+    unreadable_locations: int
+    descriptors: int
+    version: int | None
+    segments: dict[int, int]
+    jobs: tuple[JobRecord, ...]
+    median_cell: float | None
+    target_cell: float | None
+    outgrown: bool
+
+
+@dataclass(frozen=True)
+class RegisteredFile:
+    """A file as it was found and hashed; `sha256` is None when it could not be read."""
+
+    path: str
+    root: str
+    sha256: str | None
+    size: int
+    mtime_ns: int
+    error_code: str | None = None
+    error_message: str | None = None
+
+
+@dataclass(frozen=True)
+class RegisterCounts:
+    """What a registration changed.
+
+    Attributes
+    ----------
+    new_images, known_images : int
+        Distinct contents seen for the first time, and known before.
+    new_locations, changed_locations : int
+        Paths seen for the first time; paths whose content is another one now.
+    unreadable : int
+        Files that could not be read.
+    removed_images : int
+        Images that lost their last location.
+    returned_images : int
+        Removed images whose content came back.
+    """
+
+    new_images: int = 0
+    known_images: int = 0
+    new_locations: int = 0
+    changed_locations: int = 0
+    unreadable: int = 0
+    removed_images: int = 0
+    returned_images: int = 0
+
+
+@dataclass(frozen=True)
+class BatchImage:
+    """An image to extract; `locations` are (path, root) pairs, the most trustworthy first."""
+
+    id: int
+    sha256: str
+    locations: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """An image as answers show it."""
+
+    id: int
+    sha256: str
+    width: int | None
+    height: int | None
+    state: ImageState
+    locations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A file or image that could not be used; `sha256` is None when the file was never read."""
+
+    path: str
+    sha256: str | None
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class ContainerInfo:
+    """A feature container as the extraction wrote it."""
+
+    key: str
+    checksum: str
+    image_count: int
+    descriptor_count: int
+
+
+@dataclass(frozen=True)
+class ContainerRecord:
+    """A feature container: one file with the features of a batch of images."""
+
+    id: int
+    collection_id: int
+    key: str
+    checksum: str
+    image_count: int
+    descriptor_count: int
+    failed_count: int
+    job_id: str
+    state: ContainerState
+    created_at: float
+
+
+@dataclass(frozen=True)
+class TreeRecord:
+    """A VP-tree with its PCA: one file."""
+
+    id: int
+    collection_id: int
+    key: str
+    checksum: str
+    levels: int
+    cells: int
+    groups: int
+    strategy: str
+    trained_on: int
+    target_cell_size: int
+    job_id: str | None
+    created_at: float
+
+
+@dataclass(frozen=True)
+class SegmentRecord:
+    """An immutable file set of one group's descriptors."""
+
+    id: int
+    collection_id: int
+    tree_id: int
+    group_number: int
+    key: str
+    checksum: str
+    descriptor_count: int
+    image_count: int
+    byte_count: int
+    job_id: str | None
+    created_at: float
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """All that a search needs of a collection; it never changes once published.
+
+    Attributes
+    ----------
+    segments : tuple of SegmentRecord
+        By group, then in the order of their publication.
+    tombstones : frozenset of int
+        Ids of images whose rows in the segments must be passed over.
+    stats : dict
+        Figures of the index at publication (``median_cell``, ...).
+    """
+
+    id: int
+    collection_id: int
+    collection: str
+    number: int
+    tree: TreeRecord
+    segments: tuple[SegmentRecord, ...]
+    tombstones: frozenset[int]
+    stats: dict[str, Any]
+    extractor: ExtractorConfig
+    index: IndexConfig
+    job_id: str | None
+    created_at: float
+
+    def group_segments(self, group: int) -> tuple[SegmentRecord, ...]:
+        """Return the segments of one group."""
+        return tuple(s for s in self.segments if s.group_number == group)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Groups that have a segment, ascending."""
+        return tuple(sorted({s.group_number for s in self.segments}))
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """Work that a caller asked for.
+
+    Attributes
+    ----------
+    attempt : int
+        Rises by one with every stage and every new planning: messages of an older attempt are
+        void.
+    broker_epoch : str or None
+        Which life of the broker the messages of this attempt were sent in.
+    counters : dict
+        ``files_seen``, ``images_new``, ``images_known``, ``unreadable``, ``images_extracted``,
+        ``images_failed`` and what else the stages count.
+    progress_at, attempt_at : float
+        When anything last moved; when this attempt began.
+    """
+
+    id: str
+    collection_id: int
+    kind: JobKind
+    params: dict[str, Any]
+    state: JobState
+    stage: JobStage
+    attempt: int
+    broker_epoch: str | None
+    message: str | None
+    counters: dict[str, int]
+    created_at: float
+    attempt_at: float
+    progress_at: float
+    finished_at: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the job came to its end, good or bad."""
+        return self.state in ("done", "failed")
+
+
+@dataclass(frozen=True)
+class PartRecord:
+    """One map task of a stage.
+
+    Attributes
+    ----------
+    images : int
+        Images it works on; 0 where they are not counted.
+    starts : int
+        How often a worker began it.
+    suspects : tuple of int
+        Images that were at work when a worker's process died with the part, once for each time.
+    """
+
+    job_id: str
+    stage: JobStage
+    number: int
+    args: dict[str, Any]
+    state: PartState
+    images: int
+    worker: str | None
+    started_at: float | None
+    finished_at: float | None
+    result: dict[str, Any] | None
+    starts: int = 0
+    suspects: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class JobProgress:
+    """How far a job is.
+
+    Attributes
+    ----------
+    done_parts, total_parts : int
+        Of the present stage.
+    images_total, images_done, images_failed : int
+        Images that the job extracts; those it is finished with; the failed ones among these.
+    rate_per_s : float or None
+        Images per second in stage ``extract``, parts per second in the others, since the first
+        part of this attempt began; None while nothing is finished.
+    eta_s : float or None
+        Seconds until the present stage ends at that rate.
+    """
+
+    job_id: str
+    kind: JobKind
+    stage: JobStage
+    state: JobState
+    done_parts: int
+    total_parts: int
+    images_total: int
+    images_done: int
+    images_failed: int
+    rate_per_s: float | None
+    eta_s: float | None
+    message: str | None
+    counters: dict[str, int]
+
+
+@dataclass(frozen=True)
+class HostRecord:
+    """A worker's heartbeat.
+
+    Attributes
+    ----------
+    name : str
+        Node name of the worker, unique.
+    kind : str
+        What it does: ``extract``, ``group``, ``reduce``, ...
+    host : str
+        Machine it runs on.
+    groups : tuple of int
+        Groups it serves.
+    started_at : float
+        When the worker started: a part begun before was not begun by this life of the worker.
+    """
+
+    name: str
+    kind: str
+    host: str
+    pid: int
+    groups: tuple[int, ...]
+    state: HostState
+    heartbeat_at: float
+    started_at: float
+    details: Mapping[str, Any] = field(default_factory=dict)

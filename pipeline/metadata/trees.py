@@ -1,0 +1,191 @@
+"""Trees and segments: the files of an index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Row, select, update
+from sqlalchemy.orm import Session
+
+from pipeline.errors import UnknownNameError
+from pipeline.metadata.models import Base, Collection, Segment, Tree, VersionSegment, table
+from pipeline.metadata.records import SegmentRecord, TreeRecord
+from pipeline.metadata.sql import chunks, insert_into, lock_collection
+
+
+def add_tree(
+    session: Session,
+    collection_id: int,
+    *,
+    key: str,
+    checksum: str,
+    levels: int,
+    cells: int,
+    groups: int,
+    strategy: str,
+    trained_on: int,
+    target_cell_size: int,
+    job_id: str | None = None,
+) -> TreeRecord:
+    """Note a tree's file; a key that is known already gives the row that is there.
+
+    Parameters
+    ----------
+    key, checksum : str
+        The file in the store.
+    levels, cells, groups : int
+        Its shape.
+    strategy : str
+        How its vantage points were chosen.
+    trained_on : int
+        Descriptors it was made from.
+    target_cell_size : int
+        Descriptors that a cell should hold.
+    """
+    values = {
+        "collection_id": collection_id,
+        "key": key,
+        "checksum": checksum,
+        "levels": levels,
+        "cells": cells,
+        "groups": groups,
+        "strategy": strategy,
+        "trained_on": trained_on,
+        "target_cell_size": target_cell_size,
+        "job_id": job_id,
+        "created_at": time.time(),
+    }
+    return tree_record(_insert_or_find(session, Tree, values))
+
+
+def get_tree(session: Session, tree_id: int) -> TreeRecord:
+    """Return a tree.
+
+    Raises
+    ------
+    UnknownNameError
+        There is none.
+    """
+    trees = table(Tree)
+    row = session.execute(select(trees).where(trees.c.id == tree_id)).one_or_none()
+    if row is None:
+        raise UnknownNameError("tree id", str(tree_id), [])
+    return tree_record(row)
+
+
+def adopt_tree(session: Session, collection_id: int, tree_id: int) -> TreeRecord:
+    """Make a tree the collection's, if it has none, and return the tree that the collection has.
+
+    Of two first jobs at once both get the same tree, the one that came first.
+    """
+    row = lock_collection(session, collection_id)
+    if row.tree_id is not None:
+        return get_tree(session, row.tree_id)
+    tree = get_tree(session, tree_id)
+    session.execute(
+        update(table(Collection)).where(Collection.id == collection_id).values(tree_id=tree_id)
+    )
+    return tree
+
+
+def add_segment(
+    session: Session,
+    collection_id: int,
+    *,
+    tree_id: int,
+    group_number: int,
+    key: str,
+    checksum: str,
+    descriptor_count: int,
+    image_count: int,
+    byte_count: int,
+    job_id: str | None = None,
+) -> SegmentRecord:
+    """Note a segment's files; a key that is known already gives the row that is there.
+
+    It becomes part of the index when a version with it is published.
+    """
+    values = {
+        "collection_id": collection_id,
+        "tree_id": tree_id,
+        "group_number": group_number,
+        "key": key,
+        "checksum": checksum,
+        "descriptor_count": descriptor_count,
+        "image_count": image_count,
+        "byte_count": byte_count,
+        "job_id": job_id,
+        "created_at": time.time(),
+    }
+    return segment_record(_insert_or_find(session, Segment, values))
+
+
+def get_segments(session: Session, segment_ids: Sequence[int]) -> list[SegmentRecord]:
+    """Return segments by their ids, in the order of the ids."""
+    columns = table(Segment)
+    found: dict[int, SegmentRecord] = {}
+    for some in chunks(segment_ids):
+        for row in session.execute(select(columns).where(columns.c.id.in_(some))):
+            found[row.id] = segment_record(row)
+    return [found[segment_id] for segment_id in segment_ids]
+
+
+def current_segments(session: Session, collection_id: int) -> list[SegmentRecord]:
+    """Return the segments of a collection's current version; none when there is no version."""
+    columns = table(Segment)
+    rows = session.execute(
+        select(columns)
+        .join(VersionSegment, VersionSegment.segment_id == columns.c.id)
+        .join(Collection, Collection.current_version_id == VersionSegment.version_id)
+        .where(Collection.id == collection_id)
+        .order_by(columns.c.id)
+    )
+    return [segment_record(row) for row in rows]
+
+
+def _insert_or_find(session: Session, model: type[Base], values: Mapping[str, Any]) -> Row[Any]:
+    """Insert a row unless its key is there; return the row."""
+    unique = ["collection_id", "key"]
+    statement = insert_into(session, model).values(dict(values))
+    session.execute(statement.on_conflict_do_nothing(index_elements=unique))
+    columns = table(model).c
+    return session.execute(
+        select(table(model)).where(*(columns[name] == values[name] for name in unique))
+    ).one()
+
+
+def tree_record(row: Row[Any]) -> TreeRecord:
+    """Make the record of a row of table ``trees``."""
+    return TreeRecord(
+        id=row.id,
+        collection_id=row.collection_id,
+        key=row.key,
+        checksum=row.checksum,
+        levels=row.levels,
+        cells=row.cells,
+        groups=row.groups,
+        strategy=row.strategy,
+        trained_on=row.trained_on,
+        target_cell_size=row.target_cell_size,
+        job_id=row.job_id,
+        created_at=row.created_at,
+    )
+
+
+def segment_record(row: Row[Any]) -> SegmentRecord:
+    """Make the record of a row of table ``segments``."""
+    return SegmentRecord(
+        id=row.id,
+        collection_id=row.collection_id,
+        tree_id=row.tree_id,
+        group_number=row.group_number,
+        key=row.key,
+        checksum=row.checksum,
+        descriptor_count=row.descriptor_count,
+        image_count=row.image_count,
+        byte_count=row.byte_count,
+        job_id=row.job_id,
+        created_at=row.created_at,
+    )

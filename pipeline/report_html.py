@@ -1,0 +1,256 @@
+"""The picture page: queries beside their matches, as one HTML file that needs nothing else.
+
+Thumbnails are inlined, styles too; there is no script, and the page's own content security policy
+forbids every other resource. All text goes through Jinja2's escaping.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path, PurePath
+from typing import Any, TypeAlias
+
+import jinja2
+from PIL import Image, ImageOps
+
+from pipeline.errors import VantageError
+from pipeline.records import Match, SearchResult
+from pipeline.text import displayable
+
+THUMBNAIL_SIDE = 160
+"""Longer side of a thumbnail, pixels: about 5 kB each, and a page may hold hundreds."""
+
+QueryImage: TypeAlias = bytes | str | os.PathLike[str]
+
+_MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One match as the template draws it."""
+
+    rank: int
+    name: str
+    folder: str
+    other_locations: tuple[str, ...]
+    score: str
+    bar: str
+    votes: int
+    size: str
+    thumbnail: str | None
+    right: bool
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """One search as the template draws it."""
+
+    plan: str
+    facts: tuple[str, ...]
+    timings: tuple[tuple[str, str], ...]
+    complete: bool
+    missing: str
+    matches: tuple[_Shown, ...]
+
+
+@dataclass(frozen=True)
+class _Query:
+    """One query image and the searches made with it."""
+
+    title: str
+    thumbnail: str | None
+    size: str
+    answers: tuple[_Answer, ...]
+
+
+def results_page(
+    queries: Sequence[tuple[str, QueryImage, SearchResult]],
+    load_image: Callable[[str], bytes],
+    *,
+    heading: str = "Search results",
+    note: str = "",
+    is_right: Callable[[str, Match], bool] | None = None,
+) -> str:
+    """Return a self-contained HTML page of searches.
+
+    Parameters
+    ----------
+    queries : sequence of (title, image, SearchResult)
+        The image is the query's bytes or path. Neighbours with the same title and image (one
+        query searched with two plans) are drawn as one query with several answers.
+    load_image : callable
+        From a location of a match to the bytes there. When it raises `OSError` or a
+        `VantageError` the next location is tried; when none gives an image, a placeholder is
+        drawn.
+    heading, note : str
+        Above the results.
+    is_right : callable, optional
+        From the title and a match to whether it is known to be a right answer, which is then
+        marked.
+
+    Returns
+    -------
+    str
+        HTML; write it as UTF-8.
+    """
+    thumbnails = _Thumbnails(load_image)
+    shown = []
+    for (title, image), entries in groupby(queries, key=lambda entry: entry[:2]):
+        results = [result for _, _, result in entries]
+        shown.append(
+            _Query(
+                title=displayable(title),
+                thumbnail=thumbnails.of_query(image),
+                size=_size(results[0].query.get("width"), results[0].query.get("height")),
+                answers=tuple(_answer(title, result, thumbnails, is_right) for result in results),
+            )
+        )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    collections = sorted({result.collection for _, _, result in queries if result.collection})
+    return environment.get_template("results.html").render(
+        heading=displayable(heading),
+        note=displayable(note),
+        collections=[displayable(name) for name in collections],
+        queries=shown,
+        searches=len(queries),
+    )
+
+
+class _Thumbnails:
+    """Makes data URIs; each image once, however often it is an answer."""
+
+    def __init__(self, load_image: Callable[[str], bytes]) -> None:
+        self._load_image = load_image
+        self._made: dict[str, str | None] = {}
+
+    def of_match(self, match: Match) -> str | None:
+        if match.image not in self._made:
+            self._made[match.image] = self._first(match.locations)
+        return self._made[match.image]
+
+    def of_query(self, image: QueryImage) -> str | None:
+        try:
+            return thumbnail_uri(image if isinstance(image, bytes) else Path(image).read_bytes())
+        except (OSError, ValueError):
+            return None
+
+    def _first(self, locations: Sequence[str]) -> str | None:
+        for location in locations:
+            try:
+                return thumbnail_uri(self._load_image(location))
+            except (OSError, ValueError, VantageError):
+                continue
+        return None
+
+
+def thumbnail_uri(data: bytes, side: int = THUMBNAIL_SIDE) -> str:
+    """Return a JPEG thumbnail as a ``data:`` URI.
+
+    Parameters
+    ----------
+    data : bytes
+        An image file.
+    side : int
+        Longer side, pixels.
+
+    Raises
+    ------
+    ValueError
+        Pillow cannot read the bytes, or refuses them as too many pixels.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            # A JPEG is decoded at a fraction of its size; twice the side keeps it sharp.
+            image.draft("RGB", (2 * side, 2 * side))
+            upright = ImageOps.exif_transpose(image)
+            upright.thumbnail((side, side))
+            small = _flatten(upright)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not an image that can be shown: {error}") from error
+    target = io.BytesIO()
+    small.save(target, "JPEG", quality=75)
+    return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode("ascii")
+
+
+def _flatten(image: Image.Image) -> Image.Image:
+    """Return RGB: 16-bit grey brought to 8, transparency over a middle grey."""
+    if image.mode.startswith("I;16"):
+        return image.point(lambda value: value / 257).convert("L").convert("RGB")
+    if image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
+        above = image.convert("RGBA")
+        below = Image.new("RGBA", above.size, (128, 128, 128, 255))
+        return Image.alpha_composite(below, above).convert("RGB")
+    return image.convert("RGB")
+
+
+def _answer(
+    title: str,
+    result: SearchResult,
+    thumbnails: _Thumbnails,
+    is_right: Callable[[str, Match], bool] | None,
+) -> _Answer:
+    """Put one answer into words."""
+    return _Answer(
+        plan=displayable(str(result.plan.get("kind", "unknown"))),
+        facts=tuple(_facts(result)),
+        timings=tuple((displayable(k), f"{ms:,.1f} ms") for k, ms in result.timings.items()),
+        complete=result.complete,
+        missing=", ".join(str(group) for group in result.missing_groups),
+        matches=tuple(
+            _match(match, thumbnails, is_right is not None and is_right(title, match))
+            for match in result.matches
+        ),
+    )
+
+
+def _facts(result: SearchResult) -> list[str]:
+    """Say in a few words what the search did."""
+    plan: dict[str, Any] = result.plan
+    facts = []
+    if "cells" in plan and "cells_probed" in plan:
+        facts.append(f"{plan['cells_probed']:,.4g} of {plan['cells']:,} cells")
+    if "scanned_share" in plan:
+        facts.append(f"{plan['scanned_share']:.1%} of the pairs computed")
+    if result.timings:
+        total = result.timings.get("total", sum(result.timings.values()))
+        facts.append(f"{total:,.0f} ms")
+    if "descriptors" in result.query:
+        facts.append(f"{result.query['descriptors']:,} descriptors")
+    if result.version:
+        facts.append(f"version {result.version}")
+    if result.complete:
+        facts.append("complete")
+    return facts
+
+
+def _match(match: Match, thumbnails: _Thumbnails, right: bool) -> _Shown:
+    """Put one match into words."""
+    first = PurePath(match.locations[0]) if match.locations else PurePath("no location")
+    return _Shown(
+        rank=match.rank,
+        name=displayable(first.name or str(first)),
+        folder=displayable(str(first.parent)) if match.locations else "",
+        other_locations=tuple(displayable(location) for location in match.locations[1:]),
+        score=f"{match.score:.3f}",
+        bar=f"{100 * min(1.0, max(0.0, match.score)):.1f}",
+        votes=match.votes,
+        size=_size(match.width, match.height),
+        thumbnail=thumbnails.of_match(match),
+        right=right,
+    )
+
+
+def _size(width: object, height: object) -> str:
+    """Return ``600 × 400`` or nothing."""
+    return f"{width} × {height}" if width and height else ""

@@ -1,0 +1,126 @@
+"""What a process works with: settings, database, storage, and the files it has open.
+
+Built after a fork, never before: database connections and memory maps belong to one process.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
+
+from pipeline.config import ExtractorConfig, Settings
+from pipeline.containers import Container, read_container
+from pipeline.errors import IndexNotBuiltError
+from pipeline.extraction.base import Extractor
+from pipeline.extraction.registry import get_extractor
+from pipeline.index.model import Model
+from pipeline.index.segments import AssignedRows, Segment
+from pipeline.metadata import versions
+from pipeline.metadata.engine import create_metadata_engine, session_scope
+from pipeline.metadata.records import VersionRecord
+from pipeline.storage import Storage
+
+T = TypeVar("T")
+
+KEPT_MODELS = 16
+KEPT_SEGMENTS = 4096
+"""Open segments; each is a memory map, so that only address space is held."""
+
+
+class _Recent:
+    """The most recently used values; of two made at once for one key the first is kept."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._values: OrderedDict[str, Any] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str, make: Callable[[], T]) -> T:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+                value: T = self._values[key]
+                return value
+        made = make()
+        with self._lock:
+            kept: T = self._values.setdefault(key, made)
+            while len(self._values) > self._size:
+                self._values.popitem(last=False)
+            return kept
+
+
+class Resources:
+    """Settings, metadata engine, storage, and caches of what was read from it.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Attributes
+    ----------
+    engine : sqlalchemy.Engine
+    storage : Storage
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.engine: Engine = create_metadata_engine(settings.database_url)
+        self.storage = Storage(settings.store, settings.local)
+        self._versions = _Recent(KEPT_MODELS)
+        self._models = _Recent(KEPT_MODELS)
+        self._segments = _Recent(KEPT_SEGMENTS)
+
+    def close(self) -> None:
+        """Close the database connections."""
+        self.engine.dispose()
+
+    def version(self, version_id: int) -> VersionRecord:
+        """Return a version; it never changes, so it is read once."""
+
+        def read() -> VersionRecord:
+            with session_scope(self.engine, write=False) as session:
+                return versions.get_version(session, version_id)
+
+        return self._versions.get(str(version_id), read)
+
+    def current_version(self, collection: str) -> VersionRecord:
+        """Return the version that a search of a collection uses now.
+
+        Raises
+        ------
+        UnknownNameError, IndexNotBuiltError
+        """
+        with session_scope(self.engine, write=False) as session:
+            version_id = versions.current_version_id(session, collection)
+        if version_id is None:
+            raise IndexNotBuiltError(collection)
+        return self.version(version_id)
+
+    def extractor(self, config: ExtractorConfig) -> Extractor:
+        """Return the extractor of a configuration."""
+        return get_extractor(config)
+
+    def model(self, key: str, checksum: str | None = None) -> Model:
+        """Return a trained model."""
+        return self._models.get(
+            key, lambda: Model.from_arrays(self.storage.open_arrays(key, checksum))
+        )
+
+    def segment(self, key: str, checksum: str | None = None) -> Segment:
+        """Return a segment, fetched to this host if it is not here yet."""
+        return self._segments.get(
+            key, lambda: Segment.from_arrays(self.storage.open_arrays(key, checksum))
+        )
+
+    def container(self, key: str, checksum: str | None = None) -> Container:
+        """Return a feature container, read in the store: a job reads each a time or two."""
+        arrays = self.storage.read_arrays(key, checksum)
+        return read_container(arrays, arrays.meta)
+
+    def assigned(self, key: str, checksum: str | None = None) -> AssignedRows:
+        """Return the rows that one assignment made, read in the store."""
+        return AssignedRows.from_arrays(self.storage.read_arrays(key, checksum))

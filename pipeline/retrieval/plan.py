@@ -1,0 +1,172 @@
+"""Plan a search: how near counts, which cells, which groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import SearchConfig
+from pipeline.index.kernels import Queries, Work, nearest, prepare_queries
+from pipeline.index.model import Model
+from pipeline.index.segments import Segment
+
+EXHAUSTIVE_BELOW = 1_000_000
+"""Descriptors below which the ``auto`` plan scans everything: 1,000 query descriptors against a
+million rows take about 0.1 s on two cores with the dot-product instruction, and nothing is lost."""
+
+EXHAUSTIVE_ROWS = 2048
+"""Rows of a work item of the exhaustive plan: 128 kB, which stay in the L2 cache while the tiles of
+queries pass over them."""
+
+TARGET_SHARE = 2e-5
+"""Share of unrelated descriptors that may come nearer to a query than its background distance, for
+a background sample of `TARGET_SIZE`; a smaller collection allows more, by the square root."""
+
+TARGET_SIZE = 32_768
+
+INTRINSIC_DIMENSION = 10.4
+"""Local intrinsic dimension of SIFT and SURF descriptors: a quantile p of the distances shrinks as
+p^(1/dimension)."""
+
+_BACKGROUND_RANKS = ((2, 1.0), (16, 0.9))
+"""Ranks in the background sample, and what of the squared distance carried on from there counts."""
+
+
+@dataclass(frozen=True)
+class QueryPlan:
+    """A query, ready to be scanned by any group on any host.
+
+    Attributes
+    ----------
+    kind : {"probed", "exhaustive"}
+    codes : ndarray of shape (Q, 64), int8
+    radius : ndarray of shape (Q,), int32
+        Squared background distances: only nearer rows vote.
+    cells : ndarray of shape (Q, P), uint32
+        Cells each query descriptor probes, best first; P = 0 for the exhaustive plan.
+    groups : tuple of int
+        Groups that hold a probed cell.
+    """
+
+    kind: Literal["probed", "exhaustive"]
+    codes: NDArray[np.int8]
+    radius: NDArray[np.int32]
+    cells: NDArray[np.uint32]
+    groups: tuple[int, ...]
+
+    def queries(self) -> Queries:
+        """Return the query rows ready for the kernels."""
+        return prepare_queries(self.codes)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that travel to the scans."""
+        return {"codes": self.codes, "radius": self.radius, "cells": self.cells}
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the plain values that travel beside the arrays."""
+        return {"kind": self.kind, "groups": list(self.groups)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> QueryPlan:
+        """Inverse of `to_arrays` and `to_meta`."""
+        return cls(
+            meta["kind"], arrays["codes"], arrays["radius"], arrays["cells"], tuple(meta["groups"])
+        )
+
+
+def background_radius(model: Model, queries: Queries) -> NDArray[np.int32]:
+    """Return how near (squared) an unrelated descriptor rarely comes to each query descriptor.
+
+    The distance to the r-th nearest of a fixed random sample of S descriptors is the r/S quantile
+    of the distances to unrelated descriptors; it is carried on to the quantile of `TARGET_SHARE`
+    by the power law of the local intrinsic dimension. A low rank (2) follows the query best, but
+    when the collection holds so many copies of the query that two of them are in the sample it
+    would collapse; a higher rank (16), slightly shortened, holds the floor. The sample is fixed:
+    the radius neither drifts when the collection grows nor shrinks when copies are added.
+
+    Parameters
+    ----------
+    model : Model
+    queries : Queries
+        Q descriptors.
+
+    Returns
+    -------
+    ndarray of shape (Q,), int32
+
+    References
+    ----------
+    S. McCann, D. Lowe, "Local Naive Bayes Nearest Neighbor", CVPR 2012, for scoring against a
+    background distance; docs/decisions/0004-scoring.md for the measurement.
+    """
+    size = model.background.size
+    share = TARGET_SHARE * (TARGET_SIZE / size) ** 0.5
+    ranks = [(rank, factor) for rank, factor in _BACKGROUND_RANKS if rank <= size]
+    ranks = ranks or [(size, 1.0)]
+    distances, _ = nearest(model.background, queries, ranks[-1][0])
+    estimates = [
+        factor
+        * distances[:, rank - 1]
+        * min(1.0, (share * size / rank) ** (2 / INTRINSIC_DIMENSION))
+        for rank, factor in ranks
+    ]
+    radius: NDArray[np.int32] = np.maximum(np.max(estimates, axis=0), 1).astype(np.int32)
+    return radius
+
+
+def make_plan(
+    model: Model, codes: NDArray[np.int8], descriptors: int, config: SearchConfig
+) -> QueryPlan:
+    """Choose the plan of one query.
+
+    Parameters
+    ----------
+    model : Model
+    codes : ndarray of shape (Q, 64), int8
+        The query's descriptors as stored rows.
+    descriptors : int
+        Descriptors in the collection.
+    config : SearchConfig
+    """
+    radius = background_radius(model, prepare_queries(codes))
+    kind = config.plan
+    if kind == "auto":
+        kind = "exhaustive" if descriptors < EXHAUSTIVE_BELOW else "probed"
+    if kind == "exhaustive":
+        nothing = np.empty((len(codes), 0), np.uint32)
+        return QueryPlan(kind, codes, radius, nothing, tuple(range(model.groups)))
+    count = max(1, round(config.probe_share * model.tree.cells))
+    cells = model.tree.probe(codes, count)
+    groups = np.unique(cells // model.cells_per_group)
+    return QueryPlan(kind, codes, radius, cells, tuple(int(group) for group in groups))
+
+
+def plan_work(plan: QueryPlan, segment: Segment) -> Work:
+    """Return what a scan of one segment visits: each wanted cell once, with its queries."""
+    if plan.kind == "exhaustive":
+        starts = np.arange(0, segment.rows.size, EXHAUSTIVE_ROWS, dtype=np.int64)
+        count = len(plan.codes)
+        return Work(
+            starts,
+            np.minimum(starts + EXHAUSTIVE_ROWS, segment.rows.size),
+            np.arange(len(starts) + 1, dtype=np.int64) * count,
+            np.tile(np.arange(count, dtype=np.int32), len(starts)),
+        )
+    local = plan.cells.astype(np.int64) - segment.first_cell
+    sizes = np.diff(segment.cell_offsets)
+    mine = (local >= 0) & (local < len(sizes))
+    mine[mine] = sizes[local[mine]] > 0
+    query, _ = np.nonzero(mine)
+    cell = local[mine]
+    order = np.argsort(cell, kind="stable")
+    wanted, first = np.unique(cell[order], return_index=True)
+    return Work(
+        segment.cell_offsets[wanted],
+        segment.cell_offsets[wanted + 1],
+        np.append(first, len(order)).astype(np.int64),
+        query[order].astype(np.int32),
+    )

@@ -1,0 +1,145 @@
+"""From distance blocks to a ranking (reduce)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import Match
+from pipeline.retrieval.scan import DistanceBlock, merge_blocks, pack_geometry
+
+
+class ImageRow(Protocol):
+    """What the ranking needs to know of an image."""
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the image, hex."""
+        ...
+
+    @property
+    def width(self) -> int | None:
+        """Pixels."""
+        ...
+
+    @property
+    def height(self) -> int | None:
+        """Pixels."""
+        ...
+
+    @property
+    def locations(self) -> tuple[str, ...]:
+        """Where its content lies, sorted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Images that collected any evidence, best first.
+
+    Attributes
+    ----------
+    images : ndarray of shape (R,), uint32
+        Image row ids.
+    scores : ndarray of shape (R,), int64
+        Sum over the pairs that count of ``background^2 - distance^2``.
+    votes : ndarray of shape (R,), int64
+        Pairs that count.
+    full_score : int
+        Score of an image in which every query descriptor finds itself.
+    """
+
+    images: NDArray[np.uint32]
+    scores: NDArray[np.int64]
+    votes: NDArray[np.int64]
+    full_score: int
+
+    def candidates(self, top: int) -> NDArray[np.uint32]:
+        """Return the images that can be among the `top` best: all that tie with the last are in."""
+        if len(self.scores) <= top:
+            return self.images
+        tied: NDArray[np.uint32] = self.images[self.scores >= self.scores[top - 1]]
+        return tied
+
+
+def rank_blocks(blocks: list[DistanceBlock], radius: NDArray[np.int32]) -> Ranking:
+    """Score every image by the background distance.
+
+    ``score(image) = sum of max(0, background^2 - distance^2)`` over pairs of a query descriptor and
+    the image's nearest row to it. Where several query descriptors have the same nearest row, the
+    pair of the greatest gain counts alone: a query descriptor votes once for an image, and so does
+    each row of the image (a row of windows must not outvote the rest of a house). Sums are 64-bit
+    integers, so that the order of the blocks cannot matter.
+
+    Parameters
+    ----------
+    blocks : list of DistanceBlock
+    radius : ndarray of shape (Q,), int32
+        Squared background distances (`pipeline.retrieval.plan.background_radius`).
+
+    References
+    ----------
+    H. Jegou, M. Douze, C. Schmid, "On the burstiness of visual elements", CVPR 2009, and
+    "Exploiting descriptor distances for precise image search", INRIA RR-7656, 2011;
+    docs/decisions/0004-scoring.md for the measurement.
+    """
+    merged = merge_blocks(blocks)
+    gain = radius[merged.query].astype(np.int64) - merged.distance.astype(np.int64)
+    image, gain = _best_of_each_row(merged, gain)
+    images, first = np.unique(image, return_index=True)
+    scores = np.add.reduceat(gain, first) if len(first) else np.empty(0, np.int64)
+    votes = np.diff(np.append(first, len(gain)))
+    order = np.lexsort((images, -scores))
+    return Ranking(
+        images[order],
+        scores[order],
+        votes[order].astype(np.int64),
+        int(radius.astype(np.int64).sum()),
+    )
+
+
+def _best_of_each_row(
+    block: DistanceBlock, gain: NDArray[np.int64]
+) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    """Return image and gain of the best pair of each row, by image; keypoints tell rows apart."""
+    place = pack_geometry(block.geometry)
+    order = np.lexsort((-gain, place, block.image))
+    image, place = block.image[order], place[order]
+    same = (image[1:] == image[:-1]) & (place[1:] == place[:-1])
+    kept = order[np.append(True, ~same)[: len(order)]]
+    return block.image[kept], gain[kept]
+
+
+def make_matches(ranking: Ranking, rows: Mapping[int, ImageRow], top: int) -> tuple[Match, ...]:
+    """Return the answer's images; ties are broken by SHA-256.
+
+    Parameters
+    ----------
+    ranking : Ranking
+    rows : mapping of int to image row
+        At least the ranking's `Ranking.candidates`; an image without a row is left out.
+    top : int
+    """
+    known = np.flatnonzero(np.isin(ranking.images, np.fromiter(rows, np.uint32, len(rows))))
+    entries = [
+        (-int(ranking.scores[i]), row.sha256, int(ranking.votes[i]), row)
+        for i in known
+        for row in [rows[int(ranking.images[i])]]
+    ]
+    entries.sort(key=lambda entry: entry[:2])
+    return tuple(
+        Match(
+            rank=rank,
+            image=sha256,
+            locations=row.locations,
+            score=-negative / ranking.full_score,
+            votes=votes,
+            width=row.width or 0,
+            height=row.height or 0,
+        )
+        for rank, (negative, sha256, votes, row) in enumerate(entries[:top], start=1)
+    )

@@ -1,0 +1,87 @@
+"""What a file's bytes say about its format, without a decoder: for messages that help."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# What is often found in a photo folder and cannot be decoded: (offset, signature, name).
+_FOREIGN = (
+    (4, b"ftyphei", "HEIC"),
+    (4, b"ftyphev", "HEIC"),
+    (4, b"ftypmif1", "HEIF"),
+    (4, b"ftypmsf1", "HEIF"),
+    (4, b"ftypcrx", "Canon CR3"),
+    (0, b"FUJIFILMCCD-RAW", "Fujifilm RAW"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"%PDF", "PDF"),
+    (0, b"%!PS", "PostScript"),
+    (0, b"\xc5\xd0\xd3\xc6", "PostScript"),
+    (0, b"<svg", "SVG"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"#?RADIANCE", "Radiance HDR"),
+    (0, b"\x00\x00\x01\x00", "Windows icon"),
+    (0, b"DDS ", "DirectDraw"),
+)
+
+# What can be decoded: a file that starts so and does not open is damaged.
+_KNOWN = (
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
+    (0, b"GIF8", "GIF"),
+    (8, b"WEBP", "WebP"),
+    (0, b"II*\x00", "TIFF"),
+    (0, b"MM\x00*", "TIFF"),
+    (0, b"BM", "BMP"),
+    (4, b"ftypavi", "AVIF"),
+    (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+)
+
+
+def foreign_format(data: bytes) -> str | None:
+    """Return the name of an image format that is recognised but cannot be decoded, else None."""
+    return _match(data, _FOREIGN)
+
+
+def known_format(data: bytes) -> str | None:
+    """Return the name of a format that can be decoded and starts with these bytes, else None."""
+    return _match(data, _KNOWN)
+
+
+def _match(data: bytes, signatures: Iterable[tuple[int, bytes, str]]) -> str | None:
+    """Return the first format whose signature is there."""
+    return next((name for at, mark, name in signatures if data.startswith(mark, at)), None)
+
+
+def is_cut_off(data: bytes) -> bool:
+    """Say whether a file is shorter than its own structure says.
+
+    Knows the formats whose decoders cannot tell a file that ends early from a damaged one: WebP,
+    TIFF, AVIF and JPEG 2000. False for all others.
+    """
+    kind = known_format(data)
+    if kind == "WebP":
+        return len(data) < 8 + int.from_bytes(data[4:8], "little")
+    if kind == "TIFF":
+        return len(data) < int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big")
+    if kind in ("AVIF", "JPEG 2000"):
+        return not data.endswith(b"\xff\xd9") if data[:1] == b"\xff" else _last_box_is_cut_off(data)
+    return False
+
+
+def _last_box_is_cut_off(data: bytes) -> bool:
+    """Follow the boxes of an ISO base media file: size, type, content."""
+    at = 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size == 0:
+            # The last box may leave its size open: its codestream has an end marker of its own.
+            return not data.endswith(b"\xff\xd9")
+        if size < 8 or at + size > len(data):
+            return True
+        at += size
+    return False

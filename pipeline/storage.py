@@ -1,0 +1,280 @@
+"""The two roots: the store that all hosts share, and this host's local copies.
+
+The store is a directory or any fsspec URL. A file is written once under a name made of its content
+and configuration and never changed: of several writers of one name the first wins, and the others
+get the checksum of its file. In a directory a file appears whole or not at all; object stores
+promise the same. A local copy is a hard link where both roots lie on one file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+import uuid
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from pipeline.arrays import ArrayFile, write_arrays
+from pipeline.errors import ConfigError, CorruptFileError, StorageUnavailableError
+
+_OTHER_CHECKSUM = "its SHA-256 is not the one recorded"
+
+
+def file_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sha256(source: Path | bytes) -> str:
+    """Return the SHA-256 of a file or of bytes, hex."""
+    return file_checksum(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Make the names in a folder survive a loss of power."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _temporary_beside(path: Path) -> Iterator[Path]:
+    """Yield a free name in the folder of `path`, which is made; it is removed at the end.
+
+    Not `tempfile`: its files are for their owner alone, but all hosts read the store.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Storage:
+    """Named immutable files in the shared store, with local copies.
+
+    Parameters
+    ----------
+    store : str
+        Directory or fsspec URL shared by all hosts.
+    local : Path
+        Directory of this host.
+
+    Raises
+    ------
+    ConfigError
+        The URL's protocol is not known, or its package is not installed.
+    """
+
+    def __init__(self, store: str, local: Path) -> None:
+        self.local = local
+        try:
+            self._fs, root = fsspec.core.url_to_fs(store)
+        except (ValueError, ImportError) as exc:
+            allowed = f"must be a directory or a URL that fsspec can open here ({exc})"
+            raise ConfigError("VANTAGE_STORE", store, allowed) from exc
+        self._root = str(root)
+        self._checked: set[str] = set()
+        protocol = self._fs.protocol
+        self._on_disk = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    def _address(self, key: str) -> str:
+        return f"{self._root.rstrip('/')}/{key}"
+
+    @contextlib.contextmanager
+    def _driver(self, key: str) -> Iterator[None]:
+        """Turn the file system's errors into ours; the one place where that happens."""
+        try:
+            yield
+        except OSError as exc:
+            raise StorageUnavailableError(key, f"{type(exc).__name__}: {exc}") from exc
+
+    def exists(self, key: str) -> bool:
+        """Tell whether the store holds a file of this name."""
+        with self._driver(key):
+            return bool(self._fs.exists(self._address(key)))
+
+    def size(self, key: str) -> int:
+        """Return the size of a file in the store, bytes."""
+        with self._driver(key):
+            return int(self._fs.size(self._address(key)))
+
+    def checksum(self, key: str) -> str:
+        """Return the SHA-256 of a file in the store, hex."""
+        with self._driver(key), self._fs.open(self._address(key), "rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    def find(self, key: str) -> str | None:
+        """Return the SHA-256 of a file of arrays that can be used as it is; else None.
+
+        A file that does not hold what its own checksums say is deleted, so that the caller makes
+        it again.
+        """
+        if not self.exists(key):
+            return None
+        try:
+            self.read_arrays(key).verify()
+            return self.checksum(key)
+        except CorruptFileError:
+            self.delete(key)
+            return None
+
+    def read_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
+        """Return a file of arrays without a local copy, for what is read once.
+
+        A store on disk is mapped; from any other the file is read into memory.
+
+        Raises
+        ------
+        CorruptFileError
+            The file is damaged, or its SHA-256 is not `checksum`.
+        StorageUnavailableError
+            The store does not answer or has no such file.
+        """
+        with self._driver(key):
+            address = self._address(key)
+            source = Path(address) if self._on_disk else self._fs.cat_file(address)
+            if checksum is not None and checksum != _sha256(source):
+                raise CorruptFileError(address, _OTHER_CHECKSUM)
+            return ArrayFile(source, address)
+
+    def read_array(self, key: str, name: str) -> NDArray[Any]:
+        """Return one array of a file in the store, without copying the rest of it here."""
+        with self._driver(key), self._fs.open(self._address(key), "rb") as stream:
+            try:
+                with zipfile.ZipFile(stream) as archive, archive.open(f"{name}.npy") as member:
+                    array: NDArray[Any] = npy.read_array(member, allow_pickle=False)
+            except (zipfile.BadZipFile, KeyError, ValueError) as exc:
+                raise CorruptFileError(self._address(key), str(exc)) from exc
+            return array
+
+    def write_arrays(
+        self, key: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
+    ) -> str:
+        """Store arrays under a name and return the SHA-256 of the file that has it then."""
+        return self.write(key, lambda stream: write_arrays(stream, arrays, meta))
+
+    def write(self, key: str, fill: Callable[[BinaryIO], None]) -> str:
+        """Store what `fill` writes to a seekable stream, unless the name is taken.
+
+        Returns
+        -------
+        str
+            SHA-256 of the file of this name. It can be another's: equal names mean equal work,
+            but not all processors round alike.
+        """
+        with self._driver(key):
+            if self._on_disk:
+                return self._write_on_disk(Path(self._address(key)), fill)
+            with tempfile.TemporaryDirectory(prefix="vantage-") as folder:
+                path = Path(folder) / "file"
+                with path.open("w+b") as stream:
+                    fill(stream)
+                if self._fs.exists(self._address(key)):
+                    return self.checksum(key)
+                self._fs.makedirs(self._address(key).rsplit("/", 1)[0], exist_ok=True)
+                self._fs.put_file(str(path), self._address(key))
+                return file_checksum(path)
+
+    @staticmethod
+    def _write_on_disk(path: Path, fill: Callable[[BinaryIO], None]) -> str:
+        """Write under a temporary name beside `path`, flush to the disk, give it its name."""
+        with _temporary_beside(path) as temporary:
+            with temporary.open("x+b") as stream:
+                fill(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            try:
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                return file_checksum(path)
+            except OSError:  # a file system without hard links
+                temporary.replace(path)
+        _flush_folder(path.parent)
+        return file_checksum(path)
+
+    def fetch(self, key: str, checksum: str | None = None) -> Path:
+        """Return the path of a local copy, made and verified if it is not there yet.
+
+        Parameters
+        ----------
+        key : str
+        checksum : str, optional
+            SHA-256 that the copy must have; it is compared when the copy is made.
+
+        Raises
+        ------
+        CorruptFileError
+            The store's file does not have that checksum.
+        StorageUnavailableError
+            The store does not answer or has no such file.
+        """
+        path = self.local / key
+        if path.exists():
+            return path
+        with self._driver(key), _temporary_beside(path) as temporary:
+            self._copy_to(key, temporary)
+            if checksum is not None and file_checksum(temporary) != checksum:
+                raise CorruptFileError(self._address(key), _OTHER_CHECKSUM)
+            temporary.replace(path)
+            self._checked.add(key)
+        return path
+
+    def _copy_to(self, key: str, target: Path) -> None:
+        """Hard link, else copy, else download; what is copied is flushed to the disk."""
+        if self._on_disk:
+            source = Path(self._address(key))
+            with contextlib.suppress(OSError):
+                target.hardlink_to(source)
+                return
+            shutil.copyfile(source, target)
+        else:
+            self._fs.get_file(self._address(key), str(target))
+        with target.open("rb") as stream:
+            os.fsync(stream.fileno())
+
+    def open_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
+        """Return a file of arrays, mapped from its local copy.
+
+        A copy from an earlier life of this process is compared with its own checksums once: the
+        kernels follow its offsets without looking. One that is damaged, or removed by another
+        process at this moment, is fetched once more.
+        """
+        try:
+            arrays = ArrayFile(self.fetch(key, checksum))
+            if key not in self._checked:
+                arrays.verify()
+                self._checked.add(key)
+            return arrays
+        except (CorruptFileError, FileNotFoundError):
+            self.drop_local(key)
+            return ArrayFile(self.fetch(key, checksum))
+
+    def drop_local(self, key: str) -> None:
+        """Remove this host's copy, if there is one."""
+        self._checked.discard(key)
+        (self.local / key).unlink(missing_ok=True)
+
+    def delete(self, key: str) -> None:
+        """Remove a file from the store and its local copy; a missing one is no error."""
+        self.drop_local(key)
+        with self._driver(key), contextlib.suppress(FileNotFoundError):
+            self._fs.rm_file(self._address(key))
+
+    def delete_folder(self, prefix: str) -> None:
+        """Remove every file whose name begins with ``prefix/``; none is no error."""
+        with self._driver(prefix), contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._address(prefix), recursive=True)

@@ -1,0 +1,74 @@
+"""Texts of unknown origin, made fit for pages and terminals."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+
+
+def displayable(text: str) -> str:
+    r"""Return a text that shows every character it holds.
+
+    Newlines, control and formatting characters (which can reorder or hide what is read) are
+    written as escapes, and bytes of a file name that are not UTF-8 as ``\xNN``.
+
+    Examples
+    --------
+    >>> displayable("two\nlines")
+    'two\\nlines'
+    """
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    """Write one unprintable character as Python would."""
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text cut in the middle to a number of terminal columns.
+
+    The end of a path says more than its beginning, so it gets two thirds of the room.
+
+    Parameters
+    ----------
+    text : str
+        Printable (see `displayable`).
+    width : int
+        Columns, at least 1; wide characters take two.
+
+    Examples
+    --------
+    >>> shortened("/photographs/holiday/beach.jpg", 20)
+    '/photo…day/beach.jpg'
+    """
+    if columns(text) <= width:
+        return text
+    head = _taken(text, (width - 1) // 3)
+    tail = _taken(text[::-1], width - 1 - columns(head))[::-1]
+    return f"{head}…{tail}"
+
+
+def columns(text: str) -> int:
+    """Return how many terminal columns a text takes."""
+    return sum(_columns(char) for char in text)
+
+
+def _columns(char: str) -> int:
+    """Return the columns of one character: 0 for combining marks, 2 for wide ones."""
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+def _taken(text: Iterable[str], width: int) -> str:
+    """Return as many characters from the beginning as fit."""
+    taken: list[str] = []
+    for char in text:
+        width -= _columns(char)
+        if width < 0:
+            break
+        taken.append(char)
+    return "".join(taken)

@@ -1,0 +1,231 @@
+"""Finding image files below folders: the same list, in the same order, every time.
+
+What is taken: every file with an image suffix below the given folders, and every file that was
+given itself, whatever its suffix. Symbolic links to files and folders are followed; a folder that
+two ways lead to is listed once, by its real path if that is among them, so that links cannot loop.
+Names that begin with a dot and the thumbnail folders of storage boxes are left out unless given:
+they hold caches and resource forks that only look like images.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pipeline.errors import ImageReadError, MissingRootError
+from pipeline.files import is_below, outside_roots, raise_read_error, require_regular
+
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
+_WEB_SUFFIXES = (".png", ".apng", ".webp", ".gif", ".avif")
+_OTHER_SUFFIXES = (".tif", ".tiff", ".bmp", ".dib", ".jp2", ".j2k", ".jpx")
+_NETPBM_SUFFIXES = (".pbm", ".pgm", ".ppm", ".pnm", ".pfm")
+_UNDECODABLE_SUFFIXES = (".heic", ".heif", ".jxl")
+IMAGE_SUFFIXES = frozenset(
+    _JPEG_SUFFIXES + _WEB_SUFFIXES + _OTHER_SUFFIXES + _NETPBM_SUFFIXES + _UNDECODABLE_SUFFIXES
+)
+"""Suffixes taken from folders. The last three cannot be decoded yet; they are photographs all the
+same, and their owner must be told that they were not indexed."""
+
+_CACHE_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """One file that was found.
+
+    Attributes
+    ----------
+    path : str
+        Absolute; undecodable bytes as surrogates (`os.fsdecode`).
+    root : str
+        The given file or folder that led to it, absolute.
+    size : int
+        Bytes; 0 where unknown.
+    mtime_ns : int
+        Time of the last change, nanoseconds since 1970; 0 where unknown.
+    error : ImageReadError or None
+        Why it cannot be read, as far as its directory entry tells.
+    """
+
+    path: str
+    root: str
+    size: int
+    mtime_ns: int
+    error: ImageReadError | None = None
+
+
+@dataclass
+class Walk:
+    """An iterator of `FoundFile` that counts what it leaves out.
+
+    Attributes
+    ----------
+    skipped : int
+        Files without an image suffix, so far.
+    hidden : int
+        Files and folders left out for their names (dot names, thumbnail folders), so far.
+    """
+
+    _given: list[tuple[str, bool]]
+    _roots: tuple[str, ...]
+    skipped: int = 0
+    hidden: int = 0
+    _visited: set[tuple[int, int]] = field(default_factory=set)
+    _files: Iterator[FoundFile] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._files = self._walk()
+
+    def __iter__(self) -> Iterator[FoundFile]:
+        return self
+
+    def __next__(self) -> FoundFile:
+        return next(self._files)
+
+    def _walk(self) -> Iterator[FoundFile]:
+        """Yield the given files, then what lies below the given folders."""
+        given_files = {path for path, is_folder in self._given if not is_folder}
+        for path, is_folder in self._given:
+            if not is_folder:
+                yield self._found(path, path)
+        for path, is_folder in self._given:
+            if is_folder:
+                for found in self._below(path):
+                    if found.path not in given_files:
+                        yield found
+
+    def _below(self, root: str) -> Iterator[FoundFile]:
+        """Yield what lies below one folder; linked folders come last, so that real paths win."""
+        linked: deque[str] = deque()
+        yield from self._folder(root, root, linked)
+        while linked:
+            folder = linked.popleft()
+            if is_below(folder, self._roots):
+                yield from self._folder(folder, root, linked)
+            else:
+                yield _failed(folder, root, outside_roots(folder))
+
+    def _folder(self, folder: str, root: str, linked: deque[str]) -> Iterator[FoundFile]:
+        """Yield the files of one folder and its subfolders, by name."""
+        # A stack of our own: folders may be nested deeper than Python's calls can be.
+        stack = [iter(self._entries(folder, root))]
+        while stack:
+            entry = next(stack[-1], None)
+            if entry is None:
+                stack.pop()
+            elif isinstance(entry, FoundFile):
+                yield entry
+            elif entry.name.startswith(".") or entry.name in _CACHE_FOLDERS:
+                self.hidden += 1
+            elif _is_folder(entry):
+                if entry.is_symlink():
+                    linked.append(entry.path)
+                else:
+                    stack.append(iter(self._entries(entry.path, root)))
+            elif _has_image_suffix(entry.name):
+                yield self._found(entry.path, root, linked=entry.is_symlink())
+            else:
+                self.skipped += 1
+
+    def _entries(self, folder: str, root: str) -> Sequence[os.DirEntry[str] | FoundFile]:
+        """List one folder by name, once; one that cannot be listed is told as a file is."""
+        try:
+            status = Path(folder).stat()
+            identity = (status.st_dev, status.st_ino)
+            if identity in self._visited:
+                return []
+            self._visited.add(identity)
+            with os.scandir(folder) as entries:
+                return sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            return [_failed(folder, root, _as_read_error(folder, error))]
+
+    def _found(self, path: str, root: str, *, linked: bool = True) -> FoundFile:
+        """Look at one file; its folder was judged before, so only a link can lead outside."""
+        try:
+            status = Path(path).stat()
+            require_regular(path, status.st_mode)
+        except OSError as error:
+            return _failed(path, root, _as_read_error(path, error))
+        except ImageReadError as error:
+            return _failed(path, root, error)
+        if linked and not is_below(path, self._roots):
+            return _failed(path, root, outside_roots(path))
+        return FoundFile(path, root, status.st_size, status.st_mtime_ns)
+
+
+def _failed(path: str, root: str, error: ImageReadError) -> FoundFile:
+    """Return a file that cannot be read."""
+    return FoundFile(path, root, 0, 0, error)
+
+
+def walk(paths: Iterable[str | Path], *, roots: Sequence[str] = ("/",)) -> Walk:
+    """Find the image files below folders.
+
+    Parameters
+    ----------
+    paths : iterable of str or Path
+        Folders, searched recursively, and files.
+    roots : sequence of str, default ("/",)
+        Folders that images may lie in, links resolved; default: anywhere.
+
+    Returns
+    -------
+    Walk
+        Iterator of `FoundFile`; given files first, then folder by folder, sorted by name.
+
+    Raises
+    ------
+    ImageReadError
+        A given path does not exist (``vanished``), is nowhere (``symlink-loop``), may not be
+        looked at (``permission-denied``) or lies outside `roots` (``outside-roots``).
+    MissingRootError
+        A given path that does not look like an image file does not exist.
+    """
+    given: dict[str, bool] = {}
+    for path in paths:
+        # abspath, not realpath: the caller's names for things are kept.
+        name = os.path.abspath(os.fspath(path))  # noqa: PTH100
+        given[name] = _judge_given(name, roots)
+    return Walk(list(given.items()), tuple(roots))
+
+
+def _judge_given(path: str, roots: Sequence[str]) -> bool:
+    """Say whether a given path is a folder; raise when it cannot be used at all."""
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not _has_image_suffix(path):
+            raise MissingRootError(path) from error
+        raise_read_error(path, error)
+    except ValueError as error:
+        raise ImageReadError(path, "vanished", f"there can be no such file: {error}") from error
+    if not is_below(path, roots):
+        raise outside_roots(path)
+    return stat.S_ISDIR(mode)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        # A link that goes in a circle.
+        return False
+
+
+def _has_image_suffix(name: str) -> bool:
+    """Whether a name ends like an image file's."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _as_read_error(path: str, error: OSError) -> ImageReadError:
+    """Return an operating system's error as data."""
+    try:
+        raise_read_error(path, error)
+    except ImageReadError as read_error:
+        return read_error
