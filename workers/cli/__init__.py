@@ -1,0 +1,16 @@
+"""The command ``vantage``.
+
+Modules are imported when a command needs them: ``vantage --help`` loads neither OpenCV nor numba
+nor Celery (a test proves it).
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Entry point of the command ``vantage``; leaves by `SystemExit`."""
+    from workers.cli.app import app
+
+    app(prog_name="vantage")

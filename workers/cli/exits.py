@@ -1,0 +1,92 @@
+"""Exit codes, and errors as one readable line or as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import Any
+
+import typer
+
+from pipeline.errors import ConfigError, ImageReadError, InputError, NoFeaturesError, VantageError
+from workers.cli.output import printable, to_stderr, wants_colour, write_json
+
+OK = 0
+TROUBLE = 1
+"""Something that an operator must change, or that may pass: no worker, no database, a failed check,
+a failed job."""
+USAGE = 2
+"""The command line, a setting, or an input (an image, a name) is wrong."""
+INCOMPLETE = 4
+"""The answer came without some groups."""
+INTERRUPTED = 130
+"""Ctrl-C."""
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 an operator must act, or try again later; 2 wrong command line, setting "
+    "or input; 4 an answer came without some groups; 130 Ctrl-C."
+)
+
+
+class InterruptError(Exception):
+    """Ctrl-C, with a sentence that says what becomes of the work."""
+
+
+def exit_code(error: VantageError) -> int:
+    """Return the exit code of an error."""
+    return USAGE if isinstance(error, InputError | ConfigError) else TROUBLE
+
+
+def error_dict(error: VantageError) -> dict[str, Any]:
+    """Return an error as JSON shows it: type, message, and the code of an unreadable image."""
+    values = {"type": type(error).__name__, "message": str(error)}
+    if isinstance(error, ImageReadError | NoFeaturesError):
+        values["code"] = error.code
+    return values
+
+
+def show_error(error: VantageError, as_json: bool) -> int:
+    """Tell an error; returns its exit code."""
+    tell(str(error))
+    if as_json:
+        write_json({"error": error_dict(error)})
+    return exit_code(error)
+
+
+def show_interrupt(message: str, as_json: bool) -> int:
+    """Tell that Ctrl-C ended the command; returns the exit code."""
+    to_stderr(f"\n{message}")
+    if as_json:
+        write_json({"error": {"type": "Interrupted", "message": message}})
+    return INTERRUPTED
+
+
+def show_usage_error(error: typer.TyperException, as_json: bool) -> int:
+    """Tell what is wrong with the command line; returns the exit code."""
+    message = _usage_message(error)
+    tell(message)
+    context = getattr(error, "ctx", None)
+    if context is not None:
+        to_stderr(f"Try '{context.command_path} --help' for help.")
+    if as_json:
+        write_json({"error": {"type": "UsageError", "message": message}})
+    return USAGE
+
+
+def _usage_message(error: typer.TyperException) -> str:
+    """Return Typer's message, with a near option named as commands and collections are."""
+    near = getattr(error, "possibilities", None)
+    if near:
+        option = str(getattr(error, "option_name", ""))
+        best = difflib.get_close_matches(option, near, n=1, cutoff=0.0)[0]
+        return f"No such option: {option}; did you mean {best!r}?"
+    # Typer's coercion comes from a library that names the kind of its errors first.
+    message = error.format_message().replace(": Value error, ", ": ")
+    return message.removesuffix(".")
+
+
+def tell(message: str) -> None:
+    """Print an error for people."""
+    mark = "\x1b[1;31merror:\x1b[0m" if wants_colour(sys.stderr) else "error:"
+    sys.stderr.write(f"{mark} {printable(message)}\n")
+    sys.stderr.flush()

@@ -1,0 +1,251 @@
+"""``vantage index`` and ``vantage rebuild``."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.config import Settings
+from pipeline.errors import InputError, StateError
+from workers.cli import exits
+from workers.cli.metadata import metadata_engine
+from workers.cli.options import CollectionArgument, JsonOption, LocalOption, NoWaitOption, epilog
+from workers.cli.output import counted, say, seconds, to_stderr, write_json
+from workers.cli.progress import JobReader, watched
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from pipeline.metadata.records import JobProgress
+
+INDEX_HELP = epilog(
+    """
+vantage index holiday ~/Pictures/2024
+vantage index holiday ~/Pictures/2024 --local
+vantage index covers a.jpg b.png more/ --json
+""",
+    """
+Folders are searched recursively. Files known already are not read again: call it again with the
+same folder to add what is new. An image that cannot be used is noted (`vantage failures`), the
+others are indexed.
+""",
+)
+
+REBUILD_HELP = epilog(
+    """
+vantage rebuild holiday
+vantage rebuild holiday --local
+""",
+    """
+Needs no photograph: the features are kept. Searches go on with the old index until the new one is
+ready.
+""",
+)
+
+
+def index(
+    collection: CollectionArgument,
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH", help="Folders and image files.", show_default=False),
+    ],
+    local: LocalOption = False,
+    no_wait: NoWaitOption = False,
+    elsewhere: Annotated[
+        bool,
+        typer.Option(
+            "--elsewhere", help="The paths exist on the workers' hosts only: do not look here."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the images of folders and files to a collection (made if there is none)."""
+    if local and no_wait:
+        raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
+    if not elsewhere:
+        for path in paths:
+            _require_path(path)
+    settings = Settings.from_env()
+    with metadata_engine(settings) as engine:
+        run_job(settings, engine, collection, paths, local=local, no_wait=no_wait, as_json=as_json)
+
+
+def rebuild(
+    collection: CollectionArgument,
+    local: LocalOption = False,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new tree and new segments, when a collection has outgrown its tree."""
+    if local and no_wait:
+        raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
+    settings = Settings.from_env()
+    with metadata_engine(settings) as engine:
+        run_job(settings, engine, collection, None, local=local, no_wait=no_wait, as_json=as_json)
+
+
+def _require_path(path: Path) -> None:
+    """Refuse a path that leads nowhere, before a job is made for it."""
+    if os.path.lexists(path):
+        return
+    try:
+        names = [sibling.name for sibling in path.parent.iterdir()]
+    except OSError:
+        names = []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    hint = f"; did you mean {str(path.parent / near[0])!r}?" if near else ""
+    raise InputError(f"there is no file or folder {str(path)!r}{hint}")
+
+
+def run_job(
+    settings: Settings,
+    engine: Engine,
+    collection: str,
+    paths: list[Path] | None,
+    *,
+    local: bool,
+    no_wait: bool,
+    as_json: bool,
+) -> None:
+    """Run a job (index; rebuild when `paths` is None), show how it goes and what came of it."""
+    from pipeline.metadata.collections import collection_status
+    from pipeline.metadata.engine import session_scope
+
+    began = time.monotonic()
+    work = do_locally if local else do_by_workers
+    progress = work(settings, engine, collection, paths, no_wait=no_wait)
+    with session_scope(engine, write=False) as session:
+        status = collection_status(session, collection)
+    took = time.monotonic() - began
+    others = [job for job in status.jobs if job.id != progress.job_id]
+    for job in others:
+        to_stderr(
+            f"Note: job {job.id} of this collection is unfinished ({job.state}) and keeps its "
+            "images; the workers go on with it: see `vantage status`, start them with `vantage up`."
+        )
+    if as_json:
+        summary = _summary(collection, progress, status.version, took)
+        write_json({**summary, "unfinished_jobs": [job.id for job in others]})
+    elif progress.state == "running":
+        say(f"Job {progress.job_id} is with the workers; follow it with:")
+        say(f"  vantage status {collection} --follow")
+    else:
+        for line in _sentences(collection, progress, took):
+            say(line)
+        searchable = counted(status.images.get("indexed", 0), "image")
+        say(f"Searchable: {searchable}, version {status.version or 'none yet'}.")
+    if progress.state in ("failed", "paused"):
+        raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
+
+
+def do_locally(
+    settings: Settings,
+    engine: Engine,
+    name: str,
+    paths: list[Path] | None,
+    *,
+    no_wait: bool = False,
+) -> JobProgress:
+    """Run a job in this process.
+
+    Raises
+    ------
+    exits.InterruptError
+        After Ctrl-C; what is done is kept.
+    """
+    from pipeline.local import Collection
+
+    with (
+        told_of_interrupt("Interrupted. What is done is kept: the same command goes on from here."),
+        Collection.open(name, settings) as collection,
+        watched(engine) as watcher,
+    ):
+        if paths is None:
+            return collection.rebuild(report=watcher.report).progress()
+        return collection.index(paths, report=watcher.report).progress()
+
+
+def do_by_workers(
+    settings: Settings,
+    engine: Engine,
+    name: str,
+    paths: list[Path] | None,
+    *,
+    no_wait: bool = False,
+) -> JobProgress:
+    """Leave a job to the workers and, unless told otherwise, wait for it.
+
+    Raises
+    ------
+    exits.InterruptError
+        After Ctrl-C; the job goes on.
+    """
+    from workers.client import Collection
+
+    reader = JobReader(engine, settings.host_timeout_s)
+    with Collection.open(name, settings) as collection:
+        handle = collection.rebuild() if paths is None else collection.index(paths)
+        if no_wait:
+            return reader.read(handle.id)
+        with told_of_interrupt(
+            f"No longer waiting. Job {handle.id} goes on with the workers; follow it with:\n"
+            f"  vantage status {name} --follow"
+        ):
+            return reader.follow(handle.id)
+
+
+@contextmanager
+def told_of_interrupt(message: str) -> Iterator[None]:
+    """Answer Ctrl-C with a sentence and the exit code for it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise exits.InterruptError(message) from None
+
+
+def _summary(
+    collection: str, progress: JobProgress, version: int | None, took: float
+) -> dict[str, Any]:
+    """Return what JSON tells of a job."""
+    return {
+        "collection": collection,
+        "job": progress.job_id,
+        "kind": progress.kind,
+        "state": progress.state,
+        "message": progress.message,
+        "version": version,
+        "seconds": round(took, 3),
+        "counters": progress.counters,
+    }
+
+
+def _sentences(collection: str, progress: JobProgress, took: float) -> list[str]:
+    """Return what people are told of a job that has ended."""
+    if progress.kind == "rebuild":
+        return [f"Rebuilt {collection} in {seconds(took)}."]
+    count = progress.counters.get
+    done, failed = count("images_extracted", 0), count("images_failed", 0)
+    seen = count("files_seen", 0)
+    lines = [
+        f"{counted(seen, 'file')} found, {count('files_unchanged', 0):,} unchanged; "
+        f"{counted(done, 'image')} added in {seconds(took)}."
+    ]
+    if not seen:
+        lines = [f"No image file was found in {seconds(took)}."]
+    if count("skipped", 0):
+        lines.append(f"{counted(count('skipped', 0), 'file')} without an image's suffix left out.")
+    if count("images_removed", 0):
+        lines.append(f"{counted(count('images_removed', 0), 'image')} gone: no file has it now.")
+    bad = failed + count("unreadable", 0)
+    if bad:
+        lines.append(
+            f"{counted(bad, 'file')} could not be used: see `vantage failures {collection}`."
+        )
+    return lines

@@ -1,0 +1,140 @@
+"""``vantage up``, ``vantage doctor``, ``vantage migrate``."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pipeline.config import MAX_GROUPS, Settings
+from workers.cli import exits
+from workers.cli.options import JsonOption, epilog
+from workers.cli.output import say, to_stderr, write_json
+
+if TYPE_CHECKING:
+    from workers.up import Ready
+
+UP_HELP = epilog(
+    """
+vantage up
+VANTAGE_REDIS_URL=redis://10.0.0.5 vantage up --groups 2,3
+""",
+    """
+Starts Redis (unless VANTAGE_REDIS_URL names one), brings the database up to date, starts the
+workers and the Flower dashboard, and stops all of it on Ctrl-C. Jobs that were under way go on at
+the next start.
+""",
+)
+
+DOCTOR_HELP = epilog(
+    """
+vantage doctor
+vantage doctor --warm
+vantage doctor --json
+""",
+)
+
+MIGRATE_HELP = epilog(
+    """
+vantage migrate
+""",
+    """
+Stop the workers and copy the database first. Nothing happens when it is up to date.
+""",
+)
+
+
+def _parse_groups(text: str | None) -> list[int] | None:
+    """Read ``2,3``."""
+    if text is None:
+        return None
+    try:
+        groups = [int(part) for part in text.split(",")]
+    except ValueError:
+        groups = [-1]
+    if not all(0 <= group < MAX_GROUPS for group in groups):
+        raise typer.BadParameter(
+            f"{text!r}: give group numbers from 0 to {MAX_GROUPS - 1}, like 2,3"
+        )
+    return groups
+
+
+def up(
+    groups: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N...", help="Groups to serve here; default: all.", show_default=False
+        ),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show every line of every process.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run everything on this machine until Ctrl-C.
+
+    With --json one document is printed when everything serves.
+    """
+    from workers.up import run_up
+
+    def ready(info: Ready) -> None:
+        if as_json:
+            write_json(dataclasses.asdict(info))
+
+    settings = Settings.from_env()
+    serve_groups = _parse_groups(groups)
+    raise typer.Exit(run_up(settings, serve_groups, on_ready=ready, verbose=verbose))
+
+
+def doctor(
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Compile the kernels now, so that no worker need.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine and the settings, and say what to do about what is wrong."""
+    from workers.doctor import checks
+    from workers.doctor import warm as warm_kernels
+
+    settings = Settings.from_env()
+    took = None
+    if warm:
+        to_stderr("Compiling the kernels (seconds when they are kept from before) ...")
+        took = warm_kernels()
+    found = checks(settings)
+    ok = all(check.ok for check in found)
+    if as_json:
+        shown = [check.to_dict() for check in found]
+        kernels = {} if took is None else {"kernels_s": round(took, 3)}
+        write_json({"ok": ok, "checks": shown, **kernels})
+    else:
+        for check in found:
+            say(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<10}  {check.detail}")
+            if check.remedy:
+                say(f"{'':16}  -> {check.remedy}")
+        if took is not None:
+            say(f"\nKernels ready after {took:.1f} s.")
+        say("\nAll is well." if ok else "\nSomething must be done.")
+    if not ok:
+        raise typer.Exit(exits.TROUBLE)
+
+
+def migrate(as_json: JsonOption = False) -> None:
+    """Bring the database to this program's schema."""
+    from pipeline.metadata.engine import create_metadata_engine, schema_revision, upgrade
+
+    engine = create_metadata_engine(Settings.from_env().database_url)
+    try:
+        before = schema_revision(engine)
+        upgrade(engine)
+        after = schema_revision(engine)
+    finally:
+        engine.dispose()
+    address = engine.url.render_as_string(hide_password=True)
+    if as_json:
+        write_json({"database": address, "from": before, "to": after})
+    elif before == after:
+        say(f"{address} is up to date (schema {after}).")
+    else:
+        say(f"{address}: schema {before or 'none'} -> {after}.")

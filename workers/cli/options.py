@@ -1,0 +1,58 @@
+"""Options that several commands share, and what the shell completes."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from pipeline.config import Settings
+from pipeline.errors import VantageError
+
+
+def epilog(examples: str, text: str = "") -> str:
+    """Return the end of a command's help: one example a line, then a paragraph."""
+    lines = [line for line in examples.splitlines() if line]
+    shown = "\n".join(["[bold]Examples[/]", *(f"  $ {line}" for line in lines)])
+    return f"{shown}\n\n{' '.join(text.split())}".rstrip()
+
+
+class Plan(StrEnum):
+    """How a search goes over the index."""
+
+    auto = "auto"
+    probed = "probed"
+    exhaustive = "exhaustive"
+
+
+def complete_collection(incomplete: str) -> list[str]:
+    """Return the collections whose names begin so; nothing where they cannot be read."""
+    from workers.cli.metadata import collection_names
+
+    try:
+        names = collection_names(Settings.from_env())
+    except VantageError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+CollectionArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="COLLECTION",
+        help="Name of the collection.",
+        autocompletion=complete_collection,
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option("--json", help="Print one JSON document on standard output, nothing else there."),
+]
+LocalOption = Annotated[
+    bool, typer.Option("--local", help="Work in this process: no Redis, no workers.")
+]
+NoWaitOption = Annotated[
+    bool, typer.Option("--no-wait", help="Leave the job to the workers and return at once.")
+]

@@ -1,0 +1,160 @@
+"""What is printed: JSON and answers on standard output, all else on standard error.
+
+Names come from file systems and may hold anything: nothing is printed before `printable` has made
+every control character visible, so that a name can neither move the cursor nor forge a line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import IO
+
+from pipeline.text import columns, displayable, shortened
+
+_PIPE_WIDTH = 100_000
+"""Columns where nobody looks at a terminal: a program that reads wants whole paths."""
+
+
+class ReaderGoneError(Exception):
+    """Whoever read our standard output (`| head`) has left."""
+
+
+def _put(text: str) -> None:
+    """Write to standard output."""
+    try:
+        sys.stdout.write(text)
+    except BrokenPipeError:
+        raise ReaderGoneError from None
+
+
+def finish() -> None:
+    """See to it that all of standard output is written."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise ReaderGoneError from None
+
+
+def write_json(value: object) -> None:
+    r"""Print the one JSON document of a command.
+
+    It is ASCII: a byte of a file name that is not UTF-8 stands there as a lone surrogate
+    (``"\udce9"``), from which Python's ``os.fsencode`` makes the name again.
+    """
+    _put(json.dumps(value, indent=2) + "\n")
+    finish()
+
+
+def say(text: str = "") -> None:
+    """Print a line of an answer."""
+    _put(f"{printable(text)}\n")
+
+
+def to_stderr(text: str) -> None:
+    """Print a note for people."""
+    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.flush()
+
+
+def printable(text: str) -> str:
+    """Return a text with every unprintable character written as an escape, but for newlines.
+
+    Newlines of ours separate lines; those of names are escaped before, by `displayable`.
+    """
+    return "\n".join(displayable(line) for line in text.split("\n"))
+
+
+def terminal_width() -> int:
+    """Return the columns to fill: the terminal's, or ``COLUMNS``; in a pipe, no limit."""
+    given = os.environ.get("COLUMNS", "")
+    if given.isdecimal() and int(given) > 0:
+        return max(40, int(given))
+    try:
+        return max(40, os.get_terminal_size(sys.stdout.fileno()).columns)
+    except (OSError, ValueError):
+        return _PIPE_WIDTH
+
+
+def wants_colour(stream: IO[str]) -> bool:
+    """Whether a stream is a terminal whose user has not refused colours."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def show_table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numbers: Sequence[str] = (),
+    indent: int = 0,
+) -> None:
+    """Print a table whose last column gives way: it is cut in the middle to fit the terminal.
+
+    Parameters
+    ----------
+    header : sequence of str
+        Column titles.
+    rows : iterable of sequence
+        Cells, any text; unprintable characters are escaped.
+    numbers : sequence of str
+        Titles of the columns that are set flush right.
+    indent : int
+        Columns left free on the left.
+    """
+    lines = [[displayable(str(cell)) for cell in row] for row in rows]
+    widths = [
+        max(columns(line[i]) for line in [list(header), *lines]) for i in range(len(header) - 1)
+    ]
+    room = terminal_width() - indent - sum(widths) - 2 * len(widths)
+    last = max(len(header[-1]), room)
+
+    def line_of(cells: Sequence[str]) -> str:
+        fixed = [
+            _padded(cell, width, title in numbers)
+            for cell, width, title in zip(cells, widths, header, strict=False)
+        ]
+        return (" " * indent + "  ".join([*fixed, shortened(cells[-1], last)])).rstrip()
+
+    title = line_of(header)
+    _put(f"\x1b[1m{title}\x1b[0m\n" if wants_colour(sys.stdout) else f"{title}\n")
+    for line in lines:
+        _put(f"{line_of(line)}\n")
+
+
+def _padded(cell: str, width: int, right: bool) -> str:
+    """Fill a cell up to its column's width."""
+    blanks = " " * (width - columns(cell))
+    return blanks + cell if right else cell + blanks
+
+
+def seconds(value: float | None) -> str:
+    """Return a time for people: ``0.4 s``, ``12 s``, ``3:25 min``, ``1:02:03 h``."""
+    if value is None:
+        return "unknown"
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """Return ``1 image`` or ``2,000 images``."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Return numbers with runs drawn together: ``0-3,7``."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)

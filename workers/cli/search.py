@@ -1,0 +1,219 @@
+"""``vantage search``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
+
+import typer
+
+from pipeline.config import PlanKind, Settings
+from pipeline.errors import InputError, UnknownNameError
+from pipeline.text import displayable
+from workers.cli import exits
+from workers.cli.options import CollectionArgument, JsonOption, LocalOption, Plan, epilog
+from workers.cli.output import say, show_table, to_stderr, write_json
+
+if TYPE_CHECKING:
+    from pipeline.records import Match, SearchResult
+
+HELP = epilog(
+    """
+vantage search holiday beach.jpg
+vantage search holiday *.jpg --top 3 --html answers.html
+vantage search holiday beach.jpg --plan exhaustive --json
+curl -s https://example.org/photo.jpg | vantage search holiday -
+""",
+    """
+Score: 0 to 1, the share of the query's evidence that an image collects. Votes: how many of the
+query's features found a near one in it. Exit code 4: some groups of the index did not answer.
+""",
+)
+
+_STDIN = "-"
+
+
+class Searcher(Protocol):
+    """A collection, here or with the workers."""
+
+    def search(
+        self, image: Any, top: int = 10, plan: PlanKind = "auto", probe_share: float | None = None
+    ) -> SearchResult:
+        """Find the images that show the same thing."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One query: its name, its image, and the answer or the error that came of it."""
+
+    name: str
+    image: bytes | str
+    result: SearchResult | None = None
+    error: InputError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values: the image, then those of the result, or the error."""
+        if self.result is None:
+            assert self.error is not None
+            return {"image": self.name, "error": exits.error_dict(self.error)}
+        return {"image": self.name, **self.result.to_dict()}
+
+
+def search(
+    collection: CollectionArgument,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files to search with; - reads one from standard input.",
+            show_default=False,
+        ),
+    ],
+    top: Annotated[
+        int, typer.Option("--top", "-k", min=1, max=10_000, help="Images in an answer.")
+    ] = 10,
+    plan: Annotated[
+        Plan,
+        typer.Option(
+            help="exhaustive compares all descriptors; probed those of the nearest cells; "
+            "auto takes exhaustive where it is fast enough."
+        ),
+    ] = Plan.auto,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            dir_okay=False,
+            help="Also write a page that shows the pictures.",
+            show_default=False,
+        ),
+    ] = None,
+    local: LocalOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the images of a collection that show the same thing as a photograph."""
+    settings = Settings.from_env()
+    if html is not None and not html.absolute().parent.is_dir():
+        raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
+    with open_collection(collection, settings, local) as searcher:
+        answers = []
+        for image in images:
+            answer = _ask(searcher, image, top, plan)
+            answers.append(answer)
+            if not as_json:
+                _show(answer)
+    if html is not None:
+        _write_page(settings, collection, answers, html)
+    if as_json:
+        shown = [answer.to_dict() for answer in answers]
+        write_json({"collection": collection, "searches": shown})
+    _leave(answers)
+
+
+@contextmanager
+def open_collection(name: str, settings: Settings, local: bool) -> Iterator[Searcher]:
+    """Give a collection to search in, in this process or with the workers."""
+    opened: Searcher
+    if local:
+        from pipeline.local import Collection as LocalCollection
+
+        opened = LocalCollection.open(name, settings)
+    else:
+        from workers.client import Collection
+
+        opened = Collection.open(name, settings)
+    with opened as searcher:
+        yield searcher
+
+
+def _ask(searcher: Searcher, image: str, top: int, plan: Plan) -> Answer:
+    """Search once; a bad image is part of the answer."""
+    source: bytes | str = sys.stdin.buffer.read() if image == _STDIN else image
+    name = "standard input" if image == _STDIN else image
+    try:
+        return Answer(name, source, searcher.search(source, top=top, plan=plan.value))
+    except UnknownNameError:
+        raise
+    except InputError as error:
+        exits.tell(str(error))
+        return Answer(name, source, error=error)
+
+
+def _show(answer: Answer) -> None:
+    """Print one answer for people."""
+    result = answer.result
+    if result is None:
+        return
+    query = result.query
+    say(
+        f"{displayable(answer.name)}: {query['width']} x {query['height']} pixels, "
+        f"{query['descriptors']:,} features"
+    )
+    if result.matches:
+        show_table(
+            ("#", "score", "votes", "location"),
+            [(m.rank, f"{m.score:.3f}", f"{m.votes:,}", _places(m)) for m in result.matches],
+            numbers=("#", "score", "votes"),
+            indent=2,
+        )
+    else:
+        say("  nothing similar was found")
+    say(f"  {describe(result)}\n")
+
+
+def _places(match: Match) -> str:
+    """Return the first location of a match, and how many more there are."""
+    first = match.locations[0] if match.locations else f"(no file left) {match.image[:12]}"
+    more = len(match.locations) - 1
+    return f"[+{more} more] {first}" if more > 0 else first
+
+
+def describe(result: SearchResult) -> str:
+    """Return which plan ran, how much it computed, how long it took, and what is missing."""
+    plan = result.plan
+    cells = (
+        f"{plan['cells_probed']:,} of {plan['cells']:,} cells, " if plan["kind"] == "probed" else ""
+    )
+    whole = (
+        "complete"
+        if result.complete
+        else f"INCOMPLETE: no answer from group {', '.join(map(str, result.missing_groups))}"
+    )
+    return (
+        f"{plan['kind']} plan, {cells}{plan['scanned_share']:.1%} scanned, "
+        f"{sum(result.timings.values()):,.0f} ms, {whole}"
+    )
+
+
+def _write_page(settings: Settings, collection: str, answers: list[Answer], html: Path) -> None:
+    """Write the picture page."""
+    from pipeline.files import read_file
+    from pipeline.report_html import results_page
+
+    page = results_page(
+        [(answer.name, answer.image, answer.result) for answer in answers if answer.result],
+        lambda location: read_file(location, limits=settings.image_limits),
+        heading=f"Searches in {collection}",
+    )
+    try:
+        html.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the page {str(html)!r} cannot be written: {error.strerror}") from error
+    to_stderr(f"Wrote {html}")
+
+
+def _leave(answers: list[Answer]) -> None:
+    """Leave with the exit code that the answers call for."""
+    if any(answer.error for answer in answers):
+        raise typer.Exit(exits.USAGE)
+    if not all(answer.result and answer.result.complete for answer in answers):
+        raise typer.Exit(exits.INCOMPLETE)

@@ -1,0 +1,233 @@
+"""``vantage collections``, ``vantage status``, ``vantage failures``."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pipeline.config import Settings
+from pipeline.errors import StateError
+from pipeline.text import displayable
+from workers.cli.metadata import metadata_engine
+from workers.cli.options import CollectionArgument, JsonOption, complete_collection, epilog
+from workers.cli.output import counted, ranges, say, show_table, write_json
+from workers.cli.progress import JobReader
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from pipeline.metadata.records import CollectionStatus, FailureRow
+    from workers.cli.system import SystemStatus
+
+_SHOWN_FAILURES = 50
+_PAGE = 1000
+
+COLLECTIONS_HELP = epilog(
+    """
+vantage collections
+vantage collections --json
+""",
+)
+
+STATUS_HELP = epilog(
+    """
+vantage status
+vantage status holiday
+vantage status holiday --follow
+""",
+)
+
+FAILURES_HELP = epilog(
+    """
+vantage failures holiday
+vantage failures holiday --limit 0
+vantage failures holiday --json
+""",
+)
+
+
+def collections(as_json: JsonOption = False) -> None:
+    """List the collections."""
+    from dataclasses import asdict
+
+    from pipeline.metadata.collections import list_collections
+    from pipeline.metadata.engine import session_scope
+
+    settings = Settings.from_env()
+    with metadata_engine(settings) as engine, session_scope(engine, write=False) as session:
+        found = list_collections(session)
+    if as_json:
+        shown = [{k: v for k, v in asdict(summary).items() if k != "id"} for summary in found]
+        write_json({"collections": shown})
+    elif found:
+        show_table(
+            ("name", "images", "searchable", "files", "version", "extractor"),
+            [
+                (
+                    s.name,
+                    f"{s.images:,}",
+                    f"{s.indexed:,}",
+                    f"{s.locations:,}",
+                    "-" if s.version is None else s.version,
+                    s.extractor_id,
+                )
+                for s in found
+            ],
+            numbers=("images", "searchable", "files", "version"),
+        )
+    else:
+        say("There is no collection yet. Make one: vantage index NAME FOLDER")
+
+
+def status(
+    collection: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[COLLECTION]",
+            help="Only this one.",
+            autocompletion=complete_collection,
+            show_default=False,
+        ),
+    ] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Show the running jobs until they end.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the collections hold, the jobs under way, and the workers."""
+    from workers.cli.system import read_status
+
+    settings = Settings.from_env()
+    with metadata_engine(settings) as engine:
+        if follow:
+            _follow(settings, engine, collection)
+        found = read_status(settings, engine, collection)
+    if as_json:
+        write_json(found.to_dict())
+    else:
+        _show_status(found, alone=collection is not None)
+
+
+def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
+    """Show the jobs that are not at their end, one after the other."""
+    from pipeline.metadata.collections import get_collection
+    from pipeline.metadata.engine import session_scope
+    from pipeline.metadata.jobs import unfinished_jobs
+
+    with session_scope(engine, write=False) as session:
+        wanted = get_collection(session, collection).id if collection is not None else None
+        running = unfinished_jobs(session, wanted)
+    for job in running:
+        progress = JobReader(engine, settings.host_timeout_s).follow(job.id)
+        if progress.state != "done":
+            raise StateError(f"job {job.id} is {progress.state}: {progress.message}")
+
+
+def _show_status(found: SystemStatus, *, alone: bool) -> None:
+    """Print everything for people."""
+    for item in found.collections:
+        _show_collection(item)
+        say()
+    if not found.collections:
+        say("There is no collection yet. Make one: vantage index NAME FOLDER")
+        say()
+    if found.jobs:
+        show_table(
+            ("job", "collection", "kind", "state", "progress"),
+            [(j.id[:8], j.collection, j.kind, j.state, j.sentence()) for j in found.jobs],
+        )
+        say()
+    if not found.hosts:
+        say("Workers: none alive. Start everything here with `vantage up`.")
+        return
+    show_table(
+        ("worker", "does", "state", "heartbeat", "groups"),
+        [
+            (
+                host.name,
+                host.kind,
+                host.state,
+                f"{max(0.0, time.time() - host.heartbeat_at):.1f} s ago",
+                ranges(host.groups) or "-",
+            )
+            for host in found.hosts
+        ],
+    )
+    if alone and found.unserved:
+        say(f"Nobody serves group {', '.join(map(str, found.unserved))}: answers are incomplete.")
+
+
+def _show_collection(item: CollectionStatus) -> None:
+    """Print what one collection holds."""
+    version = "nothing searchable yet" if item.version is None else f"version {item.version}"
+    say(f"{item.name}: {version}, {item.extractor_id}")
+    states = [f"{number:,} {state}" for state, number in sorted(item.images.items())]
+    say(f"  images       {', '.join(states) or 'none'}")
+    unreadable = f", {item.unreadable_locations:,} unreadable" if item.unreadable_locations else ""
+    say(f"  files        {item.locations:,}{unreadable}")
+    say(f"  descriptors  {item.descriptors:,}")
+    groups = [f"group {group}: {number}" for group, number in item.segments.items()]
+    if groups:
+        say(f"  segments     {sum(item.segments.values()):,} ({', '.join(groups)})")
+    if item.median_cell is not None:
+        say(f"  median cell  {item.median_cell:,.0f} descriptors (target {item.target_cell:,.0f})")
+    if item.images.get("failed") or item.unreadable_locations:
+        say(f"  Some files could not be used: vantage failures {item.name}")
+    if item.outgrown:
+        say(f"  It has outgrown its tree, searches slow down: run `vantage rebuild {item.name}`")
+
+
+def failures(
+    collection: CollectionArgument,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Rows to show, 0 for all; default: {_SHOWN_FAILURES}, with --json all.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the files that could not be indexed, and why."""
+    settings = Settings.from_env()
+    wanted = (0 if as_json else _SHOWN_FAILURES) if limit is None else limit
+    with metadata_engine(settings) as engine:
+        rows, more = _read_failures(engine, collection, wanted)
+    if as_json:
+        write_json({"collection": collection, "failures": [_failure(row) for row in rows]})
+        return
+    if not rows:
+        say(f"Every file of {collection} could be used.")
+        return
+    for row in rows:
+        say(f"{displayable(row.path)}")
+        say(f"    {row.code}: {row.message}")
+    if more:
+        say(f"... and more: vantage failures {collection} --limit 0 shows all.")
+    else:
+        say(f"{counted(len(rows), 'file')} could not be used.")
+
+
+def _failure(row: FailureRow) -> dict[str, Any]:
+    """Return plain values."""
+    return {"path": row.path, "sha256": row.sha256, "code": row.code, "message": row.message}
+
+
+def _read_failures(engine: Engine, name: str, limit: int) -> tuple[list[FailureRow], bool]:
+    """Return the first `limit` failures (0: all), and whether there are more."""
+    from pipeline.metadata.collections import get_collection
+    from pipeline.metadata.engine import session_scope
+    from pipeline.metadata.images import failures as read
+
+    with session_scope(engine, write=False) as session:
+        collection_id = get_collection(session, name).id
+        if limit:
+            found = read(session, collection_id, limit=limit + 1)
+            return found[:limit], len(found) > limit
+        rows: list[FailureRow] = []
+        while page := read(session, collection_id, limit=_PAGE, offset=len(rows)):
+            rows += page
+        return rows, False

@@ -1,0 +1,363 @@
+"""Use Vantage from Python: enqueue jobs, search, wait.
+
+Examples
+--------
+>>> from workers.client import Collection
+>>> with Collection.open("holiday") as collection:  # doctest: +SKIP
+...     collection.index(["/photos"]).wait(timeout=600)
+...     for match in collection.search("query.jpg", top=3).matches:
+...         print(match.rank, match.score, match.locations)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from kombu.exceptions import OperationalError
+from PIL import Image
+from redis import RedisError
+
+from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
+from pipeline.errors import BrokerUnavailableError, NoWorkersError, StateError, TransientError
+from pipeline.files import read_file
+from pipeline.local_jobs import end_abandoned_jobs
+from pipeline.metadata import collections, hosts, jobs, parts
+from pipeline.metadata.engine import require_schema, session_scope
+from pipeline.metadata.records import JobKind, JobProgress
+from pipeline.pixels import pixels_of_array
+from pipeline.records import SearchResult
+from pipeline.searching import ImageSource, prepare_query
+from workers import searches
+from workers.app import app, use_redis
+from workers.context import Context
+from workers.embedded import discover_redis_url
+from workers.jobs import broker_epoch, send_stage
+
+__all__ = ["Collection", "JobHandle", "SearchHandle"]
+
+_POLL_S = 0.2
+_BLOCK_S = 1.0
+
+
+class JobHandle:
+    """A job that the workers do; it goes on whether or not anybody waits.
+
+    Attributes
+    ----------
+    id : str
+    """
+
+    def __init__(self, context: Context, job_id: str) -> None:
+        self._context = context
+        self.id = job_id
+
+    def progress(self) -> JobProgress:
+        """Return how far the job is, from SQL."""
+        with session_scope(self._context.engine, write=False) as session:
+            return parts.job_progress(session, self.id)
+
+    def wait(self, timeout: float | None = None) -> JobProgress:
+        """Wait until the job has ended.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; default: as long as it takes.
+
+        Raises
+        ------
+        TimeoutError
+            The job is still running; it goes on.
+        StateError
+            The job failed, or is paused because a whole image folder is missing.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            progress = self.progress()
+            if progress.state == "done":
+                return progress
+            if progress.state in ("failed", "paused"):
+                raise StateError(f"job {self.id} is {progress.state}: {progress.message}")
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(
+                    f"job {self.id} is in stage {progress.stage} after {timeout} s and goes on"
+                )
+            time.sleep(_POLL_S)
+
+
+class SearchHandle:
+    """A search that the workers do.
+
+    Attributes
+    ----------
+    id : str
+    """
+
+    def __init__(self, context: Context, search_id: str) -> None:
+        self._context = context
+        self.id = search_id
+
+    def ready(self) -> bool:
+        """Tell whether the search has ended."""
+        with _broker(self._context):
+            return bool(self._context.redis.exists(f"result:{self.id}"))
+
+    def wait(self, timeout: float = 30.0) -> SearchResult:
+        """Return the answer.
+
+        Raises
+        ------
+        TimeoutError
+            There is none after `timeout` seconds.
+        BrokerUnavailableError
+            Redis does not answer.
+        VantageError
+            The search ended with it (the image cannot be read, say).
+        """
+        until = time.monotonic() + timeout
+        with _broker(self._context):
+            while (result := searches.fetch_result(self._context.redis, self.id)) is None:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"search {self.id} has no answer after {timeout} s")
+                _block(self._context, self.id, left)
+            return result
+
+
+class Collection:
+    """A collection, worked on by the workers.
+
+    Use `Collection.open`, as a context manager or with `close`.
+    """
+
+    def __init__(self, name: str, context: Context) -> None:
+        self.name = name
+        self._context = context
+
+    @classmethod
+    def open(cls, name: str, settings: Settings | None = None) -> Self:
+        """Open a collection; it is created when something is indexed into it.
+
+        Parameters
+        ----------
+        name : str
+        settings : Settings, optional
+            Default: from the environment.
+
+        Raises
+        ------
+        BrokerUnavailableError
+            Redis does not answer, or none runs here.
+        SchemaVersionError
+            The database must be migrated first.
+        """
+        settings = settings or Settings.from_env()
+        url = discover_redis_url(settings)
+        if url is None:
+            raise BrokerUnavailableError(f"home {settings.home}", "no Redis is running for it")
+        context = Context(settings)
+        if app.conf.broker_url != context.redis_address.broker_url:
+            use_redis(url)
+        app.loader.import_default_modules()
+        with _broker(context):
+            context.redis.ping()
+        require_schema(context.engine)
+        return cls(name, context)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._context.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def index(
+        self,
+        paths: Sequence[str | Path],
+        *,
+        extractor: ExtractorConfig | None = None,
+        index: IndexConfig | None = None,
+    ) -> JobHandle:
+        """Enqueue the indexing of folders and files.
+
+        Parameters
+        ----------
+        paths : sequence of str or Path
+            Folders, searched recursively, and files, as the workers see them.
+        extractor : ExtractorConfig, optional
+        index : IndexConfig, optional
+            Used when the collection is new; default from the settings.
+
+        Raises
+        ------
+        NoWorkersError
+            Nobody is there to do it.
+        BrokerUnavailableError
+            Redis does not answer. If the job was created already, it begins when Redis is back.
+        """
+        settings = self._context.settings
+        self._require_workers("extract", "reduce", "group")
+        with session_scope(self._context.engine) as session:
+            collection = collections.get_or_create_collection(
+                session, self.name, extractor or settings.extractor, index or settings.index
+            )
+        names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - keeps link names
+        return self._enqueue(collection.id, "index", {"paths": names})
+
+    def rebuild(self) -> JobHandle:
+        """Enqueue a new tree and new segments, made from the feature containers."""
+        self._require_workers("extract", "reduce", "group")
+        with session_scope(self._context.engine, write=False) as session:
+            collection = collections.get_collection(session, self.name)
+        return self._enqueue(collection.id, "rebuild", {})
+
+    def search(
+        self,
+        image: ImageSource,
+        top: int = 10,
+        plan: PlanKind = "auto",
+        probe_share: float | None = None,
+        deadline_s: float | None = None,
+    ) -> SearchResult:
+        """Find the images that show the same thing.
+
+        Features are extracted in this process, groups are scanned by the workers.
+
+        Parameters
+        ----------
+        image : str, Path, bytes or ndarray
+            A file, a file's bytes, or pixels (grey or RGB).
+        top : int
+            Images in the answer.
+        plan : {"auto", "probed", "exhaustive"}
+        probe_share : float, optional
+            Share of the cells that a query descriptor probes; see `SearchConfig`.
+        deadline_s : float, optional
+            Seconds after which the answer comes with what is there (``complete`` is then False);
+            default from the settings.
+
+        Raises
+        ------
+        UnknownNameError, IndexNotBuiltError
+            There is no such collection, or nothing in it.
+        InputError
+            The image cannot be used.
+        TransientError
+            Redis does not answer, or has lost its data meanwhile.
+        """
+        config = self._search_config(top, plan, probe_share, deadline_s)
+        context = self._context
+        version = context.resources.current_version(self.name)
+        query = prepare_query(context.resources, version, image, config)
+        deadline_at = time.time() + config.deadline_s
+        search_id = uuid.uuid4().hex
+        with _broker(context):
+            ticket = searches.begin(context, search_id, version, query, top, deadline_at)
+            return _tend_until_answered(context, ticket)
+
+    def enqueue_search(
+        self,
+        image: ImageSource,
+        top: int = 10,
+        plan: PlanKind = "auto",
+        probe_share: float | None = None,
+        deadline_s: float | None = None,
+    ) -> SearchHandle:
+        """Leave a search to the workers, extraction included; see `search` for the parameters."""
+        config = self._search_config(top, plan, probe_share, deadline_s)
+        self._require_workers("query")
+        search_id = uuid.uuid4().hex
+        data = self._image_bytes(image)
+        with _broker(self._context):
+            searches.request(self._context, search_id, self.name, data, config)
+        return SearchHandle(self._context, search_id)
+
+    def _search_config(
+        self, top: int, plan: PlanKind, probe_share: float | None, deadline_s: float | None
+    ) -> SearchConfig:
+        """Return the configuration of a search."""
+        return SearchConfig(
+            top=top,
+            plan=plan,
+            probe_share=probe_share or SearchConfig().probe_share,
+            deadline_s=deadline_s or self._context.settings.search_deadline_s,
+        )
+
+    def _image_bytes(self, image: ImageSource) -> bytes:
+        """Return a query as the bytes of an image file; pixels are packed without loss."""
+        if isinstance(image, bytes):
+            return image
+        if isinstance(image, np.ndarray):
+            stream = io.BytesIO()
+            Image.fromarray(pixels_of_array(image, color=False)).save(stream, "PNG")
+            return stream.getvalue()
+        return read_file(image, limits=self._context.settings.image_limits)
+
+    def _require_workers(self, *kinds: str) -> None:
+        """Raise when a kind of worker is not alive."""
+        timeout_s = self._context.settings.host_timeout_s
+        with session_scope(self._context.engine, write=False) as session:
+            live = {host.kind for host in hosts.live_hosts(session, time.time(), timeout_s)}
+        for kind in kinds:
+            if kind not in live:
+                raise NoWorkersError(kind)
+
+    def _enqueue(self, collection_id: int, kind: JobKind, params: dict[str, object]) -> JobHandle:
+        """Create a job and send its first stage."""
+        end_abandoned_jobs(self._context.engine, collection_id, self._context.settings.host)
+        epoch = broker_epoch(self._context.redis)
+        with session_scope(self._context.engine) as session:
+            job = jobs.create_job(
+                session,
+                collection_id,
+                kind,
+                params,
+                stage="register" if kind == "index" else "train",
+                broker_epoch=epoch,
+            )
+        with _broker(self._context):
+            send_stage(self._context, job)
+        return JobHandle(self._context, job.id)
+
+
+@contextlib.contextmanager
+def _broker(context: Context) -> Iterator[None]:
+    """Turn the errors of Redis, which come from two libraries, into ours."""
+    try:
+        yield
+    except (RedisError, OperationalError) as exc:
+        raise BrokerUnavailableError(str(context.redis_address), str(exc)) from exc
+
+
+def _tend_until_answered(context: Context, ticket: searches.Ticket) -> SearchResult:
+    """Wait for a search and see to its late parts and its deadline, as the watchman does."""
+    over = False
+    while (result := searches.fetch_result(context.redis, ticket.id)) is None:
+        if over:
+            raise TransientError("Redis has lost this search with its data; search again")
+        now = time.time()
+        due = ticket.deadline_at if ticket.resent else ticket.resend_at
+        if now >= due:
+            over = now >= ticket.deadline_at
+            ticket = searches.tend(context, ticket, now)
+            due = now + 0.05
+        _block(context, ticket.id, 0.0 if over else due - now)
+    return result
+
+
+def _block(context: Context, search_id: str, seconds: float) -> None:
+    """Wait for a search's reply, at most so long."""
+    # The element is put back for other callers who wait for the same search.
+    if context.redis.blpop([f"reply:{search_id}"], timeout=max(0.01, min(seconds, _BLOCK_S))):
+        context.redis.rpush(f"reply:{search_id}", b"1")

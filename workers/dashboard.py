@@ -1,0 +1,127 @@
+"""Flower, Celery's dashboard: ``python -m workers.dashboard``.
+
+Read-only, on the loopback address unless told otherwise, behind ``VANTAGE_FLOWER_PASSWORD`` (user
+``vantage``) when there is one. Its address is written to ``home/run/flower.json``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from pipeline.config import Settings
+from pipeline.errors import ConfigError
+from workers.processes import EXIT_CONFIG, free_port, run_dir, write_private
+
+__all__ = ["check_flower_settings", "flower_file", "main"]
+
+_LISTEN_S = 60.0
+_USER = "vantage"
+
+
+def flower_file(home: Path) -> Path:
+    """Return the file that holds ``{"url": ..., "pid": ...}`` while Flower listens."""
+    return home / "run" / "flower.json"
+
+
+def is_loopback(address: str) -> bool:
+    """Tell whether only this machine can reach an address."""
+    if address == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def check_flower_settings(settings: Settings) -> None:
+    """Refuse to show task arguments (file names) to a network without a password.
+
+    Raises
+    ------
+    ConfigError
+        The address is not loopback and there is no password, or the password is not ASCII.
+    """
+    if not (settings.flower_password or "").isascii():
+        raise ConfigError("VANTAGE_FLOWER_PASSWORD", "***", "Flower takes ASCII characters only")
+    if not is_loopback(settings.flower_address) and not settings.flower_password:
+        raise ConfigError(
+            "VANTAGE_FLOWER_ADDRESS",
+            settings.flower_address,
+            "other machines can reach this address, so VANTAGE_FLOWER_PASSWORD must be set",
+        )
+
+
+def main() -> None:
+    """Run Flower until it is stopped."""
+    from workers.heartbeat import UpWatch
+
+    try:
+        settings = Settings.from_env()
+        check_flower_settings(settings)
+    except ConfigError as error:
+        print(f"ConfigError: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_CONFIG) from None
+    UpWatch().start_thread()
+    port = settings.flower_port or free_port(settings.flower_address)
+    _configure(settings)
+    threading.Thread(target=_announce, args=(settings, port), daemon=True).start()
+    arguments = [f"--address={settings.flower_address}", f"--port={port}"]
+
+    from celery.bin.celery import celery as celery_command
+
+    try:
+        celery_command.main(args=["-A", "workers.app", "flower", *arguments], prog_name="flower")
+    finally:
+        flower_file(settings.home).unlink(missing_ok=True)
+
+
+def _configure(settings: Settings) -> None:
+    """Set Flower's options in this process: no password among arguments or in the environment."""
+    import flower.options  # noqa: F401  (defines the options)
+    from tornado.options import options
+
+    options.read_only = True  # looking on, no "terminate this task" buttons
+    options.max_tasks = 20_000  # bounds its memory
+    options.natural_time = True
+    options.tasks_columns = "name,uuid,state,args,kwargs,received,started,runtime,worker"
+    options.conf = os.devnull  # no flowerconfig.py of the working directory
+    os.environ.pop("FLOWER_UNAUTHENTICATED_API", None)
+    if settings.flower_password:
+        options.basic_auth = [f"{_USER}:{settings.flower_password}"]
+    else:
+        # Without this Flower answers 401 to its own API although its pages are open.
+        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
+
+
+def _announce(settings: Settings, port: int) -> None:
+    """Write the address down once this very process listens there."""
+    deadline = time.monotonic() + _LISTEN_S
+    while not _listens(port):
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    shown = settings.flower_address
+    shown = f"[{shown}]" if ":" in shown else shown
+    run_dir(settings.home)
+    record = {"url": f"http://{shown}:{port}", "pid": os.getpid()}
+    write_private(flower_file(settings.home), json.dumps(record))
+
+
+def _listens(port: int) -> bool:
+    """Tell whether a socket of this process listens at a port."""
+    return any(
+        connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+        for connection in psutil.Process().net_connections(kind="tcp")
+    )
+
+
+if __name__ == "__main__":
+    main()

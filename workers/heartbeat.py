@@ -1,0 +1,200 @@
+"""Heartbeats: each serving process says in SQL that it lives, what it serves, since when.
+
+The same thread notices when ``vantage up``, which started the process, is gone without having
+stopped it (killed with SIGKILL), and then ends the process: nothing may be left behind.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import psutil
+from sqlalchemy.orm import Session
+
+from pipeline.config import Settings
+from pipeline.errors import VantageError
+from pipeline.metadata.engine import create_metadata_engine, session_scope
+from pipeline.metadata.hosts import beat, forget_host
+from pipeline.metadata.records import HostRecord, HostState
+
+__all__ = ["Heartbeat", "UpWatch"]
+
+_log = logging.getLogger(__name__)
+
+_WATCH_S = 1.0
+_GRACE_S = 6.0
+
+# Prefork pools fork at any time. A child forked while this thread is inside SQLite would inherit
+# SQLite's locks in a locked state and wait for ever, so a fork waits until the thread is out.
+_database_in_use = threading.Lock()
+os.register_at_fork(
+    before=_database_in_use.acquire,
+    after_in_parent=_database_in_use.release,
+    after_in_child=_database_in_use.release,
+)
+
+
+def write_between_beats(settings: Settings, work: Callable[[Session], None]) -> None:
+    """Write to the database from a worker's main process, and leave nothing open for its forks."""
+    with _database_in_use:
+        engine = create_metadata_engine(settings.database_url)
+        try:
+            with session_scope(engine) as session:
+                work(session)
+        finally:
+            engine.dispose()
+
+
+class UpWatch:
+    """Ends this process when the ``vantage up`` that started it is gone.
+
+    The kernel does the same at once on Linux (see `workers.processes.die_with_parent`); this
+    works everywhere, and also when the process ignores the kernel's first, polite signal.
+
+    Parameters
+    ----------
+    environ : mapping of str to str, optional
+        ``VANTAGE_UP_PID`` is read from it; without that, nothing is watched.
+    """
+
+    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
+        text = (os.environ if environ is None else environ).get("VANTAGE_UP_PID", "")
+        self._up: psutil.Process | None = None
+        self._gone = False
+        if text.isdigit():
+            try:
+                self._up = psutil.Process(int(text))  # knows its start: a reused pid is another
+                self._own_group = os.getpgrp() != os.getpgid(self._up.pid)
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                self._gone, self._own_group = True, False
+
+    def gone(self) -> bool:
+        """Tell whether the process that started us has ended."""
+        if self._up is not None and not self._gone:
+            self._gone = not self._up.is_running() or self._up.status() == psutil.STATUS_ZOMBIE
+        return self._gone
+
+    def end_process(self) -> None:
+        """Ask this process to stop; kill it and its children when it has not after 6 s."""
+        _log.error("vantage up has ended: this process ends too")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_S)
+        if self._own_group:
+            os.killpg(0, signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def start_thread(self) -> None:
+        """Watch from a thread of its own, for processes without a heartbeat."""
+        threading.Thread(target=self._watch, name="up-watch", daemon=True).start()
+
+    def _watch(self) -> None:
+        while not self.gone():
+            time.sleep(_WATCH_S)
+        self.end_process()
+
+
+class Heartbeat:
+    """Keeps this process's row in ``hosts`` fresh from a daemon thread.
+
+    Parameters
+    ----------
+    settings : Settings
+    name : str
+        Node name, unique among all processes: ``extract@host``.
+    kind : str
+        ``extract``, ``group``, ``reduce``, ``query`` or ``supervise``.
+    groups : iterable of int
+        Groups this process serves.
+    details : mapping, optional
+        Anything JSON worth showing (its queues, its number of threads).
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        kind: str,
+        groups: Iterable[int] = (),
+        details: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._name, self._kind = name, kind
+        self._groups = tuple(sorted(groups))
+        self._details = dict(details or {})
+        self._started_at = time.time()
+        self._pid = os.getpid()
+        self._state: HostState = "starting"
+        self._wake = threading.Event()
+        self._stopped = False
+        self._failing = False
+        self._watch = UpWatch()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Write the row with the state ``starting``, keep it fresh, remove it at exit."""
+        # At exit, not at Celery's `worker_shutdown`: a cold shutdown sends no such signal.
+        atexit.register(self.stop)
+        self._thread.start()
+
+    def set_state(self, state: HostState) -> None:
+        """Change the state; the row follows at once. Safe in a signal handler."""
+        self._state = state
+        self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread and remove the row; safe to call twice, and in a fork, which owns none."""
+        if self._stopped or os.getpid() != self._pid:
+            return
+        self._stopped = True
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=_GRACE_S)
+        self._write(forget=True)
+
+    def _run(self) -> None:
+        """Beat until stopped; end the process when `vantage up` is gone."""
+        next_beat = 0.0
+        while not self._stopped:
+            if self._watch.gone():
+                self._watch.end_process()
+            if self._wake.is_set() or time.monotonic() >= next_beat:
+                self._wake.clear()
+                next_beat = time.monotonic() + self._settings.heartbeat_s
+                self._write()
+            self._wake.wait(min(_WATCH_S, max(0.01, next_beat - time.monotonic())))
+
+    def _write(self, forget: bool = False) -> None:
+        """Write or remove the row; trouble with the database is logged once until it is over."""
+        try:
+            if forget:
+                write_between_beats(
+                    self._settings, lambda session: forget_host(session, self._name)
+                )
+            else:
+                write_between_beats(self._settings, lambda session: beat(session, self._record()))
+            self._failing = False
+        except VantageError as error:
+            if not self._failing:
+                _log.warning("heartbeat not written: %s", error)
+            self._failing = True
+
+    def _record(self) -> HostRecord:
+        """Return the row as it is now."""
+        return HostRecord(
+            name=self._name,
+            kind=self._kind,
+            host=self._settings.host,
+            pid=self._pid,
+            groups=self._groups,
+            state=self._state,
+            heartbeat_at=time.time(),
+            started_at=self._started_at,
+            details=self._details,
+        )

@@ -1,0 +1,169 @@
+"""Drive index jobs: send a stage's messages, go on when it is done, say why one cannot go on.
+
+SQL is the truth. A message only says "look at this part" or "look at this job"; it names the
+job's *attempt*, which rises with every stage and every new planning, so that messages of former
+plans are void. Whoever finds a job that does not move (`workers.supervise`) plans it anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+from kombu.exceptions import OperationalError
+from redis import Redis, RedisError
+from sqlalchemy.orm import Session
+
+from pipeline import indexing
+from pipeline.errors import (
+    BrokerUnavailableError,
+    MissingRootError,
+    TransientError,
+    UnknownNameError,
+)
+from pipeline.metadata import jobs, parts
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import JobRecord, JobStage
+from workers.context import Context, worker_name
+from workers.workflows import STAGE_TASKS, stage_canvas
+
+__all__ = ["broker_epoch", "do_part", "proceed", "release", "replan", "send_stage"]
+
+_log = logging.getLogger(__name__)
+_EPOCH_KEY = "vantage:epoch"
+
+PASSING = (TransientError, RedisError, OperationalError, SoftTimeLimitExceeded)
+"""Errors of database, store and broker that the same work may not meet later; and too long a batch,
+which is begun again with an eye on each image."""
+
+VOID = {"void": True}
+"""Result of a message whose attempt has passed."""
+
+
+def broker_epoch(redis: Redis) -> str:
+    """Return a name for the present life of the broker: lost with its data, then made anew.
+
+    Raises
+    ------
+    BrokerUnavailableError
+        Redis does not answer.
+    """
+    try:
+        redis.set(_EPOCH_KEY, secrets.token_hex(8), nx=True)
+        value: Any = redis.get(_EPOCH_KEY)
+    except RedisError as exc:
+        raise BrokerUnavailableError("the broker's address", str(exc)) from exc
+    return bytes(value).decode()
+
+
+def do_part(
+    context: Context, job_id: str, attempt: int, stage: JobStage, number: int
+) -> dict[str, Any]:
+    """Do one part of a job's stage, unless the message is void; returns the part's result."""
+
+    def work(job: JobRecord) -> dict[str, Any]:
+        if job.stage != stage:
+            return VOID
+        return indexing.run_part(context.resources, job_id, stage, number, worker_name())
+
+    return _guarded(context, job_id, attempt, work)
+
+
+def release(session: Session, task_name: str, args: list[Any]) -> None:
+    """Note that nobody works on the part that a task's message named; other tasks have none."""
+    stage = next((stage for stage, tasks in STAGE_TASKS.items() if tasks.part == task_name), None)
+    if stage is not None:
+        number = args[2] if len(args) > 2 else 0
+        parts.release_part(session, args[0], stage, number)
+
+
+def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
+    """Go on with a job whose stage may be finished.
+
+    With parts still unfinished (a worker died with one) nothing is done: `workers.supervise` sees
+    it and plans them again.
+    """
+
+    def work(job: JobRecord) -> dict[str, Any]:
+        if indexing.open_stage(context.resources, job):
+            return {"stage": job.stage, "waiting": True}
+        moved = indexing.advance(context.resources, job)
+        if moved is not None:
+            send_stage(context, moved)
+        return {"stage": moved.stage if moved else job.stage}
+
+    return _guarded(context, job_id, attempt, work)
+
+
+def send_stage(context: Context, job: JobRecord) -> None:
+    """Send the messages of a job's present stage; stages without a part are passed at once."""
+    current: JobRecord | None = job
+    while current is not None and not current.finished:
+        unfinished = indexing.open_stage(context.resources, current)
+        if unfinished:
+            stage_canvas(current, unfinished).apply_async()
+            return
+        current = indexing.advance(context.resources, current)
+
+
+def replan(context: Context, job: JobRecord, reason: str) -> bool:
+    """Send a job's unfinished parts anew under the next attempt; False when somebody else did.
+
+    An error that trying again cannot mend ends the job and is raised.
+    """
+    epoch = broker_epoch(context.redis)
+    with session_scope(context.engine) as session:
+        renewed = jobs.new_attempt(session, job.id, job.attempt, epoch)
+    if renewed is None:
+        return False
+    _log.warning("job %s, stage %s, is planned again: %s", job.id, job.stage, reason)
+
+    def work(current: JobRecord) -> dict[str, Any]:
+        send_stage(context, current)
+        return {}
+
+    _guarded(context, renewed.id, renewed.attempt, work)
+    return True
+
+
+def _guarded(
+    context: Context, job_id: str, attempt: int, work: Callable[[JobRecord], dict[str, Any]]
+) -> dict[str, Any]:
+    """Do work for a job that still wants it, and tell the job what stopped it.
+
+    A missing image folder pauses the job; an error that trying again cannot mend ends it. What may
+    pass (`PASSING`) is raised for Celery to retry.
+    """
+    try:
+        job = _wanting(context, job_id, attempt)
+        return VOID if job is None else work(job)
+    except PASSING:
+        raise
+    except MissingRootError as exc:
+        if _wanting(context, job_id, attempt) is None:
+            return VOID
+        with session_scope(context.engine) as session:
+            jobs.pause_job(session, job_id, str(exc))
+        return {"paused": str(exc)}
+    except Exception as exc:
+        if _wanting(context, job_id, attempt) is None:
+            # It was deleted or planned anew meanwhile: what failed is not what is wanted now.
+            _log.info("job %s went on without attempt %d: %s", job_id, attempt, exc)
+            return VOID
+        _log.exception("job %s failed", job_id)
+        with session_scope(context.engine) as session:
+            jobs.finish_job(session, job_id, "failed", f"{type(exc).__name__}: {exc}")
+        raise
+
+
+def _wanting(context: Context, job_id: str, attempt: int) -> JobRecord | None:
+    """Return a job if it runs and is at this attempt; None when it is not, or is gone."""
+    try:
+        with session_scope(context.engine, write=False) as session:
+            job = jobs.get_job(session, job_id)
+    except UnknownNameError:
+        return None
+    return job if job.state == "running" and job.attempt == attempt else None

@@ -1,0 +1,256 @@
+"""Honcho's process manager, with what a long-lived ``vantage up`` needs beside it.
+
+* A process that ends by itself is started again after 1, 2 and 4 s; when it has ended four times in
+  a row (a run of a minute counts as good), or with the status for wrong settings, everything is
+  brought down: half a system that looks alive would be worse.
+* A stop signals the process itself, not its pool: Celery lets running tasks finish for 3 s and
+  puts the others back. What is left after 8 s is killed.
+* However this process dies, the kernel stops its children (Linux), see `workers.processes`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import logging
+import logging.handlers
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any
+
+import honcho.manager
+from honcho.printer import Message, Printer
+from honcho.process import Popen, Process
+
+from workers.processes import EXIT_CONFIG, set_death_signal
+
+__all__ = ["LogPrinter", "ProcessManager"]
+
+_BACKOFF_S = (1.0, 2.0, 4.0)
+_GOOD_RUN_S = 60.0
+_KILL_AFTER_S = 8.0
+_NOTICE = "vantage"
+_LOG_BYTES = 20 * 2**20
+_LOG_FILES = 3
+
+
+class LogPrinter(Printer):
+    """Writes honcho's prefixed lines to a rotated log file, and some of them to the console.
+
+    Parameters
+    ----------
+    path : Path
+        The log file; three older ones of 20 MB are kept beside it.
+    say : callable
+        Gets the lines that a person at the console should see.
+    secrets : sequence of str
+        Texts replaced by ``***`` wherever they appear.
+    verbose : bool
+        Show every line on the console.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        say: Callable[[str], None],
+        secrets: tuple[str, ...] = (),
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(output=self)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._handler = logging.handlers.RotatingFileHandler(
+            path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
+        )
+        self._handler.setFormatter(logging.Formatter("%(message)s"))
+        self._say = say
+        self._secrets = tuple(secret for secret in secrets if secret)
+        self._verbose = verbose
+        self._lock = threading.RLock()  # the signal handler prints too
+
+    def write(self, message: Any) -> None:
+        """Print one message of honcho's."""
+        data = message.data
+        text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
+        for secret in self._secrets:
+            text = text.replace(secret, "***")
+        stamp = message.time.strftime("%Y-%m-%d %H:%M:%S")
+        name = (message.name or "").ljust(self.width)
+        with self._lock:
+            for line in text.splitlines():
+                full = f"{stamp} {name} | {line}"
+                self._handler.emit(logging.makeLogRecord({"msg": full}))
+                if self._verbose:
+                    self._say(full)
+                elif message.name == _NOTICE:
+                    self._say(line)
+
+    def isatty(self) -> bool:
+        """Tell honcho that colours would not be seen in a file."""
+        return False
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handler.close()
+
+
+class _Process(Process):
+    """One line of the Procfile in a process of its own that starts the command, and again."""
+
+    stopping: Event
+
+    def run(self, events: Any = None, ignore_signals: bool = False) -> None:
+        """Run the command until it is stopped or has failed too often."""
+        # This runs in a fork of the manager: it must not outlive it, or its pipes would fill.
+        set_death_signal(signal.SIGKILL)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        self._events = events
+        failures = 0
+        while True:
+            started = time.monotonic()
+            status = self._run_once()
+            if self.stopping.is_set():
+                break
+            failures = 0 if time.monotonic() - started > _GOOD_RUN_S else failures
+            told = f"exit status {status}" if status >= 0 else f"signal {-status}"
+            if status == EXIT_CONFIG or failures == len(_BACKOFF_S):
+                self._notice(f"{self.name} ended with {told}; stopping everything")
+                status = status or 1
+                break
+            wait = _BACKOFF_S[failures]
+            failures += 1
+            self._notice(f"{self.name} ended with {told}; starting it again in {wait:.0f} s")
+            if self.stopping.wait(wait):
+                break
+        self._send_message({"returncode": status}, type="stop")
+
+    def _run_once(self) -> int:
+        """Start the command, relay its lines, return its exit status."""
+        child = Popen(self.cmd, env=self.env, cwd=self.cwd, preexec_fn=_before_exec)
+        self._send_message({"pid": child.pid}, type="start")
+        if self.stopping.is_set():  # the stop came before the manager knew this pid
+            child.terminate()
+        for line in iter(child.stdout.readline, b""):
+            self._send_message(line)
+        child.stdout.close()
+        return int(child.wait())
+
+    def _notice(self, text: str) -> None:
+        """Send a line that also goes to the console."""
+        self._events.put(Message("line", text, datetime.datetime.now(), _NOTICE, None))
+
+
+def _before_exec() -> None:
+    """In the child: be stoppable, and end when the process that relays the output ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    set_death_signal(signal.SIGTERM)
+
+
+class _Signals:
+    """How the manager signals a process: politely to itself, a kill to all of its session."""
+
+    @staticmethod
+    def terminate(pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+
+    @staticmethod
+    def kill(pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+class ProcessManager(honcho.manager.Manager):
+    """Runs the commands of a Procfile until told to stop; call `loop` from the main thread.
+
+    Parameters
+    ----------
+    printer : LogPrinter
+    watch : callable
+        Called about twice a second while all is well; a sentence it returns stops everything.
+    cancelled : callable
+        Tells, once the manager handles signals itself, whether one came before.
+    """
+
+    def __init__(
+        self,
+        printer: LogPrinter,
+        watch: Callable[[], str | None],
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(printer=printer)
+        self._procmgr = _Signals()
+        self._process_ctor = _Process
+        self._watch = watch
+        self._cancelled = cancelled
+        self._stopping = multiprocessing.Event()
+        self._done = threading.Event()
+        self.failed = False
+        """True after an end that nobody asked for."""
+        self.on_started: Callable[[], None] = lambda: None
+        """Called once all processes are forked: the place to start threads."""
+
+    def add(self, name: str, command: str, env: Mapping[str, str], cwd: Path) -> None:
+        """Add a line of the Procfile."""
+        self.add_process(name, command, env=dict(env), cwd=str(cwd)).stopping = self._stopping
+
+    def loop(self) -> None:
+        """Start everything, relay its output, return when everything has stopped."""
+        try:
+            super().loop()
+        finally:
+            self._done.set()
+        # Only a stop that came by signal was asked for.
+        self.failed = self.failed or self.returncode not in (130, 143)
+
+    def notice(self, text: str) -> None:
+        """Write a line to the log and the console."""
+        self._printer.write(Message("line", text, datetime.datetime.now(), _NOTICE, None))
+
+    def terminate(self) -> None:
+        """Stop everything: no restarts from here on, then the polite signal."""
+        self._stopping.set()
+        super().terminate()
+
+    def _start(self) -> None:
+        super()._start()
+        # After the forks above: a fork beside a running thread is asking for trouble.
+        threading.Thread(target=self._oversee, name="oversee", daemon=True).start()
+        self.on_started()
+        if self._cancelled():
+            self.returncode = 143
+            self.terminate()
+
+    def _oversee(self) -> None:
+        """Look after what honcho does not: lost relays, stops that take too long, `watch`."""
+        while not self._stopping.is_set() and not self._done.wait(0.5):
+            reason = self._watch()
+            if reason:
+                self.failed = True
+                self.notice(f"{reason}; stopping everything")
+                self.terminate()
+            self._report_lost_relays()
+        if not self._done.wait(_KILL_AFTER_S):
+            self.kill()
+            self._done.wait(1.0)
+            self._report_lost_relays()
+
+    def _report_lost_relays(self) -> None:
+        """Tell the loop of processes whose relay was killed: it waits for their last message."""
+        for name, process in self._processes.items():
+            if "returncode" not in process and not process["process"].is_alive():
+                message = {"returncode": process["process"].exitcode or 1}
+                self.events.put(Message("stop", message, datetime.datetime.now(), name, None))
+
+    def _killall(self, force: bool = False) -> None:
+        """Signal the processes that run; honcho's own fails for one that has not started yet."""
+        for process in self._processes.values():
+            if "returncode" not in process and process.get("pid"):
+                (self._procmgr.kill if force else self._procmgr.terminate)(process["pid"])

@@ -1,0 +1,161 @@
+"""Small tools for processes: die with the parent, stop politely, private files, one per home."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.errors import StateError
+
+__all__ = [
+    "EXIT_CONFIG",
+    "HomeLock",
+    "die_with_parent",
+    "free_port",
+    "read_json",
+    "run_dir",
+    "set_death_signal",
+    "stop_process",
+    "write_private",
+]
+
+EXIT_CONFIG = 78
+"""Exit status of a process whose settings are wrong: starting it again cannot help."""
+
+_PR_SET_PDEATHSIG = 1
+# Loaded at import: a child between fork and exec must not load anything.
+_LIBC = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
+
+
+def die_with_parent(signum: int = signal.SIGKILL) -> Callable[[], None]:
+    """Return a ``preexec_fn`` that has the kernel signal the child when its parent dies.
+
+    The parent is the *thread* that starts the child: start long-lived children from a thread that
+    lives as long as they should (the main thread). Does nothing where the kernel is not Linux.
+
+    Parameters
+    ----------
+    signum : int
+        Signal the child gets, even if the parent was killed with SIGKILL.
+    """
+    parent = os.getpid()
+
+    def preexec() -> None:
+        set_death_signal(signum)
+        if os.getppid() != parent:  # the parent died before the call above
+            os._exit(1)
+
+    return preexec
+
+
+def set_death_signal(signum: int) -> None:
+    """Have the kernel send this process a signal when the thread that forked it ends (Linux)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, int(signum), 0, 0, 0)
+
+
+def stop_process(
+    process: subprocess.Popen[Any], grace_s: float, signum: int = signal.SIGTERM
+) -> int:
+    """Ask a child to end, kill it after `grace_s` seconds, and return its exit status."""
+    if process.poll() is None:
+        process.send_signal(signum)
+        try:
+            process.wait(timeout=grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    return process.wait()
+
+
+def free_port(address: str = "127.0.0.1") -> int:
+    """Return a TCP port that was free a moment ago."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
+
+
+def run_dir(home: Path) -> Path:
+    """Return ``home/run``, made for this user only: it holds addresses and passwords."""
+    path = home / "run"
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    return path
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only this user can read; readers see the old text or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return the mapping in a JSON file, or None where there is none (or a broken one)."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+class HomeLock:
+    """Keeps a second ``vantage up`` off one home; the kernel drops it however the holder dies.
+
+    Parameters
+    ----------
+    home : Path
+        The data directory (``VANTAGE_HOME``).
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> HomeLock:
+        """Take the lock.
+
+        Raises
+        ------
+        StateError
+            Another process holds it.
+        """
+        file = (run_dir(self._home) / "up.lock").open("a+", encoding="utf-8")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+            file.close()
+            raise StateError(
+                f"`vantage up` already runs on {self._home} (process {holder}); use it, stop it "
+                "with Ctrl-C, or choose another VANTAGE_HOME"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        self._file = file
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.truncate(0)
+            self._file.close()
+            self._file = None

@@ -1,0 +1,383 @@
+"""One search on the workers: what lies in Redis for it, and how it always comes to an end.
+
+Keys of the results' database, all with a time to live:
+
+* ``request:<id>``, ``image:<id>``: the wish and the bytes of a search left to the workers;
+* ``query:<id>``: features and plan (arrays);
+* ``search:<id>``: the `Ticket`;
+* ``part:<id>:<group>``: what a scan found, or the error it ended with;
+* ``result:<id>``: the answer or the error, written once;
+* ``reply:<id>``: a list that gets one element when the answer is there, for a caller who blocks.
+
+Scans never raise: an error is a value. A part that is late is sent again once; at the deadline the
+answer is made from what is there and says which groups are missing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, cast
+
+from redis import Redis, RedisError
+
+from pipeline import errors
+from pipeline.arrays import ArrayFile, arrays_to_bytes
+from pipeline.config import SearchConfig
+from pipeline.errors import TransientError, VantageError
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.hosts import groups_served
+from pipeline.metadata.records import VersionRecord
+from pipeline.records import SearchResult
+from pipeline.retrieval.scan import DistanceBlock
+from pipeline.searching import (
+    PreparedQuery,
+    finish_search,
+    prepare_query,
+    scan_group,
+    searched_groups,
+    segment_keys,
+)
+from workers.context import Context
+from workers.workflows import scan_task, search_canvas, task
+
+__all__ = [
+    "Ticket",
+    "begin",
+    "fetch_result",
+    "prepare",
+    "rank",
+    "request",
+    "scan",
+    "store_error",
+    "tend",
+    "tend_all",
+]
+
+_log = logging.getLogger(__name__)
+
+KEEP_S = 600
+"""Time to live of what a search leaves in Redis, after its deadline."""
+
+RESEND_SHARE = 0.4
+"""Share of the time to the deadline after which a late part is sent again."""
+
+LOOK_EVERY_S = 0.5
+"""How often, at least, the watchman looks after a search in flight, seconds."""
+
+IN_FLIGHT = "vantage:searches"
+"""Sorted set of the searches that nobody blocks on: id -> when to look after it."""
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A search in flight.
+
+    Attributes
+    ----------
+    id : str
+    version_id : int
+    asked, missing : tuple of int
+        Groups a scan was sent to; groups without a live server.
+    top : int
+    sent_at, resend_at, deadline_at : float
+        Unix seconds.
+    resent : bool
+        Whether late parts were sent again.
+    """
+
+    id: str
+    version_id: int
+    asked: tuple[int, ...]
+    missing: tuple[int, ...]
+    top: int
+    sent_at: float
+    resend_at: float
+    deadline_at: float
+    resent: bool = False
+
+    def save(self, redis: Redis) -> None:
+        """Write the ticket."""
+        redis.set(f"search:{self.id}", json.dumps(asdict(self)), ex=_keep_s(self.deadline_at))
+
+    @classmethod
+    def load(cls, redis: Redis, search_id: str) -> Ticket | None:
+        """Read a ticket; None when the search was not begun or is long over."""
+        text = cast("bytes | None", redis.get(f"search:{search_id}"))
+        if text is None:
+            return None
+        values = json.loads(text)
+        groups = {name: tuple(values[name]) for name in ("asked", "missing")}
+        return cls(**{**values, **groups})
+
+
+def _keep_s(deadline_at: float) -> int:
+    """Return for how long from now what belongs to a search is kept."""
+    return KEEP_S + max(0, round(deadline_at - time.time()))
+
+
+def begin(
+    context: Context,
+    search_id: str,
+    version: VersionRecord,
+    query: PreparedQuery,
+    top: int,
+    deadline_at: float,
+) -> Ticket:
+    """Store a prepared query and send its chord.
+
+    Groups without a live server are not sent to; when there is none at all the answer is made at
+    once.
+    """
+    now = time.time()
+    timeout_s = context.settings.host_timeout_s
+    with session_scope(context.engine, write=False) as session:
+        served = groups_served(session, now, timeout_s)
+    wanted = searched_groups(version, query.plan)
+    ticket = Ticket(
+        id=search_id,
+        version_id=version.id,
+        asked=tuple(group for group in wanted if group in served),
+        missing=tuple(group for group in wanted if group not in served),
+        top=top,
+        sent_at=now,
+        resend_at=now + RESEND_SHARE * max(0.0, deadline_at - now),
+        deadline_at=deadline_at,
+    )
+    arrays, meta = query.to_arrays()
+    blob = arrays_to_bytes(arrays, meta)
+    context.redis.set(f"query:{search_id}", blob, ex=_keep_s(deadline_at))
+    ticket.save(context.redis)
+    if ticket.asked:
+        search_canvas(search_id, ticket.asked, max(0.1, deadline_at - now)).apply_async()
+    else:
+        rank(context, search_id)
+    return ticket
+
+
+def request(
+    context: Context, search_id: str, collection: str, image: bytes, config: SearchConfig
+) -> None:
+    """Leave a search to the workers: store the image's bytes and send ``retrieve.prepare``.
+
+    The watchman looks after the search from now on: nobody need wait for it.
+    """
+    deadline_at = time.time() + config.deadline_s
+    wish = {"collection": collection, "config": config.to_dict(), "deadline_at": deadline_at}
+    pipe = context.redis.pipeline(transaction=True)
+    keep_s = _keep_s(deadline_at)
+    pipe.set(f"image:{search_id}", image, ex=keep_s)
+    pipe.set(f"request:{search_id}", json.dumps(wish), ex=keep_s)
+    pipe.zadd(IN_FLIGHT, {search_id: time.time() + RESEND_SHARE * config.deadline_s})
+    pipe.execute()
+    task("retrieve.prepare", search_id, expires=config.deadline_s).apply_async()
+
+
+def prepare(context: Context, search_id: str) -> dict[str, Any]:
+    """Extract and plan a requested query and send its chord; an error is its outcome."""
+    redis = context.redis
+    image = cast("bytes | None", redis.get(f"image:{search_id}"))
+    text = cast("bytes | None", redis.get(f"request:{search_id}"))
+    if image is None or text is None or redis.exists(f"result:{search_id}"):
+        return {"error": "the search is over"}
+    wish = json.loads(text)
+    config = SearchConfig.from_dict(wish["config"])
+    try:
+        version = context.resources.current_version(wish["collection"])
+        query = prepare_query(context.resources, version, image, config)
+    except Exception as exc:
+        if not isinstance(exc, VantageError):
+            _log.exception("search %s could not be prepared", search_id)
+        store_error(redis, search_id, _as_ours(exc))
+        return {"error": str(exc)}
+    begin(context, search_id, version, query, config.top, wish["deadline_at"])
+    return {"descriptors": len(query.plan.codes), "plan": query.plan.kind}
+
+
+def _read_query(redis: Redis, search_id: str) -> PreparedQuery | None:
+    """Return a search's query; None when it is gone."""
+    blob = cast("bytes | None", redis.get(f"query:{search_id}"))
+    if blob is None:
+        return None
+    arrays = ArrayFile(blob)
+    return PreparedQuery.from_arrays(arrays, arrays.meta)
+
+
+def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
+    """Scan one group and leave what was found, or the error, as the search's part (map)."""
+    key = f"part:{search_id}:{group}"
+    redis = context.redis
+    if redis.exists(key):
+        return {"group": group, "known": True}
+    ticket = Ticket.load(redis, search_id)
+    query = _read_query(redis, search_id)
+    if ticket is None or query is None:
+        return {"group": group, "error": "the search is over"}
+    try:
+        version = context.resources.version(ticket.version_id)
+        segments = segment_keys(version, group)
+        block = scan_group(context.resources, segments, query.plan, version.tombstones)
+    except Exception as exc:
+        _log.exception("search %s: group %d could not be scanned", search_id, group)
+        error = f"{type(exc).__name__}: {exc}"
+        redis.set(key, arrays_to_bytes({}, {"error": error}), ex=_keep_s(ticket.deadline_at))
+        return {"group": group, "error": error}
+    found = arrays_to_bytes(block.to_arrays(), block.to_meta())
+    redis.set(key, found, ex=_keep_s(ticket.deadline_at))
+    return {"group": group, "matches": len(block.query)}
+
+
+def rank(context: Context, search_id: str) -> SearchResult | None:
+    """Make the answer from the parts that are there (reduce); the first answer stays.
+
+    Returns None when the search is not known any more.
+    """
+    redis = context.redis
+    ticket = Ticket.load(redis, search_id)
+    query = _read_query(redis, search_id)
+    if ticket is None or query is None:
+        return None
+    blocks, missing = _read_parts(redis, ticket)
+    result = finish_search(
+        context.resources,
+        context.resources.version(ticket.version_id),
+        query,
+        blocks,
+        [*ticket.missing, *missing],
+        ticket.top,
+        {"scan": (time.time() - ticket.sent_at) * 1e3},
+    )
+    _store_result(redis, search_id, {"result": result.to_dict()})
+    return result
+
+
+def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[DistanceBlock], list[int]]:
+    """Return the blocks that are there, and the groups without one."""
+    blocks: list[DistanceBlock] = []
+    missing: list[int] = []
+    keys = [f"part:{ticket.id}:{group}" for group in ticket.asked]
+    blobs = cast("list[bytes | None]", redis.mget(keys)) if keys else []
+    for group, blob in zip(ticket.asked, blobs, strict=True):
+        arrays = ArrayFile(blob) if blob is not None else None
+        if arrays is None or "error" in arrays.meta:
+            missing.append(group)
+        else:
+            blocks.append(DistanceBlock.from_arrays(arrays, arrays.meta))
+    return blocks, missing
+
+
+def _store_result(redis: Redis, search_id: str, value: dict[str, Any]) -> None:
+    """Write a search's outcome, once, and wake whoever waits for it."""
+    if redis.set(f"result:{search_id}", json.dumps(value, default=str), ex=KEEP_S, nx=True):
+        pipe = redis.pipeline(transaction=False)
+        pipe.rpush(f"reply:{search_id}", b"1")
+        pipe.expire(f"reply:{search_id}", KEEP_S)
+        pipe.zrem(IN_FLIGHT, search_id)
+        pipe.execute()
+
+
+def store_error(redis: Redis, search_id: str, error: VantageError) -> None:
+    """End a search with an error of ours, which `fetch_result` raises again."""
+    value = {"error": {"type": type(error).__name__, "args": list(error.args)}}
+    _store_result(redis, search_id, value)
+
+
+def fetch_result(redis: Redis, search_id: str) -> SearchResult | None:
+    """Return a search's answer; None while there is none.
+
+    Raises
+    ------
+    VantageError
+        The search ended with it.
+    """
+    text = cast("bytes | None", redis.get(f"result:{search_id}"))
+    if text is None:
+        return None
+    value = json.loads(text)
+    if "error" in value:
+        kind = getattr(errors, value["error"]["type"], VantageError)
+        raise kind(*value["error"]["args"])
+    return SearchResult.from_dict(value["result"])
+
+
+def tend_all(context: Context) -> int:
+    """Look after the searches that nobody blocks on and that are due; returns how many.
+
+    One whose query was not even prepared at its deadline ends with an error, and so does one that
+    cannot be answered any more (its collection was deleted).
+    """
+    redis = context.redis
+    now = time.time()
+    due = cast("list[bytes]", redis.zrangebyscore(IN_FLIGHT, "-inf", now))
+    for member in due:
+        search_id = member.decode()
+        try:
+            next_look = _look_after(context, search_id, now)
+        except (TransientError, RedisError):
+            raise
+        except Exception as exc:
+            # One search's trouble must not leave the others unwatched.
+            _log.exception("search %s failed", search_id)
+            store_error(redis, search_id, _as_ours(exc))
+            next_look = None
+        if next_look is None:
+            redis.zrem(IN_FLIGHT, search_id)
+        else:
+            redis.zadd(IN_FLIGHT, {search_id: next_look}, xx=True)
+    return len(due)
+
+
+def _look_after(context: Context, search_id: str, now: float) -> float | None:
+    """Tend one search that nobody blocks on; return when to look again, None when it is over."""
+    redis = context.redis
+    if redis.exists(f"result:{search_id}"):
+        return None
+    ticket = Ticket.load(redis, search_id)
+    if ticket is not None:
+        ticket = tend(context, ticket, now)
+        next_step = ticket.deadline_at if ticket.resent else ticket.resend_at
+        return min(max(now, next_step), now + LOOK_EVERY_S)
+    text = cast("bytes | None", redis.get(f"request:{search_id}"))
+    deadline_at = float(json.loads(text)["deadline_at"]) if text else 0.0
+    if now < deadline_at:
+        return min(deadline_at, now + LOOK_EVERY_S)
+    sentence = "the query was not prepared in time: no query worker is free or running"
+    store_error(redis, search_id, TransientError(sentence))
+    return None
+
+
+def _as_ours(error: Exception) -> VantageError:
+    """Return an error that `fetch_result` can raise again."""
+    if isinstance(error, VantageError):
+        return error
+    return VantageError(f"{type(error).__name__}: {error}")
+
+
+def _unanswered(redis: Redis, ticket: Ticket) -> Sequence[int]:
+    """Return the groups that were asked and have left no part."""
+    pipe = redis.pipeline(transaction=False)
+    for group in ticket.asked:
+        pipe.exists(f"part:{ticket.id}:{group}")
+    there = pipe.execute() if ticket.asked else []
+    return [group for group, found in zip(ticket.asked, there, strict=True) if not found]
+
+
+def tend(context: Context, ticket: Ticket, now: float) -> Ticket:
+    """Do what is due for a search in flight: send late parts again, end it at the deadline.
+
+    Called by whoever waits for the search and by the watchman, as often as they like.
+    """
+    late = _unanswered(context.redis, ticket)
+    if not late or now >= ticket.deadline_at:
+        # Complete without an answer: the chord's own ranking was lost or is about to run.
+        if now >= ticket.resend_at:
+            rank(context, ticket.id)
+    elif now >= ticket.resend_at and not ticket.resent:
+        for group in late:
+            scan_task(ticket.id, group, max(0.1, ticket.deadline_at - now)).apply_async()
+        ticket = replace(ticket, resent=True)
+        ticket.save(context.redis)
+    return ticket

@@ -1,0 +1,146 @@
+"""The watchman: ``python -m workers.supervise``.
+
+Each second it looks at what SQL and Redis say and mends what has stopped: jobs whose messages were
+lost (with a worker or with the whole broker) are planned again, jobs that wait for a missing image
+folder go on when it is back, searches that nobody blocks on get their deadline. It keeps nothing of
+its own; several may run at once, and one that is killed is missed by nobody for long.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.config import Settings
+from pipeline.metadata import hosts, jobs, parts
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import HostRecord, JobRecord, PartRecord
+from workers import searches
+from workers.context import Context
+from workers.heartbeat import Heartbeat
+from workers.jobs import PASSING, broker_epoch, replan
+
+__all__ = ["watch_jobs"]
+
+_log = logging.getLogger(__name__)
+
+_TICK_S = 0.25
+_JOBS_EVERY_S = 1.0
+PATIENCE_S = 15.0
+"""Nothing of a job may move for so long, and none of its parts be in the hands of a live worker,
+before its messages count as lost: longer than a heartbeat's timeout, so that a worker's silence is
+noticed first."""
+
+
+def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
+    """Plan again every job that has stopped; returns how many."""
+    now = time.time()
+    timeout_s = context.settings.host_timeout_s
+    epoch = broker_epoch(context.redis)
+    with session_scope(context.engine, write=False) as session:
+        unfinished = [job for job in jobs.unfinished_jobs(session) if not job.params.get("local")]
+        live = hosts.live_hosts(session, now, timeout_s) if unfinished else []
+        running = parts.running_parts(session) if unfinished else []
+    renewed = 0
+    for job in unfinished:
+        try:
+            if job.state == "paused":
+                renewed += _resume(context, job)
+                continue
+            reason = _why_stopped(context, job, running, live, epoch, now, patience_s)
+            if reason is not None:
+                renewed += replan(context, job, reason)
+        except PASSING:
+            raise
+        except Exception:
+            # `replan` has ended the job; its trouble must not leave the others unwatched.
+            _log.exception("job %s could not be planned again", job.id)
+    return renewed
+
+
+def _why_stopped(
+    context: Context,
+    job: JobRecord,
+    running: Sequence[PartRecord],
+    live: Sequence[HostRecord],
+    epoch: str,
+    now: float,
+    patience_s: float,
+) -> str | None:
+    """Return why a job must be planned again, or None; reads all its parts only if it must."""
+    mine = [part for part in running if (part.job_id, part.stage) == (job.id, job.stage)]
+    # A job may rightly wait behind another one's messages.
+    busy = any(part.job_id != job.id and parts.runs_on_live_worker(part, live) for part in running)
+    args = (live, epoch, now, patience_s)
+    if parts.needs_replanning(job, mine, *args, workers_busy=busy) is None:
+        return None
+    with session_scope(context.engine, write=False) as session:
+        all_parts = parts.parts(session, job.id, job.stage)
+    return parts.needs_replanning(job, all_parts, *args, workers_busy=busy)
+
+
+def _resume(context: Context, job: JobRecord) -> bool:
+    """Go on with a paused job whose image folders are all there again."""
+    folders = [Path(path) for path in job.params.get("paths", [])]
+    if not folders or not all(_is_filled(folder) for folder in folders):
+        return False
+    with session_scope(context.engine) as session:
+        resumed = jobs.resume_job(session, job.id)
+    return replan(context, resumed, "its image folders are back")
+
+
+def _is_filled(path: Path) -> bool:
+    """Tell whether a file is there, or a folder with anything in it (not a bare mount point)."""
+    try:
+        return path.is_file() or next(path.iterdir(), None) is not None
+    except OSError:
+        return False
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Watch until `stop` is set; trouble of database or broker is waited out."""
+    context = Context(settings)
+    heartbeat = Heartbeat(settings, f"supervise@{settings.host}", "supervise")
+    heartbeat.start()
+    heartbeat.set_state("ready")
+    next_jobs = 0.0
+    troubled = False
+    try:
+        while not stop.wait(_TICK_S):
+            try:
+                searches.tend_all(context)
+                if time.monotonic() >= next_jobs:
+                    next_jobs = time.monotonic() + _JOBS_EVERY_S
+                    watch_jobs(context)
+                troubled = False
+            except PASSING as exc:
+                if not troubled:
+                    _log.warning("waiting for database or broker: %s", exc)
+                troubled = True
+                context.close()
+            except Exception:
+                # One job's trouble must not leave the others unwatched.
+                _log.exception("the watch goes on")
+    finally:
+        heartbeat.stop()
+        context.close()
+
+
+def main() -> None:
+    """Run until SIGTERM, SIGINT or SIGQUIT."""
+    from workers.app import app
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    app.set_current()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, lambda *_: stop.set())
+    run(Settings.from_env(), stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""Run everything of one machine: ``vantage up``.
+
+Redis (unless a URL was given), migrations, compiled kernels, then the Procfile's processes, until
+Ctrl-C or SIGTERM. Everything that is printed by a process goes to ``home/logs/vantage.log``; the
+console gets what a person needs to know.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from honcho.environ import parse_procfile
+
+from pipeline.config import Settings
+from pipeline.errors import ConfigError, StateError, VantageError
+from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
+from pipeline.metadata.hosts import live_hosts
+from workers.dashboard import check_flower_settings, flower_file
+from workers.embedded import EmbeddedRedis
+from workers.environment import environment
+from workers.manager import LogPrinter, ProcessManager
+from workers.processes import EXIT_CONFIG, HomeLock, read_json
+from workers.redis_url import RedisAddress
+
+__all__ = ["Ready", "find_procfile", "read_procfile", "run_up"]
+
+_WARM_S = 600.0
+_SLOW_START_S = 60.0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Told when everything serves.
+
+    Attributes
+    ----------
+    home : str
+        The data directory.
+    log : str
+        The log file.
+    flower_url : str or None
+        Where the dashboard is; None when the Procfile has none.
+    seconds : float
+        How long the start took.
+    pid : int
+        Process of ``vantage up``.
+    """
+
+    home: str
+    log: str
+    flower_url: str | None
+    seconds: float
+    pid: int
+
+
+def find_procfile() -> Path:
+    """Return the Procfile: inside this package in a wheel, at the top in a checkout."""
+    here = Path(__file__).resolve().parent
+    for path in (here / "Procfile", here.parent / "Procfile"):
+        if path.is_file():
+            return path
+    raise StateError(f"no Procfile lies in {here} or {here.parent}: install the package again")
+
+
+def read_procfile() -> dict[str, str]:
+    """Return the commands of the Procfile by name."""
+    return dict(parse_procfile(find_procfile().read_text(encoding="utf-8")).processes)
+
+
+def run_up(
+    settings: Settings,
+    serve_groups: Sequence[int] | None = None,
+    *,
+    with_redis: bool | None = None,
+    on_ready: Callable[[Ready], None] | None = None,
+    say: Callable[[str], None] | None = None,
+    verbose: bool = False,
+) -> int:
+    """Run everything until stopped; call it from the main thread.
+
+    Parameters
+    ----------
+    settings : Settings
+    serve_groups : sequence of int, optional
+        Groups to serve here; default those of the settings.
+    with_redis : bool, optional
+        Start a Redis here. Default: when no URL was given.
+    on_ready : callable, optional
+        Called once, in a thread, when every process serves.
+    say : callable, optional
+        Gets the console's lines; default standard error.
+    verbose : bool
+        Show every line of every process on the console too.
+
+    Returns
+    -------
+    int
+        Exit status: 0 after Ctrl-C or SIGTERM, 1 when it ended by itself.
+
+    Raises
+    ------
+    ConfigError
+        A setting is wrong.
+    StateError
+        It runs already on this home, or there is no Redis server program.
+    DatabaseUnavailableError, SchemaVersionError
+        The database cannot be used.
+    """
+    started = time.time()
+    say = say or _to_stderr
+    if serve_groups is not None:
+        settings = dataclasses.replace(settings, serve_groups=tuple(sorted(set(serve_groups))))
+    check_flower_settings(settings)
+    settings.home.mkdir(parents=True, exist_ok=True)
+    interrupt = _Interrupt()
+    try:
+        with interrupt, HomeLock(settings.home), contextlib.ExitStack() as stack:
+            settings, redis = _redis(settings, with_redis, stack, say)
+            env = _child_environment(settings)
+            _migrate(settings, say)
+            _warm(settings, env, say)
+            printer = _printer(settings, say, verbose)
+            stack.callback(printer.close)
+            manager = ProcessManager(
+                printer, watch=lambda: _redis_trouble(redis), cancelled=lambda: interrupt.came
+            )
+            return _run(settings, env, manager, started, on_ready, say)
+    except KeyboardInterrupt:  # before the processes were started
+        return 0
+
+
+def _printer(settings: Settings, say: Callable[[str], None], verbose: bool) -> LogPrinter:
+    """Return the log, which knows what it must not show."""
+    secrets = (*RedisAddress.parse(settings.redis_url or "").passwords, settings.flower_password)
+    return LogPrinter(_log_file(settings), say, tuple(s for s in secrets if s), verbose)
+
+
+def _log_file(settings: Settings) -> Path:
+    """Return where everything that the processes print goes."""
+    return settings.home / "logs" / "vantage.log"
+
+
+def _run(
+    settings: Settings,
+    env: dict[str, str],
+    manager: ProcessManager,
+    started: float,
+    on_ready: Callable[[Ready], None] | None,
+    say: Callable[[str], None],
+) -> int:
+    """Run the Procfile's processes."""
+    flower_file(settings.home).unlink(missing_ok=True)
+    log = _log_file(settings)
+    commands = read_procfile()
+    for name, command in commands.items():
+        manager.add(name, command, env, settings.home)
+    waiter = _ReadyWait(settings, list(commands), started, say, on_ready)
+    manager.on_started = waiter.start
+    say(f"Starting {', '.join(commands)}; log: {log}")
+    try:
+        manager.loop()
+    finally:
+        waiter.stop()
+    say(f"Stopped because of the above; log: {log}" if manager.failed else "Stopped.")
+    return 1 if manager.failed else 0
+
+
+def _to_stderr(line: str) -> None:
+    """Print for people; standard output belongs to answers."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Interrupt:
+    """Makes Ctrl-C and SIGTERM end the block in order while no manager has taken them over.
+
+    The exception can get lost where Python ignores exceptions (in a destructor, in a callback of
+    a C library), so it is remembered as well and looked for before the processes are started.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        self._before: dict[int, Any] = {}
+
+    def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
+        self.came = True
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._interrupt)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def _redis(
+    settings: Settings, wanted: bool | None, stack: contextlib.ExitStack, say: Callable[[str], None]
+) -> tuple[Settings, EmbeddedRedis | None]:
+    """Start the embedded server where one is needed; return settings that name the Redis."""
+    if wanted is None:
+        wanted = settings.redis_url is None
+    if not wanted:
+        if settings.redis_url is None:
+            raise ConfigError("VANTAGE_REDIS_URL", None, "must name a Redis to run without our own")
+        say(f"Redis: {RedisAddress.parse(settings.redis_url)}")
+        return settings, None
+    server = stack.enter_context(EmbeddedRedis(settings.home))
+    say(f"Redis: our own at {RedisAddress.parse(server.url)}")
+    return dataclasses.replace(settings, redis_url=server.url), server
+
+
+def _redis_trouble(server: EmbeddedRedis | None) -> str | None:
+    """Say that the embedded Redis has ended, if it has."""
+    if server is None or server.pid is not None:
+        return None
+    return "our Redis has ended (unfinished jobs go on at the next start)"
+
+
+def _child_environment(settings: Settings) -> dict[str, str]:
+    """Return what the processes get: their settings, this Python, whom to outlive not."""
+    env = environment(settings)
+    env["VANTAGE_UP_PID"] = str(os.getpid())
+    env["PYTHON"] = sys.executable
+    env["PYTHONUNBUFFERED"] = "1"
+    # Celery: finish what runs for `worker_soft_shutdown_timeout`, then put it back and stop.
+    env["REMAP_SIGTERM"] = "SIGQUIT"
+    return env
+
+
+def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
+    """Bring the database to this program's schema."""
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        upgrade(engine)
+    finally:
+        engine.dispose()
+    say(f"Database: {engine.url.render_as_string(hide_password=True)}")
+
+
+def _warm(settings: Settings, env: dict[str, str], say: Callable[[str], None]) -> None:
+    """Compile the kernels once, in a process of its own, before many processes need them."""
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.doctor", "--warm"],
+        env=env,
+        cwd=settings.home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_WARM_S,
+        check=False,
+    )
+    if done.returncode:
+        raise StateError(f"the kernels could not be compiled: {done.stderr.strip()[-2000:]}")
+    if time.monotonic() - began > 5:
+        say(f"Kernels: compiled in {time.monotonic() - began:.0f} s (kept for the next start)")
+
+
+class _ReadyWait:
+    """Looks, from a thread, until every process serves; then tells once."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        names: list[str],
+        started: float,
+        say: Callable[[str], None],
+        on_ready: Callable[[Ready], None] | None,
+    ) -> None:
+        self._settings, self._names, self._started = settings, names, started
+        self._log, self._say, self._on_ready = _log_file(settings), say, on_ready
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ready", daemon=True)
+
+    def start(self) -> None:
+        """Begin to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no longer."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        engine = create_metadata_engine(self._settings.database_url)
+        told_slow = False
+        try:
+            while not self._stop.wait(0.1):
+                with contextlib.suppress(VantageError):
+                    with session_scope(engine, write=False) as session:
+                        now = time.time()
+                        rows = live_hosts(session, now, self._settings.host_timeout_s)
+                    ready = {r.name for r in rows if self._is_ours(r.started_at, r.state)}
+                    missing = self._missing(ready)
+                    if not missing:
+                        self._tell()
+                        return
+                    if not told_slow and now - self._started > _SLOW_START_S:
+                        told_slow = True
+                        self._say(f"Still waiting for {', '.join(missing)}; see {self._log}")
+        finally:
+            engine.dispose()
+
+    def _is_ours(self, started_at: float, state: str) -> bool:
+        """Tell a row of this run from one that an earlier run left."""
+        return state == "ready" and started_at >= self._started
+
+    def _missing(self, ready: set[str]) -> list[str]:
+        """Return the lines of the Procfile that do not serve yet."""
+        missing = [
+            name
+            for name in self._names
+            if name != "flower" and f"{name}@{self._settings.host}" not in ready
+        ]
+        if "flower" in self._names and read_json(flower_file(self._settings.home)) is None:
+            missing.append("flower")
+        return missing
+
+    def _tell(self) -> None:
+        """Say so on the console and to the caller."""
+        flower = read_json(flower_file(self._settings.home)) if "flower" in self._names else None
+        info = Ready(
+            home=str(self._settings.home),
+            log=str(self._log),
+            flower_url=str(flower["url"]) if flower else None,
+            seconds=round(time.time() - self._started, 2),
+            pid=os.getpid(),
+        )
+        self._say(f"Ready after {info.seconds:.1f} s. Ctrl-C stops everything.")
+        if info.flower_url:
+            self._say(f"Flower: {info.flower_url}")
+        if self._on_ready is not None:
+            self._on_ready(info)
+
+
+def main() -> None:
+    """Entry point of ``python -m workers.up`` (see `workers.stack.Stack`)."""
+    parser = argparse.ArgumentParser(prog="python -m workers.up")
+    parser.add_argument("--ready-fd", type=int, help="write one JSON line there when ready")
+    parser.add_argument("--verbose", action="store_true", help="show every process's output")
+    options = parser.parse_args()
+
+    def tell(info: Ready) -> None:
+        if options.ready_fd is not None:
+            with os.fdopen(options.ready_fd, "w") as pipe:
+                pipe.write(json.dumps(dataclasses.asdict(info)) + "\n")
+
+    if options.ready_fd is not None:
+        os.set_inheritable(options.ready_fd, False)
+    try:
+        status = run_up(Settings.from_env(), on_ready=tell, verbose=options.verbose)
+    except ConfigError as error:
+        _to_stderr(f"ConfigError: {error}")
+        status = EXIT_CONFIG
+    except VantageError as error:
+        _to_stderr(f"{type(error).__name__}: {error}")
+        status = 1
+    raise SystemExit(status)
+
+
+if __name__ == "__main__":
+    main()

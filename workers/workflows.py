@@ -1,0 +1,95 @@
+"""The messages of each stage of a job, as data: small pure functions that build canvases.
+
+A stage with many parts is a chord whose header has one task a part and whose body goes on with the
+job; a stage with one part is one task. Headers are flat and their tasks ignore their results (the
+truth is in SQL), messages carry ids only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from celery import chord, signature
+from celery.canvas import Signature
+
+from pipeline.metadata.records import JobRecord, JobStage, PartRecord
+from workers.app import app
+from workers.queues import group_queue
+
+__all__ = [
+    "STAGE_TASKS",
+    "StageTasks",
+    "scan_task",
+    "search_canvas",
+    "stage_canvas",
+    "task",
+]
+
+
+@dataclass(frozen=True)
+class StageTasks:
+    """The tasks of a stage: `part` does one part; `body` (of a chord) goes on with the job."""
+
+    part: str
+    body: str | None = None
+
+
+STAGE_TASKS: dict[JobStage, StageTasks] = {
+    "register": StageTasks("job.register"),
+    "extract": StageTasks("extract.batch", "extract.collect"),
+    "train": StageTasks("group.train"),
+    "assign": StageTasks("group.assign", "group.collect"),
+    "merge": StageTasks("group.merge", "group.publish"),
+    "publish": StageTasks("group.publish"),
+}
+
+
+def stage_canvas(job: JobRecord, parts: Sequence[PartRecord]) -> Signature:
+    """Return what to send for the unfinished parts of a job's present stage.
+
+    Parameters
+    ----------
+    job : JobRecord
+    parts : sequence of PartRecord
+        At least one.
+    """
+    tasks = STAGE_TASKS[job.stage]
+    if tasks.body is None:
+        return task(tasks.part, job.id, job.attempt)
+    header = [_part_task(tasks.part, job, part) for part in parts]
+    return chord(header, task(tasks.body, job.id, job.attempt), app=app)
+
+
+def _part_task(name: str, job: JobRecord, part: PartRecord) -> Signature:
+    """Return the task of one part, on its group's queue if it has one."""
+    options = {"queue": group_queue(part.args["group"])} if "group" in part.args else {}
+    return task(name, job.id, job.attempt, part.number, **options)
+
+
+def search_canvas(search_id: str, groups: Sequence[int], expires_s: float) -> Signature:
+    """Return the chord of a search: a scan on each group's queue, then the ranking.
+
+    Parameters
+    ----------
+    search_id : str
+    groups : sequence of int
+        Groups to scan; at least one.
+    expires_s : float
+        Seconds after which a scan that has not begun is dropped.
+    """
+    header = [scan_task(search_id, group, expires_s) for group in groups]
+    return chord(header, task("retrieve.rank", search_id), app=app)
+
+
+def scan_task(search_id: str, group: int, expires_s: float) -> Signature:
+    """Return the scan of one group."""
+    return task("retrieve.scan", search_id, group, queue=group_queue(group), expires=expires_s)
+
+
+def task(name: str, *args: Any, **options: Any) -> Signature:
+    """Return an immutable signature by the task's name, whose result nobody asks Celery for."""
+    # Of our app, named: the caller's process may have a Celery app of its own as the current one.
+    made: Signature = signature(name, args=args, immutable=True, app=app)
+    return made.set(ignore_result=True, **options)
