@@ -1,0 +1,1 @@
+"""Measurements that README and docs quote: ratios of interleaved runs, never part of the tests."""

@@ -1,0 +1,148 @@
+"""Cost of a descriptor pair in the distance kernels, against numpy's float32 matrix product.
+
+    python -m benchmarks.kernels [--rounds 15] [--json]
+
+Nanoseconds of processor time (one thread) for each pair of a query row and a stored row, median of
+rounds in which all take turns:
+
+``range_scan``  a million rows in items of 2,048, as the exhaustive plan works; radii that one pair
+                in 50,000 passes
+``nearest``     the 16 nearest of 32,768 rows, as the background distance asks
+``sgemm``       ``queries @ rows.T`` in float32 in blocks of 2,048 rows: the inner products alone,
+                nothing is compared or kept
+``limit``       a ``vpdpbusd`` a pair, two a cycle, at the clock that a chain of dependent
+                multiplications shows
+
+``portable`` is the path without the 8-bit dot product, compiled for this processor.
+"""
+
+from __future__ import annotations
+
+import os
+
+# One thread for the matrix product too; read when numpy is first imported.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import show
+from pipeline.index.kernels import VNNI, Queries, Work, nearest, prepare_queries, range_scan
+from pipeline.index.rows import PackedRows, pack_rows
+from pipeline.retrieval.plan import EXHAUSTIVE_ROWS
+
+ROWS, NEAREST_ROWS, QUERIES, NEIGHBOURS = 1_000_000, 32_768, 256, 16
+SHARE = 2e-5
+CHAIN = 20_000_000
+CYCLES_A_LINK = 4
+"""A 64-bit multiplication takes three cycles until its product can be used, an exclusive or one:
+so it is on AMD since Zen and on Intel since Nehalem."""
+
+Step = Callable[[], object]
+
+
+@numba.njit
+def chain(links: int) -> int:
+    value = np.uint64(1)
+    for link in range(links):
+        value = (value * np.uint64(6364136223846793005)) ^ np.uint64(link)
+    return int(value)
+
+
+def make_rows(count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Return bytes whose spread falls along the row, as that of principal components does."""
+    spread = np.geomspace(45, 6, 64)
+    return np.clip(np.rint(rng.normal(128, spread, (count, 64))), 1, 255).astype(np.uint8)
+
+
+def exhaustive_work(rows: PackedRows, queries: Queries) -> Work:
+    starts = np.arange(0, rows.size, EXHAUSTIVE_ROWS, dtype=np.int64)
+    count = len(queries.codes)
+    return Work(
+        starts,
+        np.minimum(starts + EXHAUSTIVE_ROWS, rows.size),
+        np.arange(len(starts) + 1, dtype=np.int64) * count,
+        np.tile(np.arange(count, dtype=np.int32), len(starts)),
+    )
+
+
+def spent(step: Step) -> float:
+    """Return seconds of this thread's processor time."""
+    started = time.thread_time()
+    step()
+    return time.thread_time() - started
+
+
+def steps() -> dict[str, tuple[Step, float]]:
+    """Return what is timed, and the pairs (or cycles) of one call."""
+    rng = np.random.default_rng(1)
+    unpacked = make_rows(ROWS, rng)
+    codes = (make_rows(QUERIES, rng).astype(np.int16) - 128).astype(np.int8)
+    rows, few = pack_rows(unpacked), pack_rows(unpacked[:NEAREST_ROWS])
+    queries = prepare_queries(codes)
+    rank = max(1, round(SHARE * 100_000))
+    radius = nearest(pack_rows(unpacked[:100_000]), queries, rank)[0][:, -1] + 1
+    alive, work = np.ones(ROWS, np.bool_), exhaustive_work(rows, queries)
+    left = codes.astype(np.float32)
+    blocks = [
+        np.ascontiguousarray(unpacked[at : at + EXHAUSTIVE_ROWS].astype(np.float32).T)
+        for at in range(0, ROWS // 4, EXHAUSTIVE_ROWS)
+    ]
+    out = np.empty((QUERIES, EXHAUSTIVE_ROWS), np.float32)
+
+    def product() -> None:
+        for block in blocks:
+            np.matmul(left, block, out=out[:, : block.shape[1]])
+
+    def scan(path: int | None) -> Step:
+        return lambda: range_scan(rows, alive, queries, radius, work, vnni=path)
+
+    def near(path: int | None) -> Step:
+        return lambda: nearest(few, queries, NEIGHBOURS, vnni=path)
+
+    made: dict[str, tuple[Step, float]] = {
+        "sgemm": (product, QUERIES * sum(block.shape[1] for block in blocks)),
+        "clock": (lambda: chain(CHAIN), CHAIN * CYCLES_A_LINK),
+    }
+    if VNNI is not None:
+        made["range_scan, VNNI"] = (scan(VNNI), ROWS * QUERIES)
+        made["nearest, VNNI"] = (near(VNNI), NEAREST_ROWS * QUERIES)
+    made["range_scan, portable"] = (scan(None), ROWS * QUERIES)
+    made["nearest, portable"] = (near(None), NEAREST_ROWS * QUERIES)
+    return made
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    options.add_argument("--rounds", type=int, default=15)
+    options.add_argument("--json", action="store_true", help="print JSON")
+    arguments = options.parse_args()
+    timed = steps()
+    for step, _ in timed.values():
+        step()
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for _ in range(arguments.rounds):
+        for name, (step, _) in timed.items():
+            seconds[name].append(spent(step))
+    each = {name: 1e9 * median(seconds[name]) / count for name, (_, count) in timed.items()}
+    cycle = each.pop("clock")
+    each["limit (vpdpbusd)"] = cycle / 2
+    rows = [
+        {
+            "": name,
+            "ns a pair": f"{each[name]:.3f}",
+            "sgemm over it": f"{each['sgemm'] / value:.2f}",
+        }
+        for name, value in each.items()
+    ]
+    show(f"one thread, {1 / cycle:.2f} GHz", rows, arguments.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Parts of an evaluation data set, indexed and matched in memory, for `benchmarks.scoring`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.features import FeatureSet
+from benchmarks.scoring_rules import Floats, Matches, Radius
+from pipeline.config import IndexConfig
+from pipeline.evaluation.dataset import EvaluationQuery
+from pipeline.evaluation.measures import average_precision, judge, recall_at
+from pipeline.extraction.sift import SiftExtractor
+from pipeline.index.kernels import Hits, Queries, Work, nearest, range_scan
+from pipeline.index.model import Model, to_unsigned
+from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
+from pipeline.retrieval.plan import EXHAUSTIVE_ROWS, background_radius
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the data set, indexed."""
+
+    name: str
+    queries: tuple[EvaluationQuery, ...]
+    names: list[list[str]]
+    """Paths of each image, images sorted by SHA-256."""
+    model: Model
+    rows: PackedRows
+    image: NDArray[np.int32]
+    """Image of each row."""
+    cell: NDArray[np.uint32]
+
+    def copies_of(self, image: int) -> list[int]:
+        """Return an image and its copies."""
+        ending = f" of {image}"
+        return [image, *(i for i, n in enumerate(self.names) if n[0].endswith(ending))]
+
+
+def index_part(
+    features: FeatureSet, name: str, queries: int, distractor_step: int = 1
+) -> tuple[Part, list[str]]:
+    """Index a part with its distractors; every n-th distractor only, when told."""
+    dataset = features.dataset.select([name])
+    kept = set(sorted(dataset.distractors)[::distractor_step])
+    paths = [p for p in dataset.database if p in kept or p not in dataset.distractors]
+    names: dict[str, list[str]] = {}
+    for path in sorted(paths, key=features.sha256):
+        names.setdefault(features.sha256(path), []).append(path)
+    first = [same[0] for same in names.values()]
+    model = features.train(first, IndexConfig())
+    counts = [len(features.image(path)) for path in first]
+    native = np.concatenate([features.image(path) for path in first])
+    codes = encode(model, native)
+    cells, _ = model.tree.assign(codes)
+    step = max(1, -(-len(dataset.queries) // queries))
+    part = Part(
+        name,
+        dataset.queries[::step],
+        list(names.values()),
+        model,
+        pack_rows(to_unsigned(codes)),
+        np.repeat(np.arange(len(first), dtype=np.int32), counts),
+        cells,
+    )
+    return part, first
+
+
+def encode(model: Model, native: NDArray[np.generic]) -> NDArray[np.int8]:
+    """Return stored rows, in pieces that fit in memory."""
+    normalize = SiftExtractor().normalize
+    pieces = range(0, len(native), 100_000)
+    return np.concatenate(
+        [model.quantizer.encode(normalize(native[at : at + 100_000])) for at in pieces]
+    )
+
+
+def everything(rows: int, queries: int) -> Work:
+    """Return the work of an exhaustive scan."""
+    starts = np.arange(0, rows, EXHAUSTIVE_ROWS, dtype=np.int64)
+    return Work(
+        starts,
+        np.minimum(starts + EXHAUSTIVE_ROWS, rows),
+        np.arange(len(starts) + 1, dtype=np.int64) * queries,
+        np.tile(np.arange(queries, dtype=np.int32), len(starts)),
+    )
+
+
+def match(part: Part, queries: Queries, rules: Sequence[Radius], background: PackedRows) -> Matches:
+    """Scan everything within the largest radius that a rule asks for."""
+    found = nearest(background, queries, 64)[0]
+    collection, neighbour = nearest(part.rows, queries, 16)
+    chosen = background_radius(replace(part.model, background=background), queries)
+    features = np.bincount(part.image, minlength=len(part.names))
+    nothing = np.empty(0, np.int64)
+    m = Matches(
+        nothing, nothing, nothing, nothing, found, collection, background.size, chosen, features,
+        neighbour,
+    )  # fmt: skip
+    hits = scan(part, queries, np.max([chosen, *(rule(m) for rule in rules)], axis=0))
+    return reduce_hits(part, replace(m, hits=hits), hits)
+
+
+def scan(part: Part, queries: Queries, radius: Floats) -> Hits:
+    """Return every pair within a radius."""
+    alive = np.ones(part.rows.size, np.bool_)
+    wanted = (radius + 1).astype(np.int32)
+    work = everything(part.rows.size, len(queries.codes))
+    return range_scan(part.rows, alive, queries, wanted, work)
+
+
+def reduce_hits(part: Part, m: Matches, hits: Hits) -> Matches:
+    """Keep of each query descriptor and image the nearest row."""
+    image = part.image[hits.row].astype(np.int64)
+    key = hits.query.astype(np.int64) * len(part.names) + image
+    order = np.lexsort((hits.row, hits.distance, key))
+    order = order[np.diff(key[order], prepend=-1) != 0]
+    return replace(
+        m,
+        query=hits.query[order].astype(np.int64),
+        image=image[order],
+        row=hits.row[order],
+        distance=hits.distance[order].astype(np.int64),
+    )
+
+
+def keep_cells(part: Part, hits: Hits, probed: NDArray[np.bool_]) -> Hits:
+    """Keep the pairs whose row lies in a cell that the query descriptor probes."""
+    kept = probed[hits.query, part.cell[hits.row]]
+    return Hits(hits.query[kept], hits.row[kept], hits.distance[kept])
+
+
+def precision(part: Part, query: EvaluationQuery, scores: Floats) -> tuple[float, float]:
+    """Return average precision and recall@1 of one ranking."""
+    order = np.argsort(-scores, kind="stable")
+    order = order[scores[order] > 0]
+    judged = judge([part.names[i] for i in order], query.relevant, query.neutral)
+    return average_precision(judged, len(query.relevant)), recall_at(judged, 1)
+
+
+def paper_scores(part: Part, queries: Queries) -> Floats:
+    """Score by the paper: candidate pairs of the nearest cell below the mean candidate distance."""
+    order = np.argsort(part.cell, kind="stable")
+    offsets = np.searchsorted(part.cell[order], np.arange(part.model.tree.cells + 1))
+    cells = part.model.tree.probe(queries.codes, 1)[:, 0]
+    stored = unpack_rows(part.rows)[order]
+    distances, images = [], []
+    for cell in np.unique(cells):
+        mine = slice(offsets[cell], offsets[cell + 1])
+        rows = (stored[mine].astype(np.float32) - 128).T
+        asked = queries.codes[cells == cell].astype(np.float32)
+        squared = (asked**2).sum(1)[:, None] + (rows**2).sum(0) - 2 * (asked @ rows)
+        distances.append(np.sqrt(np.maximum(squared, 0)).ravel())
+        images.append(np.tile(part.image[order][mine], len(asked)))
+    distance, image = np.concatenate(distances), np.concatenate(images)
+    below = distance < distance.mean()
+    return np.bincount(image[below], minlength=len(part.names)).astype(np.float64)
+
+
+def paper_nearest(part: Part, m: Matches) -> Floats:
+    """Score by the paper, where the candidate pairs are each descriptor's 16 nearest."""
+    distance = np.sqrt(m.collection)
+    below = distance < distance.mean()
+    images = part.image[m.neighbour[below]]
+    return np.bincount(images, minlength=len(part.names)).astype(np.float64)
