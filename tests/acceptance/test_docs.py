@@ -1,0 +1,225 @@
+"""What README and docs show is what happens: their commands and their Python are run.
+
+Every ``console`` block is typed into bash, one ``$`` line after the other, and what is printed is
+compared with what the page shows; every ``python`` block is run, and compared with the ``text``
+block that follows it. Figures may differ; words, names and their order may not. ``...`` stands for
+lines that are left out. ``sh`` blocks are recipes for other machines: only their grammar is checked
+(tests/unit/test_docs_pages.py).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+skimage = pytest.importorskip("skimage", reason="the sample photographs come with scikit-image")
+
+ROOT = Path(__file__).parents[2]
+HOME_IN_DOCS = "/home/ana/.local/share/vantage"
+FOLDER_IN_DOCS = "/home/ana"
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FIRST_START = "Kernels: compiled"
+"""Begin of a line that only the first start on a machine prints."""
+
+pytestmark = pytest.mark.timeout(400)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page, and the output that the page shows for it."""
+
+    language: str
+    text: str
+    output: str | None
+
+    def commands(self) -> Iterator[tuple[str, str]]:
+        """Yield the commands of a ``console`` block with what each prints."""
+        for entry in re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]:
+            command, _, output = entry.partition("\n")
+            yield command, output
+
+
+def blocks(page: str) -> list[Block]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    found = list(FENCE.finditer(text))
+    result = []
+    for i, fence in enumerate(found):
+        after = found[i + 1] if i + 1 < len(found) else None
+        shown = None
+        if after is not None and after[1] == "text":
+            between = text[fence.end() : after.start()]
+            shown = after[2] if not between.strip() else None
+        result.append(Block(fence[1], fence[2], shown))
+    return result
+
+
+def shape(text: str) -> str:
+    """Return a text without its figures and without the widths of its columns."""
+    lines = (re.sub(r"\s+", " ", line).strip() for line in text.strip().splitlines())
+    return "\n".join(re.sub(r"\d[\d.,]*(?<=\d)", "#", line) for line in lines)
+
+
+def pattern(shown: str) -> re.Pattern[str]:
+    """Return what matches the shape of what a page shows."""
+    lines = shape(shown).splitlines()
+    return re.compile(
+        "\n".join(".*" if line == "..." else re.escape(line) for line in lines), re.DOTALL
+    )
+
+
+class Terminal:
+    """A shell in a folder of its own, on a home of its own, with one `vantage up` behind it."""
+
+    def __init__(self, folder: Path, eventually: Callable[..., Any]) -> None:
+        self.folder = folder / "ana"
+        self.home = folder / "vantage"
+        self._eventually = eventually
+        self._up: subprocess.Popen[bytes] | None = None
+        packages = self.folder / ".venv" / "lib" / "python3"
+        packages.mkdir(parents=True)
+        (packages / "site-packages").symlink_to(Path(skimage.__file__).parent.parent)
+        env = {name: value for name, value in os.environ.items() if not name.startswith("VANTAGE_")}
+        self.env = env | {
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")]),
+            "VANTAGE_HOME": str(self.home),
+            "VANTAGE_HOST": "studio",
+            "VANTAGE_FLOWER_PORT": "0",
+        }
+
+    def differences(self, page: str) -> list[str]:
+        """Run the blocks of a page; return where it does not show what happens."""
+        found = []
+        for block in blocks(page):
+            if block.language == "console":
+                for command, shown in block.commands():
+                    found += self._difference(command, shown, self.type(command))
+            elif block.language == "python":
+                found += self._difference(block.text, block.output, self.python(block.text))
+        return found
+
+    def type(self, command: str) -> str:
+        """Run a command and return what it prints."""
+        if command == "vantage up":
+            return self._start()
+        return self._run(["bash", "-c", command])
+
+    def python(self, code: str, cwd: Path | None = None) -> str:
+        """Run a program and return what it prints."""
+        return self._run([sys.executable, "-W", "error", "-c", code], cwd)
+
+    def stop(self) -> int:
+        """Press Ctrl-C where `vantage up` runs and return its exit status."""
+        if self._up is None:
+            return 0
+        process, self._up = self._up, None
+        process.send_signal(signal.SIGINT)
+        try:
+            return process.wait(timeout=30)
+        finally:
+            process.kill()
+
+    def _run(self, arguments: list[str], cwd: Path | None = None) -> str:
+        done = subprocess.run(
+            arguments,
+            cwd=cwd or self.folder,
+            env=self.env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{arguments[-1]}\n{done.stdout}{done.stderr}"
+        return done.stdout
+
+    def _start(self) -> str:
+        """Start `vantage up` and return what it prints until it serves."""
+        console = self.folder.parent / "up.log"
+        with console.open("wb") as output:
+            self._up = subprocess.Popen(
+                ["vantage", "up"],
+                cwd=self.folder,
+                env=self.env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+        def serves() -> bool:
+            assert self._up is not None
+            text = console.read_text()
+            assert self._up.poll() is None, text
+            return re.search(r"^Flower: \S+\n", text, re.MULTILINE) is not None
+
+        self._eventually(serves, 150)
+        lines = console.read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith(FIRST_START))
+
+    def _difference(self, command: str, shown: str | None, printed: str) -> list[str]:
+        if not (shown or "").strip():
+            return []  # the page does not show what comes
+        printed = printed.replace(str(self.home), HOME_IN_DOCS)
+        printed = printed.replace(str(self.folder), FOLDER_IN_DOCS)
+        if pattern(shown or "").fullmatch(shape(printed)):
+            return []
+        return [f"$ {command}\n--- shown\n{shown}--- printed\n{printed}"]
+
+
+@pytest.fixture(scope="module")
+def terminal(
+    tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]
+) -> Iterator[Terminal]:
+    opened = Terminal(tmp_path_factory.mktemp("docs").resolve(), eventually)
+    try:
+        yield opened
+    finally:
+        opened.stop()
+
+
+@pytest.fixture(scope="module")
+def readme(terminal: Terminal) -> list[str]:
+    """Follow the README; the other pages go on with what is there then."""
+    return terminal.differences("README.md")
+
+
+def test_what_the_readme_shows_happens(readme: list[str]) -> None:
+    assert readme == []
+
+
+def test_what_the_operations_page_shows_happens(terminal: Terminal, readme: list[str]) -> None:
+    assert terminal.differences("docs/operations.md") == []
+
+
+def test_a_segment_can_be_read_as_the_page_on_formats_says(
+    terminal: Terminal, readme: list[str]
+) -> None:
+    (code,) = [block.text for block in blocks("docs/formats.md") if block.language == "python"]
+    segment = next((terminal.home / "store" / "groups" / "0").glob("*.npz"))
+    printed = terminal.python(re.sub(r"[0-9a-f]{32}(?=\.npz)", segment.stem, code), terminal.home)
+    assert printed.startswith('{"group":0}')
+    assert "'codes': (" in printed
+
+
+def test_ctrl_c_stops_everything(terminal: Terminal, readme: list[str]) -> None:
+    assert terminal.stop() == 0
+    assert (terminal.folder.parent / "up.log").read_text().endswith("Stopped.\n")
+
+
+def test_a_page_that_shows_something_else_would_be_noticed(terminal: Terminal) -> None:
+    shown = "1  0.492    505  /home/ana/photos/a.png\n"
+    same = f"1 0.5 17 {terminal.folder}/photos/a.png\n"
+    assert terminal._difference("vantage search", shown, same) == []
+    assert terminal._difference("vantage search", shown, same.replace("a.png", "b.png"))
+    longer = same + "one line more\n"
+    assert terminal._difference("vantage search", shown, longer)
+    assert terminal._difference("vantage search", shown + "...\n", longer) == []

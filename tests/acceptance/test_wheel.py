@@ -1,0 +1,120 @@
+"""The built wheel, in an environment of its own, from another directory."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+skimage = pytest.importorskip("skimage", reason="the sample photographs come with scikit-image")
+
+ROOT = Path(__file__).parents[2]
+PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=170)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def vantage(wheel, tmp_path_factory):
+    """Install the wheel; returns a function that starts its command in another directory."""
+    folder = tmp_path_factory.mktemp("clean")
+    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=60)
+    python = folder / "venv" / "bin" / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel]
+    subprocess.run(install, check=True, timeout=170)
+    # What `make` does on machines without libGL: the environment of these tests has it done.
+    subprocess.run([python, "-m", "workers.doctor", "--repair-opencv"], check=True, timeout=170)
+    env = {name: value for name, value in os.environ.items() if not name.startswith("VANTAGE_")}
+    env |= {"VANTAGE_HOME": str(folder / "home"), "VANTAGE_FLOWER_PORT": "0"}
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [folder / "venv" / "bin" / "vantage", *arguments],
+            cwd=elsewhere,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+def run(process):
+    """Wait for a command; return what it printed as JSON."""
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, out + err
+    return json.loads(out)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in PHOTOGRAPHS:
+        (folder / name).write_bytes((Path(skimage.__file__).parent / "data" / name).read_bytes())
+    return folder
+
+
+def test_the_wheel_holds_all_that_runs_and_no_tests(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    assert {"celeryconfig.py", "workers/Procfile", "migrations/env.py"} <= set(names)
+    assert any(name.startswith("migrations/versions/0001") for name in names)
+    assert "pipeline/templates/results.html" in names
+    assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "demo/", "docs/"))]
+
+
+@pytest.mark.timeout(400)
+def test_the_installed_command_indexes_and_searches_without_broker(vantage, photographs):
+    run(vantage("index", "pictures", str(photographs), "--local", "--json"))
+    query = str(photographs / "coffee.png")
+    found = run(vantage("search", "pictures", query, "--local", "--json"))
+    assert json.dumps(found).count("coffee.png") >= 1
+    assert first_match(found)["locations"] == [query]
+
+
+@pytest.mark.timeout(400)
+def test_the_installed_command_runs_everything_and_stops_on_ctrl_c(
+    vantage, photographs, eventually
+):
+    up = vantage("up")
+    try:
+
+        def ready():
+            assert up.poll() is None, up.communicate()
+            status = run(vantage("status", "--json"))
+            kinds = {host["kind"] for host in status["workers"] if host["state"] == "ready"}
+            return {"extract", "group", "reduce", "query", "supervise"} <= kinds
+
+        eventually(ready, 120)
+        run(vantage("index", "served", str(photographs), "--json"))
+        query = str(photographs / "rocket.jpg")
+        assert first_match(run(vantage("search", "served", query, "--json")))["locations"] == [
+            query
+        ]
+        up.send_signal(signal.SIGINT)
+        up.communicate(timeout=30)
+        assert up.returncode in (0, 130)
+    finally:
+        if up.poll() is None:
+            up.kill()
+            up.communicate()
+
+
+def first_match(answer):
+    """Return the first match of a search's JSON, of one query or of several."""
+    searches = answer.get("searches", [answer])
+    return searches[0]["matches"][0]

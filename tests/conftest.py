@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from pipeline.config import Settings
+from workers.embedded import EmbeddedRedis
+from workers.redis_url import RedisAddress
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that the developer has set or indexed reaches a test, or is touched by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in list(os.environ):
+            if name.startswith("VANTAGE_"):
+                patch.delenv(name)
+        patch.setenv("VANTAGE_HOME", str(tmp_path_factory.mktemp("default-home")))
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """An empty data directory; its name needs quoting wherever somebody forgot to."""
+    path = tmp_path / "a home"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def settings(home: Path) -> Settings:
+    """Settings of an installation of its own, with a quick heartbeat."""
+    return Settings.from_env(
+        {
+            "VANTAGE_HOME": str(home),
+            "VANTAGE_FLOWER_PORT": "0",
+            "VANTAGE_EXTRACT_PROCESSES": "2",
+            "VANTAGE_GROUP_THREADS": "2",
+            "VANTAGE_HEARTBEAT_S": "0.3",
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def redis_url(_redis_server: str) -> str:
+    """A real, empty Redis. Started once for all tests."""
+    client = RedisAddress.parse(_redis_server).client()
+    client.flushall()
+    client.close()
+    return _redis_server
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[..., object]:
+    """``eventually(look, timeout_s)`` returns the first true answer of `look`, or fails."""
+
+    def eventually(look: Callable[[], T], timeout_s: float = 20.0) -> T:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            answer = look()
+            if answer:
+                return answer
+            assert time.monotonic() < deadline, f"not within {timeout_s} s: {look}"
+            time.sleep(0.02)
+
+    return eventually

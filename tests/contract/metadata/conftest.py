@@ -1,0 +1,47 @@
+"""One suite for every database: SQLite always, PostgreSQL where a server is given."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from metadata_database import POSTGRESQL_URL, Database
+
+from pipeline.metadata.engine import (
+    create_metadata_engine,
+    downgrade,
+    schema_revision,
+    upgrade,
+)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "database_kind" in metafunc.fixturenames:
+        kinds = ["sqlite", "postgresql"] if POSTGRESQL_URL else ["sqlite"]
+        metafunc.parametrize("database_kind", kinds)
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("metadata") / "template.sqlite"
+    engine = create_metadata_engine(f"sqlite:///{path}")
+    upgrade(engine)
+    engine.dispose()
+    return path
+
+
+@pytest.fixture
+def db(database_kind: str, sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
+    if database_kind == "sqlite":
+        path = tmp_path / "vantage.sqlite"
+        shutil.copy(sqlite_template, path)
+        engine = create_metadata_engine(f"sqlite:///{path}")
+    else:
+        engine = create_metadata_engine(POSTGRESQL_URL)
+        if schema_revision(engine) is not None:
+            downgrade(engine, "base")
+        upgrade(engine)
+    yield Database(engine)
+    engine.dispose()

@@ -1,0 +1,218 @@
+"""What the metadata tests do again and again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from hashlib import sha256
+from threading import Barrier
+from typing import Any
+
+from sqlalchemy import Engine, select
+from sqlalchemy.orm import Session
+
+from pipeline.config import ExtractorConfig, IndexConfig
+from pipeline.metadata import collections, extraction, images, jobs, parts, trees, versions
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.models import Base
+from pipeline.metadata.records import (
+    CollectionRecord,
+    ContainerInfo,
+    JobRecord,
+    PublishMode,
+    RegisteredFile,
+    SegmentRecord,
+    TreeRecord,
+    VersionRecord,
+)
+
+# Read when the tests are collected: while they run, they see none of the caller's settings.
+POSTGRESQL_URL = os.environ.get("VANTAGE_TEST_POSTGRESQL_URL", "")
+
+
+class Database:
+    """A migrated, empty database and what the tests do with it again and again."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    def write(self) -> AbstractContextManager[Session]:
+        return session_scope(self.engine)
+
+    def read(self) -> AbstractContextManager[Session]:
+        return session_scope(self.engine, write=False)
+
+    def rows(self, *, without: Sequence[str] = ("progress_at",)) -> dict[str, list[dict[str, Any]]]:
+        """All rows of all tables."""
+        with self.read() as session:
+            return {
+                table.name: [
+                    {k: v for k, v in row.items() if k not in without}
+                    for row in session.execute(
+                        select(table).order_by(*table.primary_key.columns)
+                    ).mappings()
+                ]
+                for table in Base.metadata.sorted_tables
+            }
+
+    def together(self, *calls: Callable[[Session], Any]) -> list[Any]:
+        """Run calls at the same time, each in a thread and transaction of its own."""
+        barrier = Barrier(len(calls))
+
+        def run(call: Callable[[Session], Any]) -> Any:
+            barrier.wait(10)
+            with self.write() as session:
+                return call(session)
+
+        with ThreadPoolExecutor(len(calls)) as pool:
+            return list(pool.map(run, calls))
+
+    def collection(self, name: str = "covers") -> CollectionRecord:
+        with self.write() as session:
+            return collections.get_or_create_collection(
+                session, name, ExtractorConfig(), IndexConfig()
+            )
+
+    def job(self, collection: CollectionRecord, kind: Any = "index", **options: Any) -> JobRecord:
+        with self.write() as session:
+            return jobs.create_job(session, collection.id, kind, {}, **options)
+
+    def register(
+        self,
+        collection: CollectionRecord,
+        job: JobRecord | None,
+        *files: RegisteredFile,
+        **options: Any,
+    ) -> Any:
+        with self.write() as session:
+            return images.register_files(
+                session, collection.id, None if job is None else job.id, files, **options
+            )
+
+    def image_states(self, collection: CollectionRecord) -> dict[str, str]:
+        """State by SHA-256."""
+        return {
+            row["sha256"]: row["state"]
+            for row in self.rows()["images"]
+            if row["collection_id"] == collection.id
+        }
+
+    def extract(self, job: JobRecord, *, batch_size: int = 2, bad: Sequence[str] = ()) -> None:
+        """Plan and do the extraction of a job; contents in `bad` fail."""
+        with self.write() as session:
+            extraction.plan_extraction(session, job.id, batch_size)
+            todo = parts.unfinished_parts(session, job.id, "extract")
+        for part in todo:
+            with self.write() as session:
+                batch = extraction.batch_images(session, part.args["images"])
+                good = [image for image in batch if image.sha256 not in bad]
+                failed = [image for image in batch if image.sha256 in bad]
+                key = sha256("".join(image.sha256 for image in good).encode()).hexdigest()
+                container = ContainerInfo(f"containers/{key}", key, len(good), 100 * len(good))
+                extraction.record_extraction(
+                    session,
+                    job.id,
+                    part.number,
+                    container if good else None,
+                    [(image.id, row, 640, 480, 100) for row, image in enumerate(good)],
+                    [(image.id, "corrupt", "its data is damaged") for image in failed],
+                    {"key": container.key},
+                )
+
+    def tree(self, collection: CollectionRecord, key: str = "trees/a") -> TreeRecord:
+        with self.write() as session:
+            return trees.add_tree(
+                session,
+                collection.id,
+                key=key,
+                checksum="c",
+                levels=4,
+                cells=16,
+                groups=4,
+                strategy="principal",
+                trained_on=1000,
+                target_cell_size=1500,
+            )
+
+    def adopted_tree(self, collection: CollectionRecord) -> TreeRecord:
+        tree = self.tree(collection)
+        with self.write() as session:
+            return trees.adopt_tree(session, collection.id, tree.id)
+
+    def segment(
+        self, collection: CollectionRecord, tree: TreeRecord, key: str, group: int = 0
+    ) -> SegmentRecord:
+        with self.write() as session:
+            return trees.add_segment(
+                session,
+                collection.id,
+                tree_id=tree.id,
+                group_number=group,
+                key=key,
+                checksum="c",
+                descriptor_count=100,
+                image_count=2,
+                byte_count=6400,
+            )
+
+    def publish(
+        self,
+        collection: CollectionRecord,
+        job: JobRecord,
+        tree: TreeRecord,
+        segments: Sequence[SegmentRecord],
+        mode: PublishMode = "append",
+        **options: Any,
+    ) -> VersionRecord | None:
+        with self.write() as session:
+            return versions.publish_version(
+                session,
+                collection.id,
+                job.id,
+                tree.id,
+                [segment.id for segment in segments],
+                mode,
+                {"median_cell": 700},
+                **options,
+            )
+
+    def to_stage(self, job: JobRecord, stage: Any) -> JobRecord:
+        """Move a job to a stage, whatever its stage and attempt."""
+        with self.write() as session:
+            now = jobs.get_job(session, job.id)
+            moved = jobs.advance_stage(session, job.id, now.stage, now.attempt, stage)
+            assert moved is not None
+            return moved
+
+    def index(
+        self, collection: CollectionRecord, *files: RegisteredFile, key: str
+    ) -> VersionRecord | None:
+        """Do a whole index job with one segment."""
+        job = self.job(collection)
+        self.register(collection, job, *files)
+        self.extract(job)
+        tree = self.adopted_tree(collection)
+        self.to_stage(job, "assign")
+        version = self.publish(collection, job, tree, [self.segment(collection, tree, key)])
+        with self.write() as session:
+            jobs.finish_job(session, job.id, "done")
+        return version
+
+
+def content(name: str) -> str:
+    """SHA-256 of some content."""
+    return sha256(os.fsencode(name)).hexdigest()
+
+
+def file(path: str, holds: str | None = None, **changes: Any) -> RegisteredFile:
+    """A readable file that holds the content of that name (default: its own)."""
+    values: dict[str, Any] = {
+        "path": path,
+        "root": "/photos",
+        "sha256": content(holds or path),
+        "size": 10,
+        "mtime_ns": 1_700_000_000_123_456_789,
+    }
+    return RegisteredFile(**{**values, **changes})

@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from metadata_database import Database, content, file
+
+from pipeline.errors import UnknownNameError
+from pipeline.metadata import images
+from pipeline.metadata.records import FailureRow, RegisterCounts
+
+
+def test_registering_the_same_files_again_changes_nothing(db: Database) -> None:
+    collection = db.collection()
+    job = db.job(collection)
+    files = [file("/a"), file("/b"), file("/c", sha256=None, error_code="vanished")]
+    first = db.register(collection, job, *files)
+    before = db.rows()
+    second = db.register(collection, job, *files)
+    assert first == RegisterCounts(new_images=2, new_locations=3, unreadable=1)
+    assert second == RegisterCounts(known_images=2, unreadable=1)
+    assert db.rows() == before
+
+
+def test_the_same_bytes_at_two_paths_are_one_image_with_two_locations(db: Database) -> None:
+    collection = db.collection()
+    counts = db.register(collection, None, file("/b", "x"), file("/a", "x"))
+    assert (counts.new_images, counts.new_locations) == (1, 2)
+    (image_id,) = (row["id"] for row in db.rows()["images"])
+    with db.read() as session:
+        assert images.image_rows(session, [image_id])[image_id].locations == ("/a", "/b")
+
+
+def test_the_same_content_in_two_collections_is_two_images(db: Database) -> None:
+    db.register(db.collection("one"), None, file("/a"))
+    counts = db.register(db.collection("two"), None, file("/a"))
+    assert counts.new_images == 1
+
+
+def test_names_come_back_exactly(db: Database) -> None:
+    names = [
+        "/line\nbreak.jpg",
+        "/back\\slash\\u0041.jpg",
+        "/Größe 写真 🖼.jpg",
+        os.fsdecode(b"/not utf-8 \xff\xfe.jpg"),
+        "/tab\t' \" ; -- %s :name.jpg",
+    ]
+    collection = db.collection()
+    db.register(collection, None, *[file(name, root=names[3]) for name in names])
+    known = [(name, 10, file(name).mtime_ns) for name in names]
+    with db.read() as session:
+        assert images.unchanged_paths(session, collection.id, known) == set(names)
+        ids = [row["id"] for row in db.rows()["images"]]
+        rows = images.image_rows(session, ids)
+    assert sorted(row.locations[0] for row in rows.values()) == sorted(names)
+    assert {row["root"] for row in db.rows()["locations"]} == {names[3]}
+
+
+def test_a_changed_file_is_a_new_image_and_the_old_one_goes(db: Database) -> None:
+    collection = db.collection()
+    db.register(collection, None, file("/a", "old"))
+    counts = db.register(collection, None, file("/a", "new"))
+    assert counts == RegisterCounts(new_images=1, changed_locations=1, removed_images=1)
+    states = db.image_states(collection)
+    assert states == {content("old"): "removed", content("new"): "pending"}
+
+
+def test_an_image_stays_while_one_location_holds_it(db: Database) -> None:
+    collection = db.collection()
+    db.register(collection, None, file("/a", "x"), file("/b", "x"))
+    counts = db.register(collection, None, file("/a", "y"))
+    assert (counts.changed_locations, counts.removed_images) == (1, 0)
+    assert db.image_states(collection)[content("x")] == "pending"
+
+
+def test_contents_that_change_places_stay(db: Database) -> None:
+    collection = db.collection()
+    db.register(collection, None, file("/a", "x"), file("/b", "y"))
+    counts = db.register(collection, None, file("/a", "y"), file("/b", "x"))
+    assert counts == RegisterCounts(known_images=2, changed_locations=2)
+    assert set(db.image_states(collection).values()) == {"pending"}
+
+
+def test_a_path_given_twice_counts_once_and_the_last_one_holds(db: Database) -> None:
+    collection = db.collection()
+    counts = db.register(collection, None, file("/a", "x"), file("/a", "y"))
+    assert (counts.new_images, counts.new_locations) == (1, 1)
+    assert db.image_states(collection) == {content("y"): "pending"}
+
+
+def test_a_file_that_cannot_be_read_now_keeps_its_image(db: Database) -> None:
+    collection = db.collection()
+    db.register(collection, None, file("/a"))
+    denied = file("/a", sha256=None, error_code="permission-denied", error_message="no right")
+    assert db.register(collection, None, denied).unreadable == 1
+    assert db.image_states(collection) == {content("/a"): "pending"}
+    with db.read() as session:
+        key = ("/a", 10, file("/a").mtime_ns)
+        assert images.unchanged_paths(session, collection.id, [key]) == set()
+        assert images.failures(session, collection.id) == [
+            FailureRow("/a", content("/a"), "permission-denied", "no right")
+        ]
+    assert db.register(collection, None, file("/a")) == RegisterCounts(known_images=1)
+    with db.read() as session:
+        assert images.failures(session, collection.id) == []
+
+
+def test_only_files_of_the_same_size_and_time_are_unchanged(db: Database) -> None:
+    collection = db.collection()
+    db.register(collection, None, file("/a"), file("/b"), file("/c"))
+    time = file("/a").mtime_ns
+    asked = [("/a", 10, time), ("/b", 11, time), ("/c", 10, time + 1), ("/d", 10, time)]
+    with db.read() as session:
+        assert images.unchanged_paths(session, collection.id, asked) == {"/a"}
+
+
+def test_a_failed_image_stays_failed_unless_asked_to_retry(db: Database) -> None:
+    collection = db.collection()
+    job = db.job(collection)
+    db.register(collection, job, file("/a"), file("/b"))
+    db.extract(job, bad=[content("/a")])
+    db.register(collection, db.job(collection), file("/a"))
+    assert db.image_states(collection)[content("/a")] == "failed"
+    db.register(collection, db.job(collection), file("/a"), file("/b"), retry_failed=True)
+    assert db.image_states(collection) == {content("/a"): "pending", content("/b"): "extracted"}
+    with db.read() as session:
+        assert images.failures(session, collection.id) == []
+
+
+@pytest.mark.parametrize("life", ["pending", "extracted", "failed", "indexed"])
+def test_an_image_that_comes_back_is_what_it_was(db: Database, life: str) -> None:
+    collection = db.collection()
+    if life == "indexed":
+        db.index(collection, file("/a", "x"), key="s1")
+    else:
+        job = db.job(collection)
+        db.register(collection, job, file("/a", "x"))
+        if life != "pending":
+            db.extract(job, bad=[content("x")] if life == "failed" else [])
+    assert db.image_states(collection)[content("x")] == life
+    db.register(collection, None, file("/a", "y"))
+    assert db.image_states(collection)[content("x")] == "removed"
+    counts = db.register(collection, None, file("/b", "x"))
+    assert (counts.known_images, counts.returned_images) == (1, 1)
+    assert db.image_states(collection)[content("x")] == life
+
+
+def test_a_failed_image_that_comes_back_can_be_retried(db: Database) -> None:
+    collection = db.collection()
+    job = db.job(collection)
+    db.register(collection, job, file("/a", "x"))
+    db.extract(job, bad=[content("x")])
+    db.register(collection, job, file("/a", "y"))
+    db.register(collection, job, file("/a", "x"), retry_failed=True)
+    assert db.image_states(collection)[content("x")] == "pending"
+
+
+def test_an_image_whose_file_was_at_fault_is_tried_again_when_it_can_be_read(db: Database) -> None:
+    collection = db.collection()
+    job = db.job(collection)
+    db.register(collection, job, file("/a"), file("/b"))
+    db.extract(job, bad=[content("/a"), content("/b")])  # with code "corrupt"
+    known = [(path, 10, file(path).mtime_ns) for path in ("/a", "/b")]
+    with db.read() as session:
+        assert images.unchanged_paths(session, collection.id, known, retry_codes={"vanished"}) == {
+            "/a",
+            "/b",
+        }
+        assert (
+            images.unchanged_paths(session, collection.id, known, retry_codes={"corrupt"}) == set()
+        )
+    db.register(collection, job, file("/a"), retry_codes={"vanished"})
+    assert set(db.image_states(collection).values()) == {"failed"}
+    db.register(collection, job, file("/a"), retry_codes={"corrupt"})
+    assert db.image_states(collection) == {content("/a"): "pending", content("/b"): "failed"}
+
+
+def test_failures_are_listed_by_path_and_in_pages(db: Database) -> None:
+    collection = db.collection()
+    job = db.job(collection)
+    unread = file("/b", sha256=None, error_code="vanished", error_message="it is gone")
+    db.register(collection, job, file("/c", "x"), unread, file("/a", "x"), file("/good"))
+    db.extract(job, bad=[content("x")])
+    with db.read() as session:
+        rows = images.failures(session, collection.id)
+        pages = [images.failures(session, collection.id, 1, i)[0] for i in range(3)]
+    broken = ("corrupt", "its data is damaged")
+    assert rows == pages
+    assert rows == [
+        FailureRow("/a", content("x"), *broken),
+        FailureRow("/b", None, "vanished", "it is gone"),
+        FailureRow("/c", content("x"), *broken),
+    ]
+
+
+def test_image_rows_leave_out_ids_that_are_not_known(db: Database) -> None:
+    with db.read() as session:
+        assert images.image_rows(session, [1, 2, 3]) == {}
+
+
+def test_more_files_than_sqlite_takes_variables_fit_in_one_call(db: Database) -> None:
+    collection = db.collection()
+    files = [file(f"/{i}") for i in range(33_000)]
+    assert db.register(collection, None, *files).new_images == len(files)
+    with db.read() as session:
+        known = [(f.path, f.size, f.mtime_ns) for f in files]
+        assert len(images.unchanged_paths(session, collection.id, known)) == len(files)
+
+
+def test_callers_that_register_the_same_files_at_once_make_one_row_each(db: Database) -> None:
+    collection = db.collection()
+    files = [file(f"/{i}") for i in range(300)]
+    counts = db.together(
+        *[
+            lambda session, order=order: images.register_files(
+                session, collection.id, None, files[::order]
+            )
+            for order in (1, -1, 1, -1)
+        ]
+    )
+    assert sorted(c.new_images for c in counts) == [0, 0, 0, 300]
+    assert len(db.rows()["locations"]) == 300
+
+
+def test_files_of_a_collection_that_is_gone_are_refused(db: Database) -> None:
+    with pytest.raises(UnknownNameError, match="no collection id"), db.write() as session:
+        images.register_files(session, 99, None, [file("/a")])

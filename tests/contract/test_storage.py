@@ -1,0 +1,234 @@
+"""One suite over every kind of store: a directory on this file system, and an fsspec URL."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+
+from pipeline.arrays import ArrayFile
+from pipeline.errors import ConfigError, CorruptFileError, StorageUnavailableError
+from pipeline.storage import Storage, file_checksum
+
+KEY = "groups/0/abc.npz"
+ARRAYS = {"a": np.arange(1000, dtype=np.uint32), "b": np.ones((3, 4))}
+
+
+@pytest.fixture(params=["directory", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "directory":
+        yield str(tmp_path / "the store")
+        return
+    address = f"memory://vantage-{uuid.uuid4().hex}"
+    yield address
+    system, root = fsspec.core.url_to_fs(address)
+    if system.exists(root):
+        system.rm(root, recursive=True)
+
+
+@pytest.fixture
+def storage(url: str, tmp_path: Path) -> Storage:
+    return Storage(url, tmp_path / "local")
+
+
+def damage(storage: Storage, key: str, data: bytes | None = None) -> None:
+    """Flip a byte of a stored array, or put other bytes in the file's place."""
+    system, root = storage._fs, storage._address(key)
+    if data is None:
+        whole = bytearray(system.cat_file(root))
+        whole[whole.index(ARRAYS["a"].tobytes()) + 400] ^= 1
+        data = bytes(whole)
+    system.rm_file(root)
+    system.pipe_file(root, data)
+
+
+def test_what_was_written_is_found_read_and_deleted(storage: Storage) -> None:
+    assert not storage.exists(KEY)
+    assert storage.find(KEY) is None
+    checksum = storage.write_arrays(KEY, ARRAYS, {"x": 1})
+    assert storage.exists(KEY)
+    assert storage.find(KEY) == storage.checksum(KEY) == checksum
+    for file in (storage.open_arrays(KEY, checksum), storage.read_arrays(KEY, checksum)):
+        assert file.meta == {"x": 1}
+        assert all(np.array_equal(file[name], array) for name, array in ARRAYS.items())
+    assert np.array_equal(storage.read_array(KEY, "b"), ARRAYS["b"])
+    assert storage.size(KEY) == (storage.local / KEY).stat().st_size
+    storage.delete(KEY)
+    assert not storage.exists(KEY)
+    assert not (storage.local / KEY).exists()
+    storage.delete(KEY)
+
+
+def test_the_first_of_two_files_of_one_name_stays(storage: Storage) -> None:
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    assert storage.write_arrays(KEY, {"a": np.zeros(3)}, {}) == checksum
+    assert np.array_equal(storage.read_arrays(KEY)["a"], ARRAYS["a"])
+
+
+def test_writers_of_one_name_at_once_leave_one_whole_file(storage: Storage) -> None:
+    start = threading.Barrier(8)
+
+    def write(number: int) -> str:
+        start.wait(10)
+        return storage.write_arrays(KEY, {"a": np.full(100_000, number % 2)}, {})
+
+    with ThreadPoolExecutor(8) as pool:
+        checksums = list(pool.map(write, range(8)))
+    file = storage.read_arrays(KEY)
+    file.verify()
+    assert len(np.unique(file["a"])) == 1
+    assert storage.checksum(KEY) in checksums
+    if storage._on_disk:
+        assert set(checksums) == {storage.checksum(KEY)}
+        assert [p.name for p in Path(storage._address(KEY)).parent.iterdir()] == ["abc.npz"]
+
+
+def test_a_writer_that_fails_leaves_nothing(storage: Storage) -> None:
+    def fill(stream: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        storage.write(KEY, fill)
+    assert not storage.exists(KEY)
+    folder = Path(storage._address(KEY)).parent
+    assert not storage._on_disk or list(folder.iterdir()) == []
+
+
+def test_a_damaged_stored_file_is_not_found_and_made_again(storage: Storage) -> None:
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    damage(storage, KEY)
+    assert storage.find(KEY) is None
+    assert not storage.exists(KEY)
+    assert storage.write_arrays(KEY, ARRAYS, {}) == checksum
+
+
+def test_a_stored_file_with_another_checksum_is_refused(storage: Storage) -> None:
+    storage.write_arrays(KEY, ARRAYS, {})
+    for read in (storage.open_arrays, storage.fetch, storage.read_arrays):
+        with pytest.raises(CorruptFileError, match="SHA-256 is not the one recorded"):
+            read(KEY, "0" * 64)
+    assert not (storage.local / KEY).exists()
+    assert list((storage.local / KEY).parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["flipped byte", "cut off"])
+def test_a_damaged_local_copy_is_fetched_again(
+    storage: Storage, url: str, tmp_path: Path, cut: bool
+) -> None:
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    copy = storage.fetch(KEY, checksum)
+    whole = copy.read_bytes()
+    copy.unlink()  # which may be a hard link to the stored file
+    flipped = whole.replace(ARRAYS["a"].tobytes(), bytes(4000))
+    copy.write_bytes(whole[:1000] if cut else flipped)
+    another_life = Storage(url, tmp_path / "local")
+    file = another_life.open_arrays(KEY, checksum)
+    assert np.array_equal(file["a"], ARRAYS["a"])
+    assert file_checksum(copy) == checksum
+
+
+def test_damage_of_the_store_itself_is_told(storage: Storage, url: str, tmp_path: Path) -> None:
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    damage(storage, KEY)
+    with pytest.raises(CorruptFileError):
+        storage.open_arrays(KEY, checksum)
+    damage(storage, KEY, b"not a file of arrays")
+    with pytest.raises(CorruptFileError):
+        storage.read_array(KEY, "a")
+
+
+def test_a_missing_file_can_come_later(storage: Storage) -> None:
+    for read in (storage.fetch, storage.open_arrays, storage.read_arrays, storage.checksum):
+        with pytest.raises(StorageUnavailableError, match=r"groups/0/abc\.npz"):
+            read(KEY)
+    with pytest.raises(StorageUnavailableError):
+        storage.size(KEY)
+    with pytest.raises(StorageUnavailableError):
+        storage.read_array(KEY, "a")
+
+
+def test_a_folder_is_deleted_with_all_that_is_in_it(storage: Storage) -> None:
+    for key in ("assignments/one/a.npz", "assignments/one/b.npz", "assignments/two/a.npz"):
+        storage.write_arrays(key, ARRAYS, {})
+    storage.delete_folder("assignments/one")
+    storage.delete_folder("assignments/one")
+    assert not storage.exists("assignments/one/a.npz")
+    assert not storage.exists("assignments/one/b.npz")
+    assert storage.exists("assignments/two/a.npz")
+
+
+def test_hosts_with_roots_of_their_own_share_the_store(
+    storage: Storage, url: str, tmp_path: Path
+) -> None:
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    other = Storage(url, tmp_path / "another local")
+    assert np.array_equal(other.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
+    other.drop_local(KEY)
+    assert storage.exists(KEY)
+
+
+# --- what only a directory has -------------------------------------------------------------------
+
+
+def test_a_local_copy_on_the_same_file_system_is_a_hard_link(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    storage.write_arrays(KEY, ARRAYS, {})
+    assert storage.fetch(KEY).samefile(tmp_path / "store" / KEY)
+
+
+def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    storage.fetch(KEY, checksum).unlink()
+    assert np.array_equal(storage.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
+
+
+def test_stored_files_are_readable_for_whom_the_umask_allows(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    before = os.umask(0o027)
+    try:
+        storage.write_arrays(KEY, ARRAYS, {})
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "store" / KEY).stat().st_mode) == 0o640
+
+
+def test_a_store_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    blocked = tmp_path / "store"
+    blocked.write_text("a file where a folder should be")
+    storage = Storage(str(blocked), tmp_path / "local")
+    with pytest.raises(StorageUnavailableError, match="is VANTAGE_STORE reachable"):
+        storage.write_arrays(KEY, ARRAYS, {})
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_store_is_unavailable(tmp_path: Path) -> None:
+    folder = tmp_path / "store"
+    folder.mkdir(mode=0o500)
+    storage = Storage(str(folder), tmp_path / "local")
+    with pytest.raises(StorageUnavailableError, match="Permission"):
+        storage.write_arrays(KEY, ARRAYS, {})
+
+
+def test_a_store_of_an_unknown_kind_stops_at_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="VANTAGE_STORE is 'nosuch://place'"):
+        Storage("nosuch://place", tmp_path)
+
+
+def test_a_file_url_is_a_directory(tmp_path: Path) -> None:
+    storage = Storage(f"file://{tmp_path}/store/", tmp_path / "local")
+    storage.write_arrays(KEY, ARRAYS, {})
+    assert same_file(ArrayFile(tmp_path / "store" / KEY))
+    assert storage.fetch(KEY).samefile(tmp_path / "store" / KEY)
+
+
+def same_file(file: ArrayFile) -> bool:
+    return all(np.array_equal(file[name], array) for name, array in ARRAYS.items())

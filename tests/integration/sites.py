@@ -1,0 +1,184 @@
+"""Real stacks to test on: `vantage up`, a second host, and a look at what they did."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from pipeline.config import Settings
+from pipeline.metadata.engine import create_metadata_engine, session_scope
+from pipeline.metadata.hosts import groups_served, live_hosts
+from pipeline.metadata.records import HostRecord
+from pipeline.records import SearchResult
+from workers.embedded import discover_redis_url
+from workers.environment import environment
+from workers.processes import die_with_parent, stop_process
+from workers.stack import Stack
+
+Eventually = Callable[..., Any]
+
+SECOND = "second"
+"""Name of the host that serves groups 2 and 3."""
+
+
+def make_settings(home: Path, **changes: Any) -> Settings:
+    """Settings of a small installation: many small batches and cells, quick heartbeats."""
+    home.mkdir(parents=True, exist_ok=True)
+    values = {
+        "VANTAGE_HOME": home,
+        "VANTAGE_FLOWER_PORT": 0,
+        "VANTAGE_EXTRACT_PROCESSES": 2,
+        "VANTAGE_GROUP_THREADS": 2,
+        "VANTAGE_HEARTBEAT_S": 0.3,
+        "VANTAGE_HOST_TIMEOUT_S": 3,
+        "VANTAGE_BATCH_SIZE": 4,
+        "VANTAGE_MAX_FEATURES": 200,
+        "VANTAGE_QUERY_MAX_FEATURES": 300,
+        "VANTAGE_CELL_SIZE": 100,
+    }
+    settings = Settings.from_env({name: str(value) for name, value in values.items()})
+    return dataclasses.replace(settings, **changes)
+
+
+def live_workers(settings: Settings) -> dict[str, HostRecord]:
+    """Return the live workers by name."""
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        with session_scope(engine, write=False) as session:
+            rows = live_hosts(session, time.time(), settings.host_timeout_s)
+        return {row.name: row for row in rows}
+    finally:
+        engine.dispose()
+
+
+def served_groups(settings: Settings) -> set[int]:
+    """Return the groups that somebody serves now."""
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        with session_scope(engine, write=False) as session:
+            return set(groups_served(session, time.time(), settings.host_timeout_s))
+    finally:
+        engine.dispose()
+
+
+@contextlib.contextmanager
+def frozen(settings: Settings, kind: str) -> Iterator[None]:
+    """Hold up a worker and its pool: they neither work nor beat."""
+    worker = psutil.Process(live_workers(settings)[f"{kind}@{settings.host}"].pid)
+    family = [worker, *worker.children(recursive=True)]
+    for process in family:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in family:
+            process.resume()
+
+
+class SecondHost:
+    """A group worker on another host: it shares database, store and Redis, not its local files."""
+
+    def __init__(self, settings: Settings, groups: Sequence[int], eventually: Eventually) -> None:
+        self._first = settings
+        self._eventually = eventually
+        self.groups = tuple(groups)
+        self.settings = dataclasses.replace(
+            settings,
+            local=settings.home / f"local-of-{SECOND}",
+            host=SECOND,
+            serve_groups=self.groups,
+            redis_url=discover_redis_url(settings),
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the worker and wait until it serves."""
+        queues = ",".join(f"group.{group}" for group in self.groups)
+        command = [sys.executable, "-m", "celery", "-A", "workers.app", "worker", "-l", "INFO"]
+        with (self.settings.home / "logs" / "second.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*command, "-n", f"group@{SECOND}", "-Q", queues, "-P", "threads", "-c", "2",
+                 "--without-gossip", "--without-mingle"],
+                cwd=self.settings.home,
+                env=environment(self.settings) | {"REMAP_SIGTERM": "SIGQUIT"},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGKILL),
+            )  # fmt: skip
+        self._eventually(self._serves, 60)
+
+    def _serves(self) -> bool:
+        """Tell whether this very process serves, not one that was killed a moment ago."""
+        row = live_workers(self._first).get(f"group@{SECOND}")
+        return row is not None and (row.pid, row.state) == (self.pid, "ready")
+
+    def freeze(self) -> None:
+        """Stop it as a host that hangs: nothing is sent, received or told."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.thaw()
+            stop_process(self._process, 10)
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """A running installation of two hosts."""
+
+    stack: Stack
+    second: SecondHost
+
+    @property
+    def settings(self) -> Settings:
+        return self.stack.settings
+
+
+def files_below(folder: Path | str, pattern: str = "**/*") -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder by its relative path."""
+    root = Path(folder)
+    return {
+        path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(root.glob(pattern))
+        if path.is_file()
+    }
+
+
+def answer(result: SearchResult) -> dict[str, Any]:
+    """Return what two answers to one query must have in common: all but the times."""
+    values = result.to_dict()
+    values.pop("timings")
+    return values
+
+
+def found_names(result: SearchResult) -> list[str]:
+    """Return the first file name of every match, best first."""
+    return [Path(match.locations[0]).stem for match in result.matches]

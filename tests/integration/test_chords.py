@@ -1,0 +1,215 @@
+"""What the settings promise about chords, on a real Redis and real workers."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import kombu.pools
+import psutil
+import pytest
+from celery import chord
+from celery.result import AsyncResult
+
+from pipeline.config import Settings
+from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
+from pipeline.metadata.hosts import live_hosts
+from pipeline.metadata.records import HostRecord
+from workers.environment import environment
+from workers.processes import die_with_parent, stop_process
+from workers.redis_url import RedisAddress
+
+Eventually = Callable[..., Any]
+_HERE = Path(__file__).parent
+
+
+@dataclasses.dataclass
+class Site:
+    """Settings, clients, and a way to start workers."""
+
+    settings: Settings
+    tasks: Any
+    redis: Any
+
+    def live(self) -> dict[str, HostRecord]:
+        engine = create_metadata_engine(self.settings.database_url)
+        with session_scope(engine, write=False) as session:
+            rows = live_hosts(session, time.time(), self.settings.host_timeout_s)
+        engine.dispose()
+        return {row.name: row for row in rows}
+
+    @contextlib.contextmanager
+    def worker(
+        self, name: str, queues: str, pool: str = "threads", **variables: str
+    ) -> Iterator[Any]:
+        env = environment(self.settings) | variables
+        env["PYTHONPATH"] = f"{_HERE}:{env.get('PYTHONPATH', '')}"
+        env["REMAP_SIGTERM"] = "SIGQUIT"
+        command = [sys.executable, "-m", "celery", "-A", "chord_app", "worker"]
+        with (self.settings.home / f"{name}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [*command, "-n", f"{name}@test", "-Q", queues, "-P", pool, "-c", "2"],
+                cwd=self.settings.home,
+                env=env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGKILL),
+            )
+        try:
+            yield process
+        finally:
+            stop_process(process, 10)
+
+
+@pytest.fixture
+def visibility_timeout_s() -> int:
+    """So long that in a test nothing comes back by its age."""
+    return 300
+
+
+@pytest.fixture
+def site(
+    settings: Settings,
+    redis_url: str,
+    visibility_timeout_s: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Site]:
+    settings = dataclasses.replace(
+        settings, redis_url=redis_url, visibility_timeout_s=visibility_timeout_s
+    )
+    for name, value in environment(settings, {}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(_HERE))
+    monkeypatch.delitem(sys.modules, "chord_app", raising=False)
+    engine = create_metadata_engine(settings.database_url)
+    upgrade(engine)
+    engine.dispose()
+    import chord_app
+
+    client = chord_app.redis()
+    yield Site(settings, chord_app, client)
+    client.close()
+    kombu.pools.reset()
+    chord_app.app.backend.client.close()
+
+
+def _wait(result: AsyncResult, eventually: Eventually, timeout_s: float = 30) -> Any:
+    eventually(result.ready, timeout_s)
+    return result.get(timeout=1, follow_parents=False)
+
+
+def test_a_chord_of_parts_that_keep_no_result_is_collected_once_and_in_order(
+    site: Site, eventually: Eventually
+) -> None:
+    with site.worker("all", "extract,reduce"):
+        eventually(lambda: site.live().get("all@test", None))
+        result = chord(site.tasks.part.s(n) for n in range(8))(site.tasks.collect.s())
+        assert _wait(result, eventually) == list(range(8))
+        assert site.redis.llen("collected") == 1
+        backend = RedisAddress.parse(site.settings.redis_url or "").client()
+        kept = list(backend.keys("celery-task-meta-*"))
+        backend.close()
+        # Only the collecting task's: the parts' reached it through the join alone.
+        assert kept == [f"celery-task-meta-{result.id}".encode()]
+
+
+def test_the_join_of_a_chord_is_kept_a_day_while_a_part_is_late(
+    site: Site, eventually: Eventually
+) -> None:
+    with site.worker("all", "extract,reduce"):
+        header = [site.tasks.part.s(0), site.tasks.part.s(1, held=True)]
+        result = chord(header)(site.tasks.collect.s())
+        backend = RedisAddress.parse(site.settings.redis_url or "").client()
+        eventually(lambda: site.redis.llen(site.tasks.RUNS) == 2)
+        # The first part has come in, and the second is as late as anybody likes.
+        joined = eventually(lambda: [k for k in backend.keys("*") if k.endswith(b".j")])
+        state = [k for k in backend.keys("*") if k.startswith(joined[0][:-2]) and k[-2:] != b".c"]
+        assert len(state) >= 2
+        assert {key: backend.ttl(key) > 80_000 for key in state} == dict.fromkeys(state, True)
+        backend.close()
+        site.redis.rpush(site.tasks.GO, 1)
+        assert _wait(result, eventually) == [0, 1]
+
+
+@pytest.mark.parametrize("visibility_timeout_s", [4])
+def test_a_chord_outlives_the_worker_that_is_killed_in_the_middle_of_a_part(
+    site: Site, eventually: Eventually
+) -> None:
+    with site.worker("first", "extract") as first:
+        result = chord([site.tasks.part.s(7, held=True)])(site.tasks.collect.s())
+        eventually(lambda: site.redis.llen(site.tasks.RUNS) == 1)
+        first.kill()
+        first.wait()
+    site.redis.rpush(site.tasks.GO, 1, 1)
+    with site.worker("second", "extract,reduce"):
+        assert _wait(result, eventually, 60) == [7]
+    runs = [run.split()[1] for run in site.redis.lrange(site.tasks.RUNS, 0, -1)]
+    assert len(set(runs)) == 2, "the part was not run by the second worker"
+    assert site.redis.llen("collected") == 1
+
+
+def test_a_pool_process_that_dies_has_its_part_run_again_within_seconds(
+    site: Site, eventually: Eventually
+) -> None:
+    with site.worker("pool", "extract,reduce", pool="prefork"):
+        eventually(lambda: site.live().get("pool@test"))
+        began = time.monotonic()
+        result = chord([site.tasks.lethal.s(3)])(site.tasks.collect.s())
+        assert _wait(result, eventually, 60) == [3]
+        assert time.monotonic() - began < 30
+    assert site.redis.llen(site.tasks.RUNS) == 2
+
+
+def test_a_stopped_worker_puts_back_what_it_had_begun(site: Site, eventually: Eventually) -> None:
+    with site.worker("pool", "extract", pool="prefork") as worker:
+        result = chord([site.tasks.part.s(5, held=True)])(site.tasks.collect.s())
+        eventually(lambda: site.redis.llen(site.tasks.RUNS) == 1)
+        worker.terminate()
+        worker.wait(timeout=15)
+    site.redis.rpush(site.tasks.GO, 1, 1)
+    with site.worker("next", "extract,reduce"):
+        assert _wait(result, eventually, 30) == [5]
+
+
+def test_a_worker_is_ready_when_it_consumes_and_gone_when_it_has_stopped(
+    site: Site, eventually: Eventually
+) -> None:
+    with site.worker("g", "group.2,group.11") as worker:
+        row = eventually(lambda: (r := site.live().get("g@test")) and r.state == "ready" and r)
+        assert (row.kind, row.groups, row.pid) == ("group", (2, 11), worker.pid)
+        first = row.heartbeat_at
+        eventually(lambda: site.live()["g@test"].heartbeat_at > first)
+        worker.terminate()
+        assert worker.wait(timeout=15) == 0
+        assert site.live() == {}
+
+
+def test_a_worker_without_a_database_says_why_it_does_not_start(site: Site) -> None:
+    site.settings = dataclasses.replace(site.settings, database_url="mysql://host/db")
+    with site.worker("w", "extract") as worker:
+        assert worker.wait(timeout=30) != 0
+    assert "VANTAGE_DATABASE_URL" in (site.settings.home / "w.log").read_text()
+
+
+def test_a_worker_ends_when_the_process_that_runs_everything_is_gone(
+    site: Site, eventually: Eventually
+) -> None:
+    with subprocess.Popen(["sleep", "600"]) as up:
+        try:
+            with site.worker("w", "extract", "prefork", VANTAGE_UP_PID=str(up.pid)) as worker:
+                eventually(lambda: site.live().get("w@test"))
+                family = psutil.Process(worker.pid).children(recursive=True)
+                up.kill()
+                up.wait()
+                worker.wait(timeout=20)
+                assert psutil.wait_procs(family, timeout=10)[1] == []
+        finally:
+            up.kill()

@@ -1,0 +1,74 @@
+"""Flower's own API names the tasks of a finished chord, with arguments that people can read."""
+
+from __future__ import annotations
+
+import ast
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from sites import Eventually, Site
+
+from workers.client import Collection
+
+INDEXING = {
+    "job.register",
+    "extract.batch",
+    "extract.collect",
+    "group.train",
+    "group.assign",
+    "group.collect",
+    "group.merge",
+    "group.publish",
+}
+RETRIEVAL = {"retrieve.prepare", "retrieve.scan", "retrieve.rank"}
+
+
+def _tasks(site: Site, about: str) -> list[dict[str, Any]]:
+    """Return the tasks that have an id among their arguments."""
+    assert site.stack.ready is not None
+    url = f"{site.stack.ready.flower_url}/api/tasks?limit=20000"
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        tasks = json.load(answer)
+    return [task for task in tasks.values() if about in (task["args"] or "")]
+
+
+def _finished(site: Site, about: str, names: set[str]) -> list[dict[str, Any]]:
+    tasks = _tasks(site, about)
+    done = {task["name"] for task in tasks if task["state"] == "SUCCESS"}
+    return tasks if done == names else []
+
+
+def _arguments(tasks: list[dict[str, Any]], name: str) -> list[tuple[Any, ...]]:
+    return sorted(ast.literal_eval(task["args"]) for task in tasks if task["name"] == name)
+
+
+def test_the_tasks_of_a_job_are_listed_by_name_with_their_arguments(
+    site: Site, photo_folder: Path, eventually: Eventually
+) -> None:
+    with Collection.open("watched", site.settings) as collection:
+        handle = collection.index(sorted(photo_folder.glob("*.png"))[:8])
+        handle.wait(timeout=60)
+    tasks = eventually(lambda: _finished(site, handle.id, INDEXING), 30)
+    # Job, attempt, number of the part: two batches of four images, four groups.
+    batches = _arguments(tasks, "extract.batch")
+    assert [(job, part) for job, _, part in batches] == [(handle.id, 0), (handle.id, 1)]
+    assert [part for _, _, part in _arguments(tasks, "group.merge")] == [0, 1, 2, 3]
+    workers = {task["name"]: task["worker"].split("@")[0] for task in tasks}
+    assert workers["extract.batch"] == "extract"
+    assert workers["extract.collect"] == "reduce"
+    assert workers["group.merge"] == "group"
+
+
+def test_the_tasks_of_a_search_are_listed_with_their_groups(
+    site: Site, indexed: str, queries: list[Path], eventually: Eventually
+) -> None:
+    with Collection.open(indexed, site.settings) as collection:
+        handle = collection.enqueue_search(queries[0], plan="exhaustive", deadline_s=30)
+        assert handle.wait(timeout=40).complete
+    tasks = eventually(lambda: _finished(site, handle.id, RETRIEVAL), 30)
+    scans = _arguments(tasks, "retrieve.scan")
+    assert scans == [(handle.id, group) for group in range(4)]
+    hosts = {task["worker"].split("@")[1] for task in tasks if task["name"] == "retrieve.scan"}
+    assert hosts == {site.settings.host, site.second.settings.host}

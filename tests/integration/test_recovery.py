@@ -1,0 +1,310 @@
+"""Workers and whole machines that are killed in the middle of indexing: the job completes."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import RedisError
+from sites import Eventually, files_below, live_workers, make_settings
+
+from pipeline import local
+from pipeline.config import Settings
+from pipeline.files import hash_bytes
+from pipeline.metadata import collections, parts
+from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
+from pipeline.metadata.images import register_files
+from pipeline.metadata.records import JobProgress, RegisteredFile
+from pipeline.walk import walk
+from workers.client import Collection
+from workers.embedded import find_server
+from workers.processes import die_with_parent, free_port
+from workers.redis_url import RedisAddress
+from workers.stack import Stack
+
+IMAGES = 45
+RECOVERY_S = 120
+DISTURBANCES = (
+    "pool process",
+    "extraction worker",
+    "group worker",
+    "everything",
+    "Redis",
+    "foreign Redis",
+)
+"""In the order in which they are tried; each indexes into a collection of its own."""
+
+
+def _settings(home: Path) -> Settings:
+    """Little work in many parts."""
+    settings = make_settings(home, batch_size=2)
+    return dataclasses.replace(settings, index=dataclasses.replace(settings.index, cell_size=200))
+
+
+def _name(disturbance: str) -> str:
+    return disturbance.replace(" ", "-")
+
+
+def _prepare(settings: Settings, photographs: Path) -> None:
+    """Make all collections and note their images, so that these have the same ids wherever.
+
+    Each has an extractor of its own, so that none finds the containers of another.
+    """
+    engine = create_metadata_engine(settings.database_url)
+    upgrade(engine)
+    files = [
+        RegisteredFile(
+            found.path,
+            found.root,
+            hash_bytes(Path(found.path).read_bytes()),
+            found.size,
+            found.mtime_ns,
+        )
+        for found in walk([photographs])
+    ]
+    assert len(files) == IMAGES
+    for number, disturbance in enumerate(DISTURBANCES):
+        extractor = dataclasses.replace(settings.extractor, max_features=100 + number)
+        with session_scope(engine) as session:
+            collection = collections.create_collection(
+                session, _name(disturbance), extractor, settings.index
+            )
+            register_files(session, collection.id, None, files)
+    engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, many_photographs: Path) -> dict[str, str]:
+    """The files that the same jobs leave when nothing happens to them."""
+    settings = _settings(tmp_path_factory.mktemp("undisturbed") / "home")
+    _prepare(settings, many_photographs)
+    for disturbance in DISTURBANCES:
+        with local.Collection.open(_name(disturbance), settings) as collection:
+            done = collection.index([many_photographs]).progress()
+            assert done.counters["images_extracted"] == IMAGES
+    return files_below(settings.store)
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory, many_photographs: Path) -> Settings:
+    settings = _settings(tmp_path_factory.mktemp("harmed") / "home")
+    _prepare(settings, many_photographs)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def stack(settings: Settings) -> Iterator[Stack]:
+    with Stack(settings) as stack:
+        yield stack
+
+
+class Disturbed:
+    """A job that is in the middle of extraction, and what it has done so far."""
+
+    def __init__(
+        self, settings: Settings, disturbance: str, photographs: Path, eventually: Eventually
+    ) -> None:
+        self.settings = settings
+        self.name = _name(disturbance)
+        self._eventually = eventually
+        with Collection.open(self.name, settings) as collection:
+            self.job_id = collection.index([photographs]).id
+        eventually(lambda: self.progress().done_parts >= 3, 60)
+        self.early = self._containers()
+        assert self.early
+
+    def progress(self) -> JobProgress:
+        """Read from SQL, whether or not anything runs."""
+        engine = create_metadata_engine(self.settings.database_url)
+        try:
+            with session_scope(engine, write=False) as session:
+                return parts.job_progress(session, self.job_id)
+        finally:
+            engine.dispose()
+
+    def _containers(self) -> dict[Path, tuple[int, int]]:
+        folder = Path(self.settings.store) / "containers"
+        found = {path: path.stat() for path in folder.rglob("*.npz")}
+        return {path: (status.st_ino, status.st_mtime_ns) for path, status in found.items()}
+
+    def assert_in_the_middle(self) -> None:
+        progress = self.progress()
+        assert progress.stage == "extract"
+        assert progress.done_parts < progress.total_parts
+
+    def assert_completes(self, undisturbed: dict[str, str]) -> None:
+        """Wait, without doing anything, and compare with what an undisturbed run leaves."""
+
+        def ended() -> bool:
+            assert self.progress().state in ("running", "done"), self.progress()
+            return self.progress().state == "done"
+
+        self._eventually(ended, RECOVERY_S)
+        progress = self.progress()
+        assert (progress.images_done, progress.images_failed) == (IMAGES, 0)
+        assert progress.counters["images_extracted"] == IMAGES, "something was extracted twice"
+        now = self._containers()
+        assert {path: now[path] for path in self.early} == self.early, "finished work was redone"
+        mine = files_below(self.settings.store, "[!a]*/**/[!.]*")  # whole files
+        assert {name: undisturbed.get(name) for name in mine} == mine
+        engine = create_metadata_engine(self.settings.database_url)
+        try:
+            with session_scope(engine, write=False) as session:
+                status = collections.collection_status(session, self.name)
+        finally:
+            engine.dispose()
+        assert status.images == {"indexed": IMAGES}
+        assert (status.version, sorted(status.segments)) == (1, [0, 1, 2, 3])
+
+
+def _worker(settings: Settings, kind: str) -> psutil.Process:
+    return psutil.Process(live_workers(settings)[f"{kind}@{settings.host}"].pid)
+
+
+def test_a_job_goes_on_after_its_pool_processes_were_killed(
+    stack: Stack,
+    settings: Settings,
+    many_photographs: Path,
+    undisturbed: dict[str, str],
+    eventually: Eventually,
+) -> None:
+    job = Disturbed(settings, "pool process", many_photographs, eventually)
+    for child in _worker(settings, "extract").children():
+        child.kill()
+    job.assert_in_the_middle()
+    job.assert_completes(undisturbed)
+
+
+def test_a_job_goes_on_after_the_extraction_worker_was_killed(
+    stack: Stack,
+    settings: Settings,
+    many_photographs: Path,
+    undisturbed: dict[str, str],
+    eventually: Eventually,
+) -> None:
+    job = Disturbed(settings, "extraction worker", many_photographs, eventually)
+    _worker(settings, "extract").kill()
+    job.assert_in_the_middle()
+    job.assert_completes(undisturbed)
+
+
+def test_a_job_goes_on_after_the_group_worker_was_killed(
+    stack: Stack,
+    settings: Settings,
+    many_photographs: Path,
+    undisturbed: dict[str, str],
+    eventually: Eventually,
+) -> None:
+    """Frozen first, so that the merges are in its hands, or on their way there, when it dies."""
+    job = Disturbed(settings, "group worker", many_photographs, eventually)
+    worker = _worker(settings, "group")
+    worker.suspend()
+    eventually(lambda: job.progress().stage == "merge", 60)
+    worker.kill()
+    assert job.progress().stage == "merge"
+    job.assert_completes(undisturbed)
+
+
+def test_a_job_goes_on_when_everything_was_killed_and_is_started_again(
+    stack: Stack,
+    settings: Settings,
+    many_photographs: Path,
+    undisturbed: dict[str, str],
+    eventually: Eventually,
+) -> None:
+    job = Disturbed(settings, "everything", many_photographs, eventually)
+    family = psutil.Process(stack.pid).children(recursive=True)
+    stack.kill()
+    job.assert_in_the_middle()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    for name in ("redis.json", "redis.conf"):
+        (settings.home / "run" / name).unlink(missing_ok=True)
+    stack.start()
+    job.assert_completes(undisturbed)
+
+
+def test_a_job_goes_on_when_our_redis_was_killed_and_all_is_started_again(
+    stack: Stack,
+    settings: Settings,
+    many_photographs: Path,
+    undisturbed: dict[str, str],
+    eventually: Eventually,
+) -> None:
+    """Everything ends with it, in order; started again, the job goes on."""
+    job = Disturbed(settings, "Redis", many_photographs, eventually)
+    family = psutil.Process(stack.pid).children(recursive=True)
+    (redis,) = [process for process in family if process.name().startswith("redis-server")]
+    redis.send_signal(signal.SIGKILL)
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    up = psutil.Process(stack.pid)
+    eventually(lambda: up.status() == psutil.STATUS_ZOMBIE)  # ended; nobody has asked how yet
+    assert stack.stop() == 1
+    job.assert_in_the_middle()
+    stack.start()
+    job.assert_completes(undisturbed)
+
+
+def _foreign_redis(port: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start a Redis as an operator would, without persistence."""
+    command = [str(find_server()), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=die_with_parent(signal.SIGKILL),
+        )
+
+
+def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
+    stack: Stack,
+    settings: Settings,
+    many_photographs: Path,
+    undisturbed: dict[str, str],
+    eventually: Eventually,
+) -> None:
+    """The workers outlive it and find it again; what it has lost is sent again."""
+    stack.stop()
+    port = free_port()
+    address = RedisAddress.parse(f"redis://127.0.0.1:{port}/0")
+    settings = dataclasses.replace(settings, redis_url=address.broker_url)
+    redis = _foreign_redis(port, settings.home / "logs" / "foreign.log")
+    try:
+        eventually(lambda: _answers(address))
+        with Stack(settings) as own:
+            workers = {name: row.pid for name, row in live_workers(settings).items()}
+            job = Disturbed(settings, "foreign Redis", many_photographs, eventually)
+            redis.kill()
+            redis.wait()
+            job.assert_in_the_middle()
+            redis = _foreign_redis(port, settings.home / "logs" / "foreign.log")
+            job.assert_completes(undisturbed)
+            assert {name: row.pid for name, row in live_workers(settings).items()} == workers
+            with Collection.open(job.name, settings) as collection:
+                query = sorted(many_photographs.iterdir())[0]
+                for result in (
+                    collection.search(query, deadline_s=30),
+                    collection.enqueue_search(query, deadline_s=30).wait(timeout=40),
+                ):
+                    assert result.complete
+                    assert result.matches[0].locations == (str(query),)
+            assert own.stop() == 0
+    finally:
+        redis.kill()
+        redis.wait()
+
+
+def _answers(address: RedisAddress) -> bool:
+    with address.client() as client:
+        try:
+            return bool(client.ping())
+        except RedisError:
+            return False

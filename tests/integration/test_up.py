@@ -1,0 +1,240 @@
+"""`vantage up` for real: every process of the Procfile, started, watched, killed and stopped."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.config import Settings
+from pipeline.errors import ConfigError, StateError
+from pipeline.metadata.engine import create_metadata_engine, session_scope
+from pipeline.metadata.hosts import groups_served, live_hosts
+from workers.embedded import discover_redis_url
+from workers.environment import environment
+from workers.redis_url import RedisAddress
+from workers.stack import Stack
+from workers.up import read_procfile, run_up
+
+Eventually = Callable[..., Any]
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    """All that a process has started; not itself, for whose status `subprocess` waits."""
+    return psutil.Process(pid).children(recursive=True)
+
+
+def _gone(processes: list[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Wait for processes to end; return those that have not."""
+    alive = psutil.wait_procs(processes, timeout=timeout_s)[1]
+    return [p for p in alive if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+def _pids(settings: Settings) -> dict[str, int]:
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        with session_scope(engine, write=False) as session:
+            return {row.kind: row.pid for row in live_hosts(session, time.time(), 5)}
+    finally:
+        engine.dispose()
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One for the tests that leave it as it was."""
+    home = tmp_path_factory.mktemp("up") / "a home"
+    settings = Settings.from_env(
+        {
+            "VANTAGE_HOME": str(home),
+            "VANTAGE_FLOWER_PORT": "0",
+            "VANTAGE_EXTRACT_PROCESSES": "2",
+            "VANTAGE_HEARTBEAT_S": "0.3",
+        }
+    )
+    with Stack(settings) as stack:
+        yield stack
+
+
+def test_everything_serves_when_ready_and_nothing_is_left_when_stopped(settings: Settings) -> None:
+    with Stack(settings) as stack:
+        family = _family(stack.pid)
+        assert set(_pids(settings)) == {"extract", "group", "reduce", "query", "supervise"}
+        engine = create_metadata_engine(settings.database_url)
+        with session_scope(engine, write=False) as session:
+            assert set(groups_served(session, time.time(), 5)) == set(range(16))
+        engine.dispose()
+        url = discover_redis_url(settings)
+        assert url is not None
+        (password,) = RedisAddress.parse(url).passwords
+        shown = [" ".join(p.cmdline()) for p in family]
+        began = time.monotonic()
+        assert stack.stop() == 0
+        assert time.monotonic() - began < 12
+    assert _gone(family, 0.5) == []
+    assert _pids(settings) == {}
+    assert list((settings.home / "run").glob("*.json")) == []
+    files = [p for p in settings.home.rglob("*") if p.is_file()]
+    assert [p for p in files if password.encode() in p.read_bytes()] == []
+    assert [line for line in shown if password in line] == []
+    log = (settings.home / "logs" / "vantage.log").read_text()
+    for name in read_procfile():
+        assert re.search(rf"^\d{{4}}-\d\d-\d\d [\d:]+ system +\| {name} stopped", log, re.M)
+
+
+def test_a_second_start_on_the_same_home_is_refused(stack: Stack) -> None:
+    with pytest.raises(StateError, match=f"process {stack.pid}"):
+        run_up(stack.settings)
+    assert discover_redis_url(stack.settings) is not None
+
+
+def test_a_killed_worker_is_started_again(stack: Stack, eventually: Eventually) -> None:
+    settings = stack.settings
+    before = _pids(settings)
+    pool = psutil.Process(before["extract"]).children()
+    assert len(pool) == 2
+    for kind in ("extract", "group"):
+        os.kill(before[kind], signal.SIGKILL)
+    assert _gone(pool, 10) == [], "the pool outlived its worker"
+
+    def replaced() -> bool:
+        now = _pids(settings)
+        return all(now.get(kind) not in (None, before[kind]) for kind in ("extract", "group"))
+
+    eventually(replaced, 60)
+    after = _pids(settings)
+    assert {kind: after[kind] for kind in ("reduce", "query")} == {
+        kind: before[kind] for kind in ("reduce", "query")
+    }
+    console = (settings.home / "logs" / "up.log").read_text()
+    assert "group ended with signal 9; starting it again" in console
+
+
+def test_killing_it_all_leaves_no_process_and_the_next_start_works(settings: Settings) -> None:
+    with Stack(settings) as stack:
+        family = _family(stack.pid)
+        assert len(family) > 12
+        stack.kill()
+        assert _gone(family, 20) == []
+    with Stack(settings) as again:
+        assert again.ready is not None
+        _kill_redis_and_see_the_end(again)
+
+
+def _kill_redis_and_see_the_end(stack: Stack) -> None:
+    family = _family(stack.pid)
+    record = json.loads((stack.settings.home / "run" / "redis.json").read_text())
+    os.kill(record["pid"], signal.SIGKILL)
+    assert stack.wait(30) == 1
+    assert _gone(family, 5) == []
+    assert "our Redis has ended" in (stack.settings.home / "logs" / "up.log").read_text()
+
+
+def test_flower_answers_on_the_loopback_address_alone_and_changes_nothing(stack: Stack) -> None:
+    assert stack.ready is not None
+    url = stack.ready.flower_url
+    assert url is not None
+    assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
+    with urllib.request.urlopen(f"{url}/api/tasks", timeout=10) as answer:
+        assert json.load(answer) == {}
+    request = urllib.request.Request(f"{url}/api/worker/shutdown/query@x", method="POST")
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request, timeout=10)
+    assert caught.value.code == 403
+    caught.value.close()
+
+
+def test_flower_with_a_password_lets_nobody_else_in(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Beside that: a folder of the user's that bears our name is not imported.
+    (tmp_path / "workers").mkdir()
+    (tmp_path / "workers" / "__init__.py").write_text("raise SystemExit('theirs')")
+    monkeypatch.chdir(tmp_path)
+    settings = dataclasses.replace(settings, flower_password="to, the: point")
+    with Stack(settings) as stack:
+        assert stack.ready is not None
+        url = f"{stack.ready.flower_url}/api/tasks"
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url, timeout=10)
+        assert caught.value.code == 401
+        caught.value.close()
+        token = base64.b64encode(b"vantage:to, the: point").decode()
+        request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 200
+        shown = [" ".join(p.cmdline()) for p in _family(stack.pid)]
+        assert [line for line in shown if "to, the" in line] == []
+
+
+def test_flower_open_to_the_network_needs_a_password(settings: Settings) -> None:
+    settings = dataclasses.replace(settings, flower_address="0.0.0.0")
+    with pytest.raises(ConfigError, match="VANTAGE_FLOWER_PASSWORD"):
+        run_up(settings)
+
+
+def test_a_process_that_cannot_start_brings_all_down_and_says_which(
+    settings: Settings,
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = dataclasses.replace(settings, flower_port=taken.getsockname()[1])
+        with pytest.raises(StateError, match=r"flower ended with .*; stopping everything"):
+            Stack(settings).start()
+    assert discover_redis_url(settings) is None
+
+
+def test_only_the_given_groups_are_served_with_a_redis_of_others(
+    settings: Settings, redis_url: str
+) -> None:
+    settings = dataclasses.replace(settings, redis_url=redis_url, serve_groups=(2, 3))
+    with Stack(settings) as stack:
+        engine = create_metadata_engine(settings.database_url)
+        with session_scope(engine, write=False) as session:
+            assert set(groups_served(session, time.time(), 5)) == {2, 3}
+        engine.dispose()
+        assert not (settings.home / "run" / "redis.json").exists()
+        stack.stop()
+    client = RedisAddress.parse(redis_url).client()
+    assert client.ping(), "a Redis that is not ours was stopped"
+    client.close()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_starting_ends_in_order(
+    settings: Settings, signum: signal.Signals, eventually: Eventually
+) -> None:
+    with (settings.home / "console").open("wb") as console:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "workers.up"],
+            env=environment(settings),
+            cwd=settings.home,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
+        )
+    try:
+        eventually(lambda: discover_redis_url(settings))
+        family = _family(process.pid)
+        process.send_signal(signum)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert _gone(family, 5) == []
+    assert "Traceback" not in Path(settings.home / "console").read_text()

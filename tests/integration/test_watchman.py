@@ -1,0 +1,502 @@
+"""The watchman's decisions on a real Redis and a real database, without any worker running."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kombu.pools
+import pytest
+from sites import Eventually, make_settings
+
+from pipeline import local
+from pipeline.config import SearchConfig, Settings
+from pipeline.errors import (
+    BrokerUnavailableError,
+    NoWorkersError,
+    StateError,
+    TransientError,
+    UnknownNameError,
+)
+from pipeline.metadata import collections, hosts, jobs, parts
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import HostRecord, JobRecord
+from pipeline.searching import prepare_query
+from workers import searches
+from workers.app import app, use_redis
+from workers.client import Collection, SearchHandle
+from workers.context import Context
+from workers.embedded import EmbeddedRedis
+from workers.jobs import PASSING, broker_epoch, proceed, replan, send_stage
+from workers.supervise import watch_jobs
+
+PATIENCE_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def indexed_home(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Settings:
+    """A home with a collection of 15 photographs, without broker or workers."""
+    settings = make_settings(tmp_path_factory.mktemp("watched") / "home")
+    with local.Collection.open("photographs", settings) as collection:
+        collection.index(sorted(photo_folder.glob("*.png")))
+    return settings
+
+
+@pytest.fixture
+def context(indexed_home: Settings, redis_url: str) -> Iterator[Context]:
+    settings = dataclasses.replace(indexed_home, redis_url=redis_url)
+    use_redis(redis_url)
+    app.loader.import_default_modules()
+    context = Context(settings)
+    yield context
+    with session_scope(context.engine) as session:
+        for host in hosts.live_hosts(session, time.time(), 1e9):
+            hosts.forget_host(session, host.name)
+        for job in jobs.unfinished_jobs(session):
+            jobs.finish_job(session, job.id, "failed", "end of the test")
+    context.close()
+    kombu.pools.reset()
+
+
+def _messages(context: Context, queue: str) -> list[tuple[str, list[Any]]]:
+    """Take what waits in a queue: names and arguments of the tasks."""
+    with context.redis_address.client(database=context.redis_address.broker_db) as broker:
+        texts = broker.lrange(queue, 0, -1)
+        broker.delete(queue)
+    found = []
+    for text in reversed(texts):
+        assert len(text) < 2048, "a message carries ids, not data"
+        message = json.loads(text)
+        args = json.loads(base64.b64decode(message["body"]))[0]
+        found.append((message["headers"]["task"], args))
+    return found
+
+
+def _beat(
+    context: Context, name: str, kind: str, groups: tuple[int, ...] = (), age_s: float = 0.0
+) -> None:
+    now = time.time()
+    row = HostRecord(name, kind, "test", 1, groups, "ready", now - age_s, now - 100, {})
+    with session_scope(context.engine) as session:
+        hosts.beat(session, row)
+
+
+def _job(context: Context, **params: Any) -> JobRecord:
+    """Make a job whose first message was sent."""
+    with session_scope(context.engine) as session:
+        job = jobs.create_job(
+            session,
+            collections.get_collection(session, "photographs").id,
+            "index",
+            {"paths": ["/nowhere at all"], **params},
+            broker_epoch=broker_epoch(context.redis),
+        )
+    send_stage(context, job)
+    return job
+
+
+def _read(context: Context, job: JobRecord) -> JobRecord:
+    with session_scope(context.engine, write=False) as session:
+        return jobs.get_job(session, job.id)
+
+
+class TestJobs:
+    def test_a_job_on_its_way_is_left_alone(self, context: Context) -> None:
+        job = _job(context)
+        assert watch_jobs(context) == 0
+        assert _messages(context, "reduce") == [("job.register", [job.id, 1])]
+
+    def test_a_broker_that_lost_everything_gets_the_messages_again(self, context: Context) -> None:
+        job = _job(context)
+        context.redis.flushall()
+        assert watch_jobs(context) == 1
+        assert _messages(context, "reduce") == [("job.register", [job.id, 2])]
+        assert _read(context, job).attempt == 2
+        assert watch_jobs(context) == 0
+        assert _messages(context, "reduce") == []
+
+    def test_a_job_that_nobody_touches_is_planned_again_after_a_while(
+        self, context: Context
+    ) -> None:
+        job = _job(context)
+        assert watch_jobs(context, patience_s=0.0) == 1
+        sent = _messages(context, "reduce")
+        assert sent == [("job.register", [job.id, 1]), ("job.register", [job.id, 2])]
+
+    def test_a_part_in_the_hands_of_a_live_worker_is_waited_for(self, context: Context) -> None:
+        job = _job(context)
+        _beat(context, "reduce@test", "reduce")
+        with session_scope(context.engine) as session:
+            parts.start_part(session, job.id, "register", 0, "reduce@test")
+        assert watch_jobs(context, patience_s=0.0) == 0
+        # It falls silent: its host has died.
+        _beat(context, "reduce@test", "reduce", age_s=context.settings.host_timeout_s + 1)
+        assert watch_jobs(context, patience_s=0.0) == 1
+
+    def test_a_worker_that_was_started_anew_has_forgotten_its_part(self, context: Context) -> None:
+        job = _job(context)
+        with session_scope(context.engine) as session:
+            parts.start_part(session, job.id, "register", 0, "reduce@test")
+        now = time.time()
+        row = HostRecord("reduce@test", "reduce", "test", 2, (), "ready", now, now + 1, {})
+        with session_scope(context.engine) as session:
+            hosts.beat(session, row)
+        assert watch_jobs(context, patience_s=0.0) == 1
+
+    def test_jobs_that_have_ended_or_run_without_a_broker_are_not_touched(
+        self, context: Context
+    ) -> None:
+        ended, foreign = _job(context), _job(context, local={"host": "x", "pid": 1})
+        with session_scope(context.engine) as session:
+            jobs.finish_job(session, ended.id, "failed", "why not")
+        _messages(context, "reduce")
+        context.redis.flushall()
+        assert watch_jobs(context, patience_s=0.0) == 0
+        assert _messages(context, "reduce") == []
+        assert _read(context, foreign).attempt == 1
+
+    def test_a_broker_that_is_away_is_waited_for_and_ends_no_job(self, context: Context) -> None:
+        job = _job(context, paths=[])
+        with session_scope(context.engine) as session:
+            parts.finish_part(session, job.id, "register", 0, {})
+        away = dataclasses.replace(context.settings, redis_url="redis://127.0.0.1:1/0")
+        use_redis(away.redis_url or "")
+        alone = Context(away)
+        try:
+            with pytest.raises(PASSING):
+                proceed(alone, job.id, job.attempt)
+            with pytest.raises(PASSING):
+                watch_jobs(alone)
+        finally:
+            alone.close()
+            use_redis(context.settings.redis_url or "")
+        moved = _read(context, job)
+        assert (moved.state, moved.stage) == ("running", "train")
+        # Its next message was never sent: the watchman makes up for it.
+        assert watch_jobs(context, patience_s=0.0) == 1
+        assert _messages(context, "reduce")[-1] == ("group.train", [job.id, moved.attempt + 1])
+
+    def test_a_job_that_cannot_be_planned_ends_and_holds_nobody_up(self, context: Context) -> None:
+        broken, sound = _job(context), _job(context)
+        with session_scope(context.engine) as session:
+            # Its stage needs the result of one that has left none.
+            parts.create_parts(session, broken.id, "train", [{}])
+            parts.finish_part(session, broken.id, "train", 0, {"tree": 10**6})
+            jobs.advance_stage(session, broken.id, "register", 1, "merge")
+        context.redis.flushall()
+        assert watch_jobs(context) == 1
+        ended = _read(context, broken)
+        assert ended.state == "failed"
+        assert "1000000" in (ended.message or "")
+        assert _messages(context, "reduce") == [("job.register", [sound.id, 2])]
+
+    def test_of_two_watchmen_one_sends(self, context: Context) -> None:
+        job = _job(context)
+        _messages(context, "reduce")
+        stale = _read(context, job)
+        assert replan(context, stale, "first")
+        assert not replan(context, stale, "second")
+        assert _messages(context, "reduce") == [("job.register", [job.id, 2])]
+
+    def test_a_paused_job_goes_on_when_its_folder_holds_something(
+        self, context: Context, tmp_path: Path, photo_folder: Path
+    ) -> None:
+        folder = tmp_path / "mount"
+        job = _job(context, paths=[str(folder)])
+        with session_scope(context.engine) as session:
+            jobs.pause_job(session, job.id, "no folder")
+        _messages(context, "reduce")
+        assert watch_jobs(context) == 0
+        folder.mkdir()  # the mount point alone
+        assert watch_jobs(context) == 0
+        assert _read(context, job).state == "paused"
+        (folder / "a.png").write_bytes((photo_folder / "page.png").read_bytes())
+        assert watch_jobs(context) == 1
+        resumed = _read(context, job)
+        assert (resumed.state, resumed.message) == ("running", None)
+        assert _messages(context, "reduce") == [("job.register", [job.id, 2])]
+
+
+class TestSearches:
+    @pytest.fixture
+    def query(self, photo_folder: Path) -> bytes:
+        return (photo_folder / "coffee.png").read_bytes()
+
+    def _begin(self, context: Context, query: bytes, deadline_s: float) -> searches.Ticket:
+        version = context.resources.current_version("photographs")
+        config = SearchConfig(plan="exhaustive")
+        prepared = prepare_query(context.resources, version, query, config)
+        return searches.begin(
+            context, uuid.uuid4().hex, version, prepared, 5, time.time() + deadline_s
+        )
+
+    def test_each_live_group_is_asked_on_its_own_queue(
+        self, context: Context, query: bytes
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1))
+        _beat(context, "group@b", "group", (3,))
+        _beat(context, "group@c", "group", (2,), age_s=context.settings.host_timeout_s + 1)
+        ticket = self._begin(context, query, 60)
+        assert (ticket.asked, ticket.missing) == ((0, 1, 3), (2,))
+        for group in (0, 1, 3):
+            sent = _messages(context, f"group.{group}")
+            assert sent == [("retrieve.scan", [ticket.id, group])]
+        assert _messages(context, "group.2") == []
+
+    def test_a_late_part_is_sent_again_once_and_the_deadline_ends_it(
+        self, context: Context, query: bytes
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        ticket = self._begin(context, query, 60)
+        for group in range(4):
+            _messages(context, f"group.{group}")
+        for group in (0, 3):
+            searches.scan(context, ticket.id, group)
+        before = ticket.resend_at - 0.01
+        assert searches.tend(context, ticket, before) == ticket
+        assert _messages(context, "group.1") == []
+
+        late = searches.tend(context, ticket, ticket.resend_at)
+        assert late.resent
+        assert searches.Ticket.load(context.redis, ticket.id) == late
+        again = searches.tend(context, late, ticket.resend_at + 1)
+        assert again == late
+        for group in range(4):
+            sent = _messages(context, f"group.{group}")
+            assert sent == ([("retrieve.scan", [ticket.id, group])] if group in (1, 2) else [])
+        assert searches.fetch_result(context.redis, ticket.id) is None
+
+        searches.tend(context, late, ticket.deadline_at)
+        result = searches.fetch_result(context.redis, ticket.id)
+        assert result is not None
+        assert (result.complete, result.missing_groups) == (False, (1, 2))
+        # What comes after the end changes nothing.
+        searches.scan(context, ticket.id, 1)
+        searches.rank(context, ticket.id)
+        assert searches.fetch_result(context.redis, ticket.id) == result
+
+    def test_a_lost_ranking_is_made_up_for(self, context: Context, query: bytes) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        ticket = self._begin(context, query, 60)
+        for group in range(4):
+            assert "matches" in searches.scan(context, ticket.id, group)
+            assert searches.scan(context, ticket.id, group) == {"group": group, "known": True}
+        assert searches.fetch_result(context.redis, ticket.id) is None
+        searches.tend(context, ticket, ticket.resend_at)
+        result = searches.fetch_result(context.redis, ticket.id)
+        assert result is not None
+        assert result.complete
+
+    def test_a_scan_that_fails_is_a_missing_group_not_an_error(
+        self, context: Context, query: bytes
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        ticket = self._begin(context, query, 60)
+        version = context.resources.version(ticket.version_id)
+        (segment,) = version.group_segments(2)
+        stored = Path(context.settings.store) / segment.key
+        local_copy = context.settings.local / segment.key
+        content = stored.read_bytes()
+        fresh = Context(context.settings)  # has nothing of it open
+        try:
+            for path in (stored, local_copy):
+                path.unlink(missing_ok=True)
+            assert "StorageUnavailableError" in searches.scan(fresh, ticket.id, 2)["error"]
+        finally:
+            stored.write_bytes(content)
+            fresh.close()
+        for group in (0, 1, 3):
+            searches.scan(context, ticket.id, group)
+        result = searches.rank(context, ticket.id)
+        assert result is not None
+        assert (result.complete, result.missing_groups) == (False, (2,))
+        assert Path(result.matches[0].locations[0]).stem == "coffee"
+
+    def test_a_search_that_nobody_blocks_on_is_tended_until_its_end(
+        self, context: Context, query: bytes
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        search_id = uuid.uuid4().hex
+        config = SearchConfig(plan="exhaustive", deadline_s=0.4)
+        searches.request(context, search_id, "photographs", query, config)
+        assert _messages(context, "query") == [("retrieve.prepare", [search_id])]
+        searches.prepare(context, search_id)
+        searches.scan(context, search_id, 0)
+        handle = SearchHandle(context, search_id)
+        until = time.monotonic() + 10
+        while not handle.ready():
+            searches.tend_all(context)
+            assert time.monotonic() < until
+        result = handle.wait(timeout=1)
+        assert (result.complete, result.missing_groups) == (False, (1, 2, 3))
+        assert context.redis.zcard(searches.IN_FLIGHT) == 0
+        # Sent with the chord, and once more.
+        assert len(_messages(context, "group.1")) == 2
+
+    def test_a_search_that_was_never_prepared_ends_with_an_error(
+        self, context: Context, query: bytes
+    ) -> None:
+        search_id = uuid.uuid4().hex
+        config = SearchConfig(deadline_s=0.3)
+        searches.request(context, search_id, "photographs", query, config)
+        handle = SearchHandle(context, search_id)
+        with pytest.raises(TimeoutError, match=search_id):
+            handle.wait(timeout=0.1)
+        until = time.monotonic() + 10
+        while not handle.ready():
+            searches.tend_all(context)
+            assert time.monotonic() < until
+        with pytest.raises(TransientError, match="was not prepared in time"):
+            handle.wait(timeout=1)
+        assert context.redis.zcard(searches.IN_FLIGHT) == 0
+
+    def test_every_caller_who_waits_for_one_search_gets_its_answer(
+        self, context: Context, query: bytes
+    ) -> None:
+        ticket = self._begin(context, query, 60)  # nobody serves anything
+        assert ticket.missing == (0, 1, 2, 3)
+        first = SearchHandle(context, ticket.id).wait(timeout=5)
+        assert SearchHandle(context, ticket.id).wait(timeout=5) == first
+        assert not first.complete
+
+    def test_what_is_over_or_unknown_is_left_alone(self, context: Context) -> None:
+        assert "error" in searches.prepare(context, "unknown")
+        assert "error" in searches.scan(context, "unknown", 0)
+        assert searches.rank(context, "unknown") is None
+        assert searches.fetch_result(context.redis, "unknown") is None
+        assert context.redis.keys("*unknown*") == []
+
+    @pytest.mark.parametrize("deadline_s", [5.0, 5000.0])
+    def test_everything_that_a_search_leaves_goes_by_itself_but_not_before_its_deadline(
+        self, context: Context, query: bytes, deadline_s: float
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        search_id = uuid.uuid4().hex
+        config = SearchConfig(deadline_s=deadline_s)
+        searches.request(context, search_id, "photographs", query, config)
+        searches.prepare(context, search_id)
+        for group in range(4):
+            searches.scan(context, search_id, group)
+        searches.rank(context, search_id)
+        names = context.redis.keys(f"*{search_id}*")
+        assert len(names) == 10
+        lives = {name.decode().split(":")[0]: context.redis.ttl(name) for name in names}
+        assert 500 < lives.pop("result") <= 600
+        assert 500 < lives.pop("reply") <= 600
+        assert {n: v for n, v in lives.items() if not deadline_s < v <= deadline_s + 600} == {}
+
+    def test_a_search_whose_collection_was_deleted_ends_and_holds_nobody_up(
+        self, context: Context, query: bytes, photo_folder: Path
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        with local.Collection.open("passing", context.settings) as collection:
+            collection.index([photo_folder / "page.png", photo_folder / "coffee.png"])
+        config = SearchConfig(plan="exhaustive", deadline_s=0.3)
+        ids = {name: uuid.uuid4().hex for name in ("passing", "photographs")}
+        for name, search_id in ids.items():
+            searches.request(context, search_id, name, query, config)
+            searches.prepare(context, search_id)
+        with session_scope(context.engine) as session:
+            collections.delete_collection(session, "passing")
+        fresh = Context(context.settings)  # the watchman's, which has not read the version before
+        handles = {name: SearchHandle(context, search_id) for name, search_id in ids.items()}
+        until = time.monotonic() + 10
+        while not all(handle.ready() for handle in handles.values()):
+            searches.tend_all(fresh)
+            assert time.monotonic() < until
+        fresh.close()
+        with pytest.raises(UnknownNameError):
+            handles["passing"].wait(timeout=1)
+        assert not handles["photographs"].wait(timeout=1).complete
+        assert context.redis.zcard(searches.IN_FLIGHT) == 0
+
+
+class TestClient:
+    def test_without_workers_nothing_is_enqueued(
+        self, context: Context, photo_folder: Path
+    ) -> None:
+        with Collection.open("photographs", context.settings) as collection:
+            with pytest.raises(NoWorkersError, match="vantage up"):
+                collection.index([photo_folder])
+            with pytest.raises(NoWorkersError):
+                collection.rebuild()
+            with pytest.raises(NoWorkersError):
+                collection.enqueue_search(photo_folder / "page.png")
+        with session_scope(context.engine, write=False) as session:
+            assert jobs.unfinished_jobs(session) == []
+
+    def test_a_redis_that_does_not_answer_is_named_without_its_password(
+        self, context: Context
+    ) -> None:
+        settings = dataclasses.replace(context.settings, redis_url="redis://:hush@127.0.0.1:1/0")
+        with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1:1") as caught:
+            Collection.open("photographs", settings)
+        assert "hush" not in str(caught.value)
+        use_redis(context.settings.redis_url or "")
+
+    def test_a_redis_that_goes_is_told_by_every_call(
+        self, context: Context, photo_folder: Path, tmp_path: Path
+    ) -> None:
+        for kind in ("extract", "reduce", "query"):
+            _beat(context, f"{kind}@a", kind)
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        page = photo_folder / "page.png"
+        with EmbeddedRedis(tmp_path / "redis") as server:
+            settings = dataclasses.replace(context.settings, redis_url=server.url)
+            with Collection.open("photographs", settings) as collection:
+                handle = collection.enqueue_search(page, deadline_s=60)
+                server.stop()
+                for call in (
+                    lambda: collection.search(page),
+                    lambda: collection.enqueue_search(page),
+                    lambda: collection.index([page]),
+                    lambda: collection.rebuild(),
+                    handle.ready,
+                    handle.wait,
+                ):
+                    with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1"):
+                        call()
+        use_redis(context.settings.redis_url or "")
+
+    def test_a_search_whose_data_redis_has_lost_does_not_hang(
+        self, context: Context, photo_folder: Path, eventually: Eventually
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        with Collection.open("photographs", context.settings) as collection:
+            caught: list[Exception] = []
+
+            def search() -> None:
+                try:
+                    collection.search(photo_folder / "page.png", deadline_s=1.0)
+                except Exception as error:
+                    caught.append(error)
+
+            searcher = threading.Thread(target=search)
+            searcher.start()
+            eventually(lambda: context.redis.keys("search:*"))
+            context.redis.flushall()
+            searcher.join(timeout=10)
+            assert not searcher.is_alive()
+        assert [type(error) for error in caught] == [TransientError]
+
+    def test_a_home_where_nothing_runs_says_what_to_start(self, tmp_path: Path) -> None:
+        with pytest.raises(BrokerUnavailableError, match="vantage up"):
+            Collection.open("photographs", make_settings(tmp_path))
+
+    def test_waiting_for_a_job_ends_with_it_or_with_the_time(self, context: Context) -> None:
+        from workers.client import JobHandle
+
+        job = _job(context)
+        with pytest.raises(TimeoutError, match="goes on"):
+            JobHandle(context, job.id).wait(timeout=0.05)
+        with session_scope(context.engine) as session:
+            jobs.finish_job(session, job.id, "failed", "the disk is full")
+        with pytest.raises(StateError, match="failed: the disk is full"):
+            JobHandle(context, job.id).wait(timeout=1)

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from pipeline.arrays import ALIGNMENT, ArrayFile, arrays_to_bytes, write_arrays
+from pipeline.errors import CorruptFileError
+
+ARRAYS: dict[str, NDArray[Any]] = {
+    "numbers": np.arange(100, dtype=np.int32).reshape(10, 10),
+    "empty": np.empty((0, 3), np.float32),
+    "a longer name": np.arange(200, dtype=np.uint8).reshape(2, 100),
+    "scalar": np.array(2.5),
+}
+META = {"count": 3, "list": ["a", None, 1.5]}
+
+
+def same(file: ArrayFile, arrays: dict[str, NDArray[Any]], meta: dict[str, Any]) -> bool:
+    return (
+        list(file) == list(arrays)
+        and file.meta == meta
+        and all(
+            np.array_equal(file[name], array) and file[name].dtype == array.dtype
+            for name, array in arrays.items()
+        )
+    )
+
+
+def test_what_was_written_is_read_from_file_and_from_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "some.npz"
+    with path.open("w+b") as stream:
+        write_arrays(stream, ARRAYS, META)
+    assert same(ArrayFile(path), ARRAYS, META)
+    assert same(ArrayFile(path.read_bytes()), ARRAYS, META)
+    ArrayFile(path).verify()
+
+
+def test_equal_arrays_give_equal_bytes_whatever_their_layout() -> None:
+    first = arrays_to_bytes({"a": np.arange(12).reshape(3, 4)}, {"x": 1, "y": 2})
+    fortran = np.asfortranarray(np.arange(12).reshape(3, 4))
+    assert arrays_to_bytes({"a": fortran}, {"y": 2, "x": 1}) == first
+    strided = np.arange(24).reshape(3, 8)[:, ::2]
+    assert arrays_to_bytes({"a": strided // 2}, {"x": 1, "y": 2}) == first
+
+
+def test_numpy_reads_the_file() -> None:
+    with np.load(io.BytesIO(arrays_to_bytes(ARRAYS, META))) as loaded:
+        for name, array in ARRAYS.items():
+            assert np.array_equal(loaded[name], array)
+
+
+def test_data_lie_at_multiples_of_64_bytes() -> None:
+    data = arrays_to_bytes(ARRAYS, META)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist()[1:]:
+            name, extra = struct.unpack_from("<HH", data, info.header_offset + 26)
+            start = info.header_offset + 30 + name + extra
+            (header,) = struct.unpack_from("<H", data, start + 8)
+            assert info.compress_type == zipfile.ZIP_STORED
+            assert (start + 10 + header) % ALIGNMENT == 0, info.filename
+
+
+def test_arrays_of_a_file_are_mapped_and_read_only(tmp_path: Path) -> None:
+    path = tmp_path / "some.npz"
+    path.write_bytes(arrays_to_bytes(ARRAYS, META))
+    array = ArrayFile(path)["numbers"]
+    assert isinstance(array, np.memmap)
+    with pytest.raises(ValueError, match="read-only"):
+        array[0, 0] = 1
+    path.unlink()
+    assert np.array_equal(array, ARRAYS["numbers"])
+
+
+def test_a_file_cut_off_anywhere_is_refused() -> None:
+    data = arrays_to_bytes(ARRAYS, META)
+    for size in range(len(data)):
+        with pytest.raises(CorruptFileError):
+            ArrayFile(data[:size])
+
+
+def test_every_flipped_bit_is_noticed_or_harmless() -> None:
+    data = arrays_to_bytes(ARRAYS, META)
+    noticed = 0
+    for place in range(len(data)):
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << (place % 8)
+        try:
+            file = ArrayFile(bytes(damaged))
+            file.verify()
+        except CorruptFileError:
+            noticed += 1
+        else:
+            assert same(file, ARRAYS, META), place
+    payload = sum(array.nbytes for array in ARRAYS.values())
+    assert noticed > payload
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n", b"PK\x05\x06" + bytes(18)])
+def test_another_kind_of_file_is_refused(data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "some.npz"
+    path.write_bytes(data)
+    with pytest.raises(CorruptFileError, match=r"some\.npz"):
+        ArrayFile(path)
+
+
+def test_damage_inside_an_array_names_the_array(tmp_path: Path) -> None:
+    path = tmp_path / "some.npz"
+    data = bytearray(arrays_to_bytes({"good": np.ones(99), "bad": np.full(99, 7, np.uint8)}, {}))
+    data[data.index(bytes([7] * 99)) + 50] = 8
+    path.write_bytes(data)
+    with pytest.raises(CorruptFileError, match=r"bad\.npy"):
+        ArrayFile(path).verify()
+
+
+def test_objects_are_not_stored() -> None:
+    with pytest.raises(ValueError, match="allow_pickle"):
+        arrays_to_bytes({"a": np.array([object()])}, {})
+
+
+@settings(deadline=None)
+@given(
+    array=hnp.arrays(
+        st.sampled_from([np.uint8, np.uint16, np.int64, np.float32, np.bool_]),
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6),
+        elements={"allow_nan": False},
+    ),
+    meta=st.dictionaries(st.text(), st.integers() | st.text() | st.none() | st.booleans()),
+)
+def test_any_array_and_meta_data_come_back(array: NDArray[Any], meta: dict[str, Any]) -> None:
+    file = ArrayFile(arrays_to_bytes({"a": array, "b": array}, meta))
+    assert same(file, {"a": array, "b": array}, meta)
+    file.verify()

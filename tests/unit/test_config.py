@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import (
+    MAX_GROUPS,
+    ExtractorConfig,
+    ImageLimits,
+    IndexConfig,
+    SearchConfig,
+    Settings,
+    digest,
+)
+from pipeline.errors import ConfigError
+
+CONFIGS: list[Any] = [ImageLimits, ExtractorConfig, IndexConfig, SearchConfig]
+
+
+def from_env(**variables: str) -> Settings:
+    return Settings.from_env({f"VANTAGE_{name}": value for name, value in variables.items()})
+
+
+def test_everything_lies_under_one_home_by_default() -> None:
+    settings = from_env(HOME="/data/vantage")
+    assert settings.store == "/data/vantage/store"
+    assert settings.local == Path("/data/vantage/local")
+    assert settings.database_url == "sqlite:////data/vantage/vantage.sqlite"
+    assert settings.redis_url is None
+    assert settings.image_roots == ("/",)
+    assert settings.serve_groups == tuple(range(MAX_GROUPS))
+    assert settings.extractor == ExtractorConfig()
+    assert settings.index == IndexConfig()
+    assert settings.image_limits == ImageLimits()
+
+
+def test_variables_set_what_their_names_say() -> None:
+    settings = from_env(
+        HOME="~/v",
+        STORE="s3://bucket/v",
+        LOCAL="/fast",
+        IMAGE_ROOTS="/a:~/b:",
+        SERVE_GROUPS="3,1,1",
+        BATCH_SIZE="7",
+        HEARTBEAT_S="0.5",
+        MAX_PIXELS="1000",
+        MAX_FEATURES="100",
+        GROUP_COUNT="8",
+        VANTAGE_POINTS="spread",
+        FLOWER_PASSWORD="pass word",
+    )
+    assert settings.home == Path.home() / "v"
+    assert (settings.store, settings.local) == ("s3://bucket/v", Path("/fast"))
+    assert settings.image_roots == ("/a", str(Path.home() / "b"))
+    assert settings.serve_groups == (1, 3)
+    assert (settings.batch_size, settings.heartbeat_s) == (7, 0.5)
+    assert settings.image_limits.max_pixels == 1000
+    assert settings.extractor.max_features == 100
+    assert (settings.index.groups, settings.index.vantage) == (8, "spread")
+    assert settings.flower_password == "pass word"
+
+
+def test_secrets_are_not_shown() -> None:
+    settings = from_env(REDIS_URL="redis://:geheim@host", FLOWER_PASSWORD="geheim")
+    assert "geheim" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("BATCH_SIZE", "many"),
+        ("BATCH_SIZE", "0"),
+        ("BATCH_SIZE", "1.5"),
+        ("EXTRACT_PROCESSES", "-1"),
+        ("SEARCH_DEADLINE_S", "soon"),
+        ("SEARCH_DEADLINE_S", "nan"),
+        ("SEARCH_DEADLINE_S", "inf"),
+        ("HEARTBEAT_S", "0"),
+        ("SERVE_GROUPS", "0,16"),
+        ("SERVE_GROUPS", "one"),
+        ("SERVE_GROUPS", "-1"),
+        ("GROUP_COUNT", "3"),
+        ("GROUP_COUNT", "four"),
+        ("GROUP_COUNT", "32"),
+        ("VANTAGE_POINTS", "best"),
+        ("MAX_FEATURES", "65536"),
+        ("MAX_SIDE", "1"),
+        ("CELL_SIZE", "1"),
+        ("IMAGE_ROOTS", "photos"),
+        ("IMAGE_ROOTS", ":"),
+        ("MAX_BYTES", ""),
+        ("FLOWER_PORT", "65536"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_variable(name: str, value: str) -> None:
+    if value == "":
+        assert from_env(**{name: value}) == from_env()
+        return
+    with pytest.raises(ConfigError) as caught:
+        from_env(**{name: value})
+    assert caught.value.args[:2] == (f"VANTAGE_{name}", value)
+    assert f"VANTAGE_{name} is {value!r}: must be " in str(caught.value)
+
+
+def test_an_unknown_variable_is_refused() -> None:
+    with pytest.raises(ConfigError, match="VANTAGE_BATCHSIZE is '4': not a variable"):
+        from_env(BATCHSIZE="4")
+    assert Settings.from_env({"_VANTAGE_COMPLETE": "x", "PATH": "/bin"})
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_configurations_survive_json_and_refuse_unknown_keys(config: Any) -> None:
+    values = json.loads(json.dumps(config().to_dict()))
+    assert config.from_dict(values) == config()
+    with pytest.raises(ConfigError, match=f"not a setting of {config.__name__}"):
+        config.from_dict({**values, "max_fetures": 3})
+    with pytest.raises(TypeError):
+        config(1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(config(), next(iter(values)), 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "value"),
+    [
+        (ImageLimits, "max_bytes", 0),
+        (ImageLimits, "max_pixels", -1),
+        (ExtractorConfig, "max_side", 31),
+        (ExtractorConfig, "max_features", 0),
+        (ExtractorConfig, "query_max_features", 65536),
+        (IndexConfig, "groups", 3),
+        (IndexConfig, "groups", 32),
+        (IndexConfig, "vantage", "best"),
+        (IndexConfig, "dimensions", 128),
+        (IndexConfig, "cell_size", 15),
+        (IndexConfig, "sample_size", 0),
+        (IndexConfig, "background_size", 1),
+        (SearchConfig, "top", 0),
+        (SearchConfig, "top", 10_001),
+        (SearchConfig, "plan", "fast"),
+        (SearchConfig, "probe_share", 0.0),
+        (SearchConfig, "probe_share", 1.1),
+        (SearchConfig, "probe_share", float("nan")),
+        (SearchConfig, "deadline_s", 0.0),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(**{name: value})
+    assert caught.value.args[0] == name
+
+
+@given(st.integers(32, 5000), st.integers(1, 5000), st.integers(1, 5000))
+def test_the_config_id_changes_with_every_setting(side: int, count: int, query: int) -> None:
+    config = ExtractorConfig(max_side=side, max_features=count, query_max_features=query)
+    name = config.config_id()
+    assert name.startswith(f"sift-n{count}-s{side}-")
+    assert name == ExtractorConfig.from_dict(config.to_dict()).config_id()
+    for setting in ("max_side", "max_features", "query_max_features"):
+        other = dataclasses.replace(config, **{setting: getattr(config, setting) + 1})
+        assert other.config_id() != name
+
+
+def test_a_digest_tells_values_apart_and_not_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert len({digest("ab"), digest("a", "b"), digest(["a", "b"]), digest(1), digest("1")}) == 5
+    assert len(digest()) == 32

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import dataclasses
+import socket
+from pathlib import Path
+
+from pipeline.config import Settings
+from pipeline.metadata.engine import create_metadata_engine, upgrade
+from workers.doctor import Check, checks
+
+
+def _by_name(settings: Settings) -> dict[str, Check]:
+    return {check.name: check for check in checks(settings)}
+
+
+def test_a_fresh_machine_is_fine_and_nothing_is_created_by_looking(settings: Settings) -> None:
+    found = _by_name(settings)
+    assert [check for check in found.values() if not check.ok] == []
+    assert {"python", "cpu", "opencv", "redis", "database", "store", "workers"} <= set(found)
+    assert list(settings.home.iterdir()) == []
+
+
+def test_the_schema_of_the_database_is_told(settings: Settings) -> None:
+    engine = create_metadata_engine(settings.database_url)
+    upgrade(engine)
+    engine.dispose()
+    check = _by_name(settings)["database"]
+    assert check.ok
+    assert "schema 0" in check.detail
+
+
+def test_a_database_without_our_tables_names_the_command(settings: Settings) -> None:
+    (settings.home / "vantage.sqlite").touch()
+    check = _by_name(settings)["database"]
+    assert not check.ok
+    assert "vantage migrate" in check.remedy
+
+
+def test_a_missing_image_root_is_found(settings: Settings, tmp_path: Path) -> None:
+    roots = (str(tmp_path), str(tmp_path / "not mounted"))
+    found = [
+        check
+        for check in checks(dataclasses.replace(settings, image_roots=roots))
+        if check.name == "image root"
+    ]
+    assert [check.ok for check in found] == [True, False]
+    assert "VANTAGE_IMAGE_ROOTS" in found[1].remedy
+
+
+def test_a_redis_that_does_not_answer_is_found_and_its_password_not_shown(
+    settings: Settings,
+) -> None:
+    check = _by_name(dataclasses.replace(settings, redis_url="redis://:secret@127.0.0.1:1/0"))[
+        "redis"
+    ]
+    assert not check.ok
+    assert "secret" not in check.detail + check.remedy
+
+
+def test_a_running_redis_is_described(settings: Settings, redis_url: str) -> None:
+    check = _by_name(dataclasses.replace(settings, redis_url=redis_url))["redis"]
+    assert check.ok
+    assert "master" in check.detail
+
+
+def test_a_taken_flower_port_is_found(settings: Settings) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        check = _by_name(dataclasses.replace(settings, flower_port=port))["flower"]
+    assert not check.ok
+    assert "VANTAGE_FLOWER_PORT" in check.remedy
+
+
+def test_a_dashboard_open_to_the_network_without_a_password_is_a_failed_check(
+    settings: Settings,
+) -> None:
+    check = _by_name(dataclasses.replace(settings, flower_address="0.0.0.0"))["flower"]
+    assert not check.ok
+    assert "VANTAGE_FLOWER_PASSWORD" in check.detail

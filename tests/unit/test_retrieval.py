@@ -1,0 +1,287 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from core_data import collection, descriptors, features, model, segments
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.arrays import ArrayFile, arrays_to_bytes
+from pipeline.config import SearchConfig
+from pipeline.index.kernels import nearest, prepare_queries
+from pipeline.index.model import to_signed
+from pipeline.index.rows import pack_rows, unpack_rows
+from pipeline.retrieval.plan import (
+    EXHAUSTIVE_BELOW,
+    QueryPlan,
+    background_radius,
+    make_plan,
+    plan_work,
+)
+from pipeline.retrieval.scan import DistanceBlock, merge_blocks, scan_segment
+from pipeline.retrieval.score import Ranking, make_matches, rank_blocks
+
+
+def query_codes(seed: int = 15, count: int = 40) -> NDArray[np.int8]:
+    """Descriptors of image 15 with a little noise."""
+    noise = np.random.default_rng(seed).normal(0, 0.05, (count, 32)).astype(np.float32)
+    return model().quantizer.encode(features(15, 30).descriptors[np.arange(count) % 30] + noise)
+
+
+def plan_of(kind: str, share: float = 1.0, codes: NDArray[np.int8] | None = None) -> QueryPlan:
+    config = SearchConfig(plan=kind, probe_share=share)  # type: ignore[arg-type]
+    return make_plan(model(), query_codes() if codes is None else codes, 930, config)
+
+
+def scan_all(plan: QueryPlan, removed: frozenset[int] = frozenset()) -> list[DistanceBlock]:
+    return [scan_segment(segment, plan, removed) for segment in segments()]
+
+
+def same_block(one: DistanceBlock, other: DistanceBlock) -> bool:
+    return arrays_to_bytes(one.to_arrays(), one.to_meta()) == arrays_to_bytes(
+        other.to_arrays(), other.to_meta()
+    )
+
+
+# --- plan ----------------------------------------------------------------------------------------
+
+
+def test_the_probed_plan_over_all_cells_finds_what_the_exhaustive_plan_finds() -> None:
+    probed, exhaustive = scan_all(plan_of("probed")), scan_all(plan_of("exhaustive"))
+    assert sum(len(block.query) for block in exhaustive) >= 40
+    for one, other in zip(probed, exhaustive, strict=True):
+        assert same_block(one, other)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
+def test_each_wanted_cell_is_visited_once_by_the_queries_that_want_it(share: float) -> None:
+    plan = plan_of("probed", share)
+    visits: set[tuple[int, int]] = set()
+    for segment in (segments()[0], *segments()[2:]):
+        work = plan_work(plan, segment)
+        cells = np.searchsorted(segment.cell_offsets, work.row_start, side="right") - 1
+        assert len(np.unique(cells)) == len(cells)
+        assert (work.row_stop > work.row_start).all()
+        assert np.array_equal(segment.cell_offsets[cells], work.row_start)
+        assert np.array_equal(segment.cell_offsets[cells + 1], work.row_stop)
+        for item, cell in enumerate(cells):
+            wanting = work.query_list[work.query_start[item] : work.query_start[item + 1]]
+            assert len(np.unique(wanting)) == len(wanting) > 0
+            visits |= {(int(query), int(cell) + segment.first_cell) for query in wanting}
+    filled = {
+        cell + segment.first_cell
+        for segment in (segments()[0], *segments()[2:])
+        for cell in np.flatnonzero(np.diff(segment.cell_offsets))
+    }
+    wanted = {(query, int(cell)) for query, row in enumerate(plan.cells) for cell in row}
+    assert visits == {(query, cell) for query, cell in wanted if cell in filled}
+
+
+def test_a_probed_plan_names_the_groups_of_its_cells_alone() -> None:
+    plan = plan_of("probed", 0.01, query_codes(count=1))
+    assert plan.cells.shape == (1, 1)
+    assert plan.groups == (int(plan.cells[0, 0]) // model().cells_per_group,)
+    for segment in segments():
+        work = plan_work(plan, segment)
+        group = segment.first_cell // model().cells_per_group
+        assert (work.pairs > 0) <= (group in plan.groups)
+
+
+def test_auto_takes_the_exhaustive_plan_for_few_descriptors() -> None:
+    config = SearchConfig()
+    assert make_plan(model(), query_codes(), EXHAUSTIVE_BELOW - 1, config).kind == "exhaustive"
+    assert make_plan(model(), query_codes(), EXHAUSTIVE_BELOW, config).kind == "probed"
+
+
+def test_the_background_radius_is_that_of_the_second_neighbour_or_the_shortened_sixteenth() -> None:
+    queries = prepare_queries(query_codes())
+    distance, _ = nearest(model().background, queries, 16)
+    size = model().background.size
+    expected_nearer = 2e-5 * (32_768 / size) ** 0.5 * size
+    expected = np.maximum(
+        distance[:, 1] * min(1, (expected_nearer / 2) ** (2 / 10.4)),
+        0.9 * distance[:, 15] * min(1, (expected_nearer / 16) ** (2 / 10.4)),
+    )
+    assert np.array_equal(background_radius(model(), queries), expected.astype(np.int32))
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 16, 40])
+def test_a_small_background_sample_still_gives_a_radius(size: int) -> None:
+    small = replace(model(), background=pack_rows(unpack_rows(model().background)[:size]))
+    assert (background_radius(small, prepare_queries(query_codes())) > 0).all()
+
+
+def test_a_plan_survives_its_file() -> None:
+    for kind in ("probed", "exhaustive"):
+        plan = plan_of(kind, 0.2)
+        file = ArrayFile(arrays_to_bytes(plan.to_arrays(), plan.to_meta()))
+        again = QueryPlan.from_arrays(file, file.meta)
+        assert (again.kind, again.groups) == (plan.kind, plan.groups)
+        for name, array in plan.to_arrays().items():
+            assert np.array_equal(array, again.to_arrays()[name])
+
+
+# --- scan ----------------------------------------------------------------------------------------
+
+
+def test_a_block_holds_of_each_query_descriptor_and_image_the_nearest_row_within_the_radius() -> (
+    None
+):
+    plan, removed = plan_of("exhaustive"), frozenset({3, 20})
+    merged = merge_blocks(scan_all(plan, removed))
+    expected: dict[tuple[int, int], int] = {}
+    for segment in segments():
+        stored = to_signed(unpack_rows(segment.rows)).astype(np.int64)
+        for query, code in enumerate(plan.codes.astype(np.int64)):
+            distances = ((stored - code) ** 2).sum(axis=1)
+            for image, distance in zip(segment.images, distances, strict=True):
+                if distance < plan.radius[query] and int(image) not in removed:
+                    key = (query, int(image))
+                    expected[key] = min(int(distance), expected.get(key, 2**31))
+    found = {
+        (int(query), int(image)): int(distance)
+        for query, image, distance in zip(merged.query, merged.image, merged.distance, strict=True)
+    }
+    assert found == expected
+    assert len(merged.query) == len(expected)
+
+
+def random_block(rng: np.random.Generator) -> DistanceBlock:
+    count = int(rng.integers(0, 30))
+    return DistanceBlock(
+        rng.integers(0, 4, count).astype(np.uint16),
+        rng.integers(0, 4, count).astype(np.uint32),
+        rng.integers(0, 3, count).astype(np.uint32),
+        rng.integers(0, 3, (count, 4)).astype(np.uint16) * 20_000,
+        pairs=int(rng.integers(0, 9)),
+        rows=int(rng.integers(0, 9)),
+    )
+
+
+@given(seed=st.integers(0, 2**32))
+def test_merging_blocks_is_associative_and_commutative(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b, c = (random_block(rng) for _ in range(3))
+    expected = merge_blocks([a, b, c])
+    assert same_block(merge_blocks([merge_blocks([a, b]), c]), expected)
+    assert same_block(merge_blocks([a, merge_blocks([b, c])]), expected)
+    assert same_block(merge_blocks([c, a, b]), expected)
+    assert same_block(merge_blocks([expected]), expected)
+    pairs = list(zip(expected.image.tolist(), expected.query.tolist(), strict=True))
+    assert pairs == sorted(set(pairs))
+
+
+def test_merging_no_blocks_gives_an_empty_block() -> None:
+    nothing = merge_blocks([])
+    assert len(nothing.query) == len(nothing.geometry) == nothing.pairs == nothing.rows == 0
+    assert nothing.geometry.shape == (0, 4)
+
+
+def test_a_block_survives_its_file() -> None:
+    block = scan_all(plan_of("exhaustive"))[2]
+    file = ArrayFile(arrays_to_bytes(block.to_arrays(), block.to_meta()))
+    assert same_block(DistanceBlock.from_arrays(file, file.meta), block)
+
+
+# --- score ---------------------------------------------------------------------------------------
+
+
+def one_block(
+    *matches: tuple[int, int, int], keypoints: list[tuple[int, int, int, int]] | None = None
+) -> DistanceBlock:
+    """Matches (query, image, distance), each of a row of its own unless keypoints are given."""
+    query, image, distance = zip(*matches, strict=True)
+    places = keypoints or [(number, 0, 0, 0) for number in range(len(matches))]
+    return DistanceBlock(
+        np.array(query, np.uint16),
+        np.array(image, np.uint32),
+        np.array(distance, np.uint32),
+        np.array(places, np.uint16),
+        pairs=0,
+        rows=0,
+    )
+
+
+def test_an_image_scores_what_its_nearest_rows_lie_below_the_background() -> None:
+    radius = np.array([100, 50, 10], np.int32)
+    block = one_block((0, 7, 40), (0, 7, 60), (1, 7, 0), (2, 9, 1), (0, 9, 99))
+    ranking = rank_blocks([block], radius)
+    assert ranking.images.tolist() == [7, 9]
+    assert ranking.scores.tolist() == [60 + 50, 9 + 1]
+    assert ranking.votes.tolist() == [2, 2]
+    assert ranking.full_score == 160
+
+
+def test_a_row_votes_once_for_its_image_with_its_best_pair() -> None:
+    radius = np.full(5, 100, np.int32)
+    same, turned, moved = (9, 8, 7, 6), (9, 8, 7, 5), (8, 8, 7, 6)
+    block = one_block(
+        (0, 7, 40), (1, 7, 30), (2, 7, 30), (3, 7, 90), (4, 7, 90), (0, 8, 20), (1, 8, 20),
+        keypoints=[same, same, same, turned, moved, same, moved],
+    )  # fmt: skip
+    ranking = rank_blocks([block], radius)
+    assert ranking.images.tolist() == [8, 7]
+    assert ranking.scores.tolist() == [80 + 80, 70 + 10 + 10]
+    assert ranking.votes.tolist() == [2, 3]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32))
+def test_the_order_of_the_blocks_does_not_change_the_ranking(seed: int) -> None:
+    plan = plan_of("exhaustive")
+    blocks = scan_all(plan)
+    expected = rank_blocks(blocks, plan.radius)
+    order = np.random.default_rng(seed).permutation(len(blocks))
+    found = rank_blocks([blocks[i] for i in order], plan.radius)
+    for name in ("images", "scores", "votes"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    assert expected.images[0] == 15
+
+
+def test_no_block_gives_an_empty_ranking() -> None:
+    ranking = rank_blocks([], np.array([5], np.int32))
+    assert len(ranking.images) == len(ranking.scores) == len(ranking.votes) == 0
+    assert make_matches(ranking, {}, 5) == ()
+
+
+@dataclass(frozen=True)
+class Row:
+    sha256: str
+    width: int | None = 4
+    height: int | None = None
+    locations: tuple[str, ...] = ("/a", "/b")
+
+
+def ranking_of(scores: list[int]) -> Ranking:
+    return Ranking(
+        np.arange(len(scores), dtype=np.uint32),
+        np.array(scores, np.int64),
+        np.ones(len(scores), np.int64),
+        100,
+    )
+
+
+def test_ties_are_broken_by_sha256_also_at_the_end_of_the_answer() -> None:
+    ranking = ranking_of([50, 20, 20, 20, 10])
+    assert ranking.candidates(2).tolist() == [0, 1, 2, 3]
+    rows = {0: Row("e"), 1: Row("d"), 2: Row("b"), 3: Row("c")}
+    matches = make_matches(ranking, rows, 2)
+    assert [(m.rank, m.image, m.score) for m in matches] == [(1, "e", 0.5), (2, "b", 0.2)]
+    assert matches[0].locations == ("/a", "/b")
+    assert (matches[0].width, matches[0].height) == (4, 0)
+
+
+def test_an_image_without_a_row_is_left_out() -> None:
+    matches = make_matches(ranking_of([50, 20, 10]), {0: Row("a"), 2: Row("b")}, 5)
+    assert [(m.rank, m.image) for m in matches] == [(1, "a"), (2, "b")]
+
+
+def test_equal_images_tie() -> None:
+    plan = plan_of("exhaustive", codes=model().quantizer.encode(descriptors(7, 14)))
+    ranking = rank_blocks(scan_all(plan), plan.radius)
+    assert collection()[7] is collection()[8]
+    assert sorted(ranking.images[:2].tolist()) == [7, 8]
+    assert ranking.scores[0] == ranking.scores[1] == ranking.full_score
