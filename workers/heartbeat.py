@@ -114,6 +114,12 @@ class Heartbeat:
         Groups this process serves.
     details : mapping, optional
         Anything JSON worth showing (its queues, its number of threads).
+
+    Raises
+    ------
+    ConfigError
+        ``VANTAGE_DATABASE_URL`` names no database that can be used. One that is only out of reach
+        is tried again with every beat.
     """
 
     def __init__(
@@ -124,6 +130,7 @@ class Heartbeat:
         groups: Iterable[int] = (),
         details: Mapping[str, Any] | None = None,
     ) -> None:
+        create_metadata_engine(settings.database_url).dispose()
         self._settings = settings
         self._name, self._kind = name, kind
         self._groups = tuple(sorted(groups))
