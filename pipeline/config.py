@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,12 @@ from pipeline.errors import ConfigError
 MAX_GROUPS = 16
 """Most groups a collection can have: every message of a search costs 1.3 to 2 ms."""
 
+DEFAULT_EXTRACTOR = "sift"
+"""The extractor of new collections."""
+
 VantageStrategy = Literal["random", "spread", "principal"]
 PlanKind = Literal["auto", "probed", "exhaustive"]
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _GROUP_COUNTS = ("1", "2", "4", "8", "16")
 
 
@@ -92,6 +97,10 @@ class ExtractorConfig(_Config):
     ----------
     name : str
         A registered extractor (see `pipeline.extraction.registry`).
+    model : str
+        SHA-256 (hex) of the model file that the extractor works with; empty where it has none.
+    options : mapping of str to plain JSON values
+        The extractor's own settings. A copy is kept; nobody changes it.
     max_side : int
         Images are reduced to this longer side, pixels (area filter), before extraction.
     max_features : int
@@ -103,23 +112,66 @@ class ExtractorConfig(_Config):
         so that these never mix with the features of an older one.
     """
 
-    name: str = "sift"
+    name: str = DEFAULT_EXTRACTOR
+    model: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     max_side: int = 1024
     max_features: int = 500
     query_max_features: int = 1000
     revision: int = 1
 
     def __post_init__(self) -> None:
+        if self.model and not _SHA256.fullmatch(self.model):
+            raise ConfigError("model", self.model, "must be a SHA-256: 64 hex digits, lower case")
+        object.__setattr__(self, "options", _plain_json("options", self.options))
         if self.max_side < 32:
             raise ConfigError("max_side", self.max_side, "must be at least 32 pixels")
         for name in ("max_features", "query_max_features"):
             if not 1 <= getattr(self, name) <= 65535:
                 raise ConfigError(name, getattr(self, name), "must be from 1 to 65535")
 
+    def __hash__(self) -> int:
+        """Hash by content: the options are a mapping."""
+        return hash(canonical_json(self.to_dict()))
+
+    def same_extractor(self, other: ExtractorConfig) -> bool:
+        """Tell whether both name the same extractor: name, model, options and revision.
+
+        The other settings (sizes, counts) come from the environment of whoever asks; a collection
+        keeps its own.
+        """
+        return _identity(self) == _identity(other)
+
+    def describe(self) -> str:
+        """Name the extractor for people: ``sift``, ``cnn (model 3fa9c1d2b00c)``."""
+        if self.model:
+            return f"{self.name} (model {self.model[:12]})"
+        return f"{self.name} {canonical_json(self.options)}" if self.options else self.name
+
     def config_id(self) -> str:
         """Return a readable name that changes with every setting: ``sift-n500-s1024-3fa9c1d2``."""
         short = digest(self.to_dict())[:8]
         return f"{self.name}-n{self.max_features}-s{self.max_side}-{short}"
+
+
+def _identity(config: ExtractorConfig) -> tuple[str, str, Mapping[str, Any], int]:
+    """Return what makes an extractor another one."""
+    return config.name, config.model, config.options, config.revision
+
+
+def _plain_json(setting: str, value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a mapping as it comes back from JSON (tuples become lists).
+
+    Raises
+    ------
+    ConfigError
+        It is no mapping, or JSON cannot hold it.
+    """
+    try:
+        copy = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(setting, value, f"must be a mapping of plain JSON values: {exc}") from exc
+    return cast(dict[str, Any], copy)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +188,8 @@ class IndexConfig(_Config):
     vantage : {"random", "spread", "principal"}
         How vantage points are chosen (see `pipeline.index.vptree`).
     dimensions : int
-        Length of a stored row, bytes. Descriptors are rotated by PCA and reduced to it.
+        Length of a stored row, bytes: a multiple of 64 from 64 to 4096. Descriptors are rotated by
+        PCA and reduced to it. A new collection takes its extractor's `row_bytes` in place of 64.
     sample_size : int
         Descriptors the tree and the rotation are trained on.
     background_size : int
@@ -159,9 +212,9 @@ class IndexConfig(_Config):
             raise ConfigError("groups", self.groups, "must be 1, 2, 4, 8 or 16")
         if self.vantage not in get_args(VantageStrategy):
             raise ConfigError("vantage", self.vantage, "must be random, spread or principal")
-        if self.dimensions != 64:
+        if not 64 <= self.dimensions <= 4096 or self.dimensions % 64:
             raise ConfigError(
-                "dimensions", self.dimensions, "only rows of 64 bytes are built so far"
+                "dimensions", self.dimensions, "must be a multiple of 64 from 64 to 4096"
             )
         for name in ("cell_size", "sample_size", "background_size"):
             if getattr(self, name) < 16:

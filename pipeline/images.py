@@ -89,7 +89,7 @@ class DecodedImage:
     Attributes
     ----------
     pixels : ndarray of shape (h, w) or (h, w, 3), uint8
-        Grey, or RGB when asked for; upright, reduced.
+        Grey, or BGR (OpenCV's order) when asked for; upright, reduced.
     width, height : int
         Of the original, pixels, after its EXIF orientation was applied.
     name : str
@@ -113,7 +113,11 @@ class DecodedImage:
 
 
 def open_query(
-    source: str | Path | bytes | NDArray[Any], *, limits: ImageLimits, max_side: int
+    source: str | Path | bytes | NDArray[Any],
+    *,
+    limits: ImageLimits,
+    max_side: int,
+    color: bool = False,
 ) -> tuple[DecodedImage, str]:
     """Decode a query image, whatever form it comes in.
 
@@ -124,6 +128,8 @@ def open_query(
     limits : ImageLimits
     max_side : int
         Longer side of the decoded picture, pixels.
+    color : bool
+        BGR instead of grey.
 
     Returns
     -------
@@ -138,12 +144,13 @@ def open_query(
     if isinstance(source, np.ndarray):
         head = f"{source.shape} {source.dtype.str} ".encode()
         digest = hash_bytes(head + np.ascontiguousarray(source).tobytes())
-        return from_array(source, max_side=max_side), digest
+        return from_array(source, max_side=max_side, color=color), digest
     if isinstance(source, bytes):
         data, name = source, "query"
     else:
         data, name = read_file(source, limits=limits), os.fspath(source)
-    return decode_image(data, name=name, limits=limits, max_side=max_side), hash_bytes(data)
+    image = decode_image(data, name=name, limits=limits, max_side=max_side, color=color)
+    return image, hash_bytes(data)
 
 
 def from_array(
@@ -158,7 +165,7 @@ def from_array(
     max_side : int
         Longer side of the result, pixels.
     color : bool
-        RGB instead of grey.
+        BGR instead of grey.
     name : str
         For messages.
 
@@ -169,7 +176,7 @@ def from_array(
     """
     pixels = pixels_of_array(array, color=color)
     height, width = pixels.shape[:2]
-    return DecodedImage(reduced(pixels, max_side), width, height, name)
+    return DecodedImage(_as_opencv(reduced(pixels, max_side)), width, height, name)
 
 
 def decode_image(
@@ -196,7 +203,7 @@ def decode_image(
     max_side : int
         Longer side of the result, pixels; larger pictures are reduced with an area filter.
     color : bool
-        RGB instead of grey.
+        BGR instead of grey.
     timeout_s : float
         Seconds it may take; looked at between blocks of the file, so decoders that take the file
         whole (WebP, AVIF, compressed TIFF) are held by the pixel limit alone.
@@ -218,10 +225,16 @@ def decode_image(
             image.draft(None if color else "L", reduced_size(width, height, max_side))
         image.load()
         orientation = _orientation(image)
-        pixels = oriented(reduced(pixels_of(image, color=color), max_side), orientation)
+        pixels = reduced(pixels_of(image, color=color), max_side)
+        pixels = _as_opencv(oriented(pixels, orientation))
     if orientation in SWAPPED_ORIENTATIONS:
         width, height = height, width
     return DecodedImage(pixels, width, height, name)
+
+
+def _as_opencv(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return RGB pixels in OpenCV's order, BGR; grey ones as they are."""
+    return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
 
 
 class _DecodeTimeoutError(Exception):

@@ -11,6 +11,10 @@ from pipeline.extraction.registry import get_extractor
 from pipeline.images import DecodedImage, decode_image, hash_bytes
 from pipeline.records import Features, ImageFailure
 
+DECODED_AT_ONCE = 16
+"""Decoded images held at once: at 1024 x 1024 pixels in colour 48 MiB, enough for a network's
+batch."""
+
 BatchItem = tuple[str, Callable[[], bytes], str]
 """SHA-256 of an image's bytes, a function that reads them, a name for messages."""
 
@@ -47,8 +51,11 @@ def extract_image(
     NoFeaturesError
         It can, and has no keypoint.
     """
-    image = decode_image(data, name=name, limits=limits, max_side=config.max_side)
-    return extract_decoded(image, get_extractor(config), max_features or config.max_features)
+    extractor = get_extractor(config)
+    image = decode_image(
+        data, name=name, limits=limits, max_side=config.max_side, color=extractor.color
+    )
+    return extract_decoded(image, extractor, max_features or config.max_features)
 
 
 def extract_decoded(image: DecodedImage, extractor: Extractor, max_features: int) -> Features:
@@ -70,6 +77,7 @@ def extract_batch(
     extractor: Extractor,
     config: ExtractorConfig,
     limits: ImageLimits,
+    at_once: int = DECODED_AT_ONCE,
 ) -> tuple[list[tuple[str, Features]], list[ImageFailure]]:
     """Take the features of a batch of images.
 
@@ -80,6 +88,9 @@ def extract_batch(
     extractor : Extractor
     config : ExtractorConfig
     limits : ImageLimits
+    at_once : int
+        Images that are decoded before the extractor gets them together. With 1 an image is done
+        with before the next one is read.
 
     Returns
     -------
@@ -91,16 +102,63 @@ def extract_batch(
     """
     done: list[tuple[str, Features]] = []
     failures: list[ImageFailure] = []
-    for sha256, read, name in items:
-        try:
-            data = read()
-            if hash_bytes(data) != sha256:
-                sentence = "the file was changed after it was listed; index its folder again"
-                raise ImageReadError(name, "changed", sentence)
-            image = decode_image(data, name=name, limits=limits, max_side=config.max_side)
-            done.append((sha256, extract_decoded(image, extractor, config.max_features)))
-        except (ImageReadError, NoFeaturesError) as error:
-            failures.append(ImageFailure(sha256, error.code, error.sentence))
-        except InputError as error:
-            failures.append(ImageFailure(sha256, "corrupt", str(error)))
+    for first in range(0, len(items), at_once):
+        some = items[first : first + at_once]
+        decoded = [_decode_item(item, extractor, config, limits) for item in some]
+        pictures = [image for image in decoded if isinstance(image, DecodedImage)]
+        results = iter(_extract_each(pictures, extractor, config.max_features))
+        for (sha256, _, _), image in zip(some, decoded, strict=True):
+            result = next(results) if isinstance(image, DecodedImage) else image
+            if isinstance(result, Features):
+                done.append((sha256, result))
+            else:
+                failures.append(_failure(sha256, result))
     return done, failures
+
+
+def _decode_item(
+    item: BatchItem, extractor: Extractor, config: ExtractorConfig, limits: ImageLimits
+) -> DecodedImage | InputError:
+    """Return a decoded image, or why there is none."""
+    sha256, read, name = item
+    try:
+        data = read()
+        if hash_bytes(data) != sha256:
+            sentence = "the file was changed after it was listed; index its folder again"
+            return ImageReadError(name, "changed", sentence)
+        return decode_image(
+            data, name=name, limits=limits, max_side=config.max_side, color=extractor.color
+        )
+    except InputError as error:
+        return error
+
+
+def _extract_each(
+    images: Sequence[DecodedImage], extractor: Extractor, max_features: int
+) -> list[Features | InputError]:
+    """Return the features of every image, or why there are none."""
+    try:
+        together = extractor.extract_many(images, max_features) if images else []
+    except InputError:
+        # One of them is not to the extractor's liking: find out which.
+        return [_extract_one(image, extractor, max_features) for image in images]
+    return [
+        features if len(features) else NoFeaturesError(image.name, extractor.name)
+        for image, features in zip(images, together, strict=True)
+    ]
+
+
+def _extract_one(
+    image: DecodedImage, extractor: Extractor, max_features: int
+) -> Features | InputError:
+    try:
+        return extract_decoded(image, extractor, max_features)
+    except InputError as error:
+        return error
+
+
+def _failure(sha256: str, error: InputError) -> ImageFailure:
+    """Return what is recorded of an image that cannot be used."""
+    if isinstance(error, ImageReadError | NoFeaturesError):
+        return ImageFailure(sha256, error.code, error.sentence)
+    return ImageFailure(sha256, "corrupt", str(error))

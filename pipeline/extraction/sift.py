@@ -13,12 +13,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.extraction.base import Extractor
 from pipeline.extraction.selection import select_strongest
 from pipeline.images import DecodedImage
 from pipeline.records import KEYPOINT_COLUMNS, Features
 
 
-class SiftExtractor:
+class SiftExtractor(Extractor):
     """OpenCV's SIFT with 8-bit descriptors; one detector per thread.
 
     Parameters
@@ -29,6 +30,8 @@ class SiftExtractor:
 
     name = "sift"
     dimensions = 128
+    licence = "Apache-2.0 (OpenCV)"
+    patents = "US 6,711,293 expired in March 2020"
 
     def __init__(self, *, contrast_threshold: float = 0.04) -> None:
         self._contrast_threshold = contrast_threshold

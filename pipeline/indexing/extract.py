@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipeline.containers import UNREADABLE_CODES, Container, container_arrays, container_key
 from pipeline.errors import ImageReadError
-from pipeline.extraction.features import BatchItem, extract_batch
+from pipeline.extraction.features import DECODED_AT_ONCE, BatchItem, extract_batch
 from pipeline.files import hash_bytes, read_location
 from pipeline.metadata import collections, extraction, parts
 from pipeline.metadata.engine import session_scope
@@ -44,7 +44,10 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         extractor = resources.extractor(config)
         deadly = {image_id for image_id in part.suspects if part.suspects.count(image_id) >= DEADLY}
         items = [_batch_item(resources, part, i) for i in batch if i.id not in deadly]
-        done, failures = extract_batch(items, extractor, config, resources.settings.image_limits)
+        # Where an image may kill the process, the one that was noted last must be the one at work.
+        at_once = DECODED_AT_ONCE if part.starts <= 1 else 1
+        limits = resources.settings.image_limits
+        done, failures = extract_batch(items, extractor, config, limits, at_once)
         failures += [ImageFailure(i.sha256, *_KILLS_WORKER) for i in batch if i.id in deadly]
         # A name must not promise for ever what may pass: the container is of what could be read.
         unreadable = [f for f in failures if f.code in UNREADABLE_CODES]

@@ -137,7 +137,12 @@ def test_configurations_survive_json_and_refuse_unknown_keys(config: Any) -> Non
         (IndexConfig, "groups", 3),
         (IndexConfig, "groups", 32),
         (IndexConfig, "vantage", "best"),
-        (IndexConfig, "dimensions", 128),
+        (ExtractorConfig, "model", "abc"),
+        (ExtractorConfig, "options", {"a": float("nan")}),
+        (ExtractorConfig, "options", {"a": {1, 2}}),
+        (IndexConfig, "dimensions", 0),
+        (IndexConfig, "dimensions", 100),
+        (IndexConfig, "dimensions", 4160),
         (IndexConfig, "cell_size", 15),
         (IndexConfig, "sample_size", 0),
         (IndexConfig, "background_size", 1),
@@ -165,6 +170,42 @@ def test_the_config_id_changes_with_every_setting(side: int, count: int, query: 
     for setting in ("max_side", "max_features", "query_max_features"):
         other = dataclasses.replace(config, **{setting: getattr(config, setting) + 1})
         assert other.config_id() != name
+
+
+def test_model_and_options_are_part_of_the_identity() -> None:
+    plain = ExtractorConfig()
+    model = dataclasses.replace(plain, model="ab" * 32)
+    small = dataclasses.replace(model, options={"input": [224, 224]})
+    large = dataclasses.replace(model, options={"input": [512, 512]})
+    configs = [plain, model, small, large]
+    assert len({config.config_id() for config in configs}) == 4
+    assert len(set(configs)) == 4
+    assert not any(
+        one.same_extractor(other) for one in configs for other in configs if one != other
+    )
+    # What an environment changes makes no other extractor of it.
+    assert plain.same_extractor(dataclasses.replace(plain, max_side=99, max_features=9))
+    assert ExtractorConfig.from_dict(json.loads(json.dumps(small.to_dict()))) == small
+
+
+def test_options_are_kept_as_json_gives_them_back() -> None:
+    given = {"size": (3, 4)}
+    config = ExtractorConfig(options=given)
+    given["size"] = (5, 6)
+    assert config.options == {"size": [3, 4]}
+
+
+def test_an_extractor_is_named_for_people() -> None:
+    assert ExtractorConfig().describe() == "sift"
+    assert ExtractorConfig(name="surf", options={"a": 1}).describe() == 'surf {"a":1}'
+    assert ExtractorConfig(name="cnn", model="0f" * 32, options={"a": 1}).describe() == (
+        "cnn (model 0f0f0f0f0f0f)"
+    )
+
+
+@pytest.mark.parametrize("dimensions", [64, 128, 448, 4096])
+def test_rows_have_any_multiple_of_64_bytes(dimensions: int) -> None:
+    assert IndexConfig(dimensions=dimensions).dimensions == dimensions
 
 
 def test_a_digest_tells_values_apart_and_not_the_order_of_keys() -> None:

@@ -86,11 +86,45 @@ class TestFormats:
         assert np.abs(image.pixels - wanted).mean() < 3
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
-    def test_colour_is_rgb(self, kind: str) -> None:
+    def test_colour_is_bgr_as_opencv_has_it(self, kind: str) -> None:
         red = Image.new("RGB", (64, 48), (250, 10, 20))
         pixels = decode(encode(red, kind), color=True).pixels
         assert pixels.shape == (48, 64, 3)
-        assert np.abs(pixels.astype(int) - (250, 10, 20)).max() <= 6
+        assert pixels.flags.c_contiguous
+        assert np.abs(pixels.astype(int) - (20, 10, 250)).max() <= 6
+
+    def test_a_colour_picture_keeps_every_rule_of_a_grey_one(self) -> None:
+        picture = coloured().resize((600, 400))
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        stream = io.BytesIO()
+        picture.save(stream, "PNG", exif=exif)
+        data = stream.getvalue()
+        grey, colour = decode(data, 300), decode(data, 300, color=True)
+        assert grey.pixels.shape == (300, 200)
+        assert colour.pixels.shape == (300, 200, 3)
+        assert (colour.width, colour.height) == (grey.width, grey.height) == (400, 600)
+        blue, green, red = np.moveaxis(colour.pixels.astype(float), 2, 0)
+        assert np.abs(0.299 * red + 0.587 * green + 0.114 * blue - grey.pixels).max() <= 2
+        for broken, code in ((data[: len(data) // 2], "truncated"), (b"text", "not-an-image")):
+            with pytest.raises(ImageReadError) as caught:
+                decode(broken, color=True)
+            assert caught.value.code == code
+        with pytest.raises(ImageReadError, match="too-many-pixels"):
+            decode_image(data, name="p", limits=ImageLimits(max_pixels=9), max_side=99, color=True)
+
+    def test_the_colour_of_a_query_is_the_same_from_pixels_bytes_and_file(
+        self, tmp_path: Path
+    ) -> None:
+        data = encode(coloured(), "PNG")
+        (tmp_path / "a.png").write_bytes(data)
+        sources = [np.asarray(coloured()), data, tmp_path / "a.png"]
+        pixels = [
+            open_query(source, limits=LIMITS, max_side=60, color=True)[0].pixels
+            for source in sources
+        ]
+        assert pixels[0].shape == (40, 60, 3)
+        assert all(np.array_equal(pixels[0], other) for other in pixels[1:])
 
     def test_the_name_of_a_file_does_not_matter(self) -> None:
         data = encode(Image.fromarray(checker()), "PNG")
