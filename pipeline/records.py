@@ -6,7 +6,7 @@ M matches, L levels of the tree.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,29 @@ class ImageFailure:
 
 
 @dataclass(frozen=True)
+class FoundBy:
+    """What one of several collections, searched together, said of an image.
+
+    Attributes
+    ----------
+    collection, extractor : str
+        Names of the collection and of its extractor.
+    rank : int or None
+        Rank there, 1 the best; None when it is not among the matches that were asked for.
+    score : float or None
+        Score there, as in `Match`; None when there is no rank.
+    indexed : bool
+        False when that collection does not hold the image at all: its silence says nothing then.
+    """
+
+    collection: str
+    extractor: str
+    rank: int | None = None
+    score: float | None = None
+    indexed: bool = True
+
+
+@dataclass(frozen=True)
 class Match:
     """One image of an answer.
 
@@ -68,6 +91,9 @@ class Match:
         Descriptors of this image that a query descriptor came near to, and that count.
     width, height : int
         Image, pixels.
+    found_by : tuple of FoundBy
+        In the answer of several collections (`FusedResult`): one for each, in their order. `score`
+        is the fused score then, and `votes` the sum. Empty in the answer of one collection.
     """
 
     rank: int
@@ -77,6 +103,28 @@ class Match:
     votes: int
     width: int
     height: int
+    found_by: tuple[FoundBy, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-serialisable values; ``found_by`` only when it says anything."""
+        values = {
+            "rank": self.rank,
+            "image": self.image,
+            "locations": list(self.locations),
+            "score": self.score,
+            "votes": self.votes,
+            "width": self.width,
+            "height": self.height,
+        }
+        if self.found_by:
+            values["found_by"] = [asdict(found) for found in self.found_by]
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Match:
+        """Inverse of `to_dict`."""
+        found_by = tuple(FoundBy(**found) for found in values.get("found_by", ()))
+        return cls(**{**values, "locations": tuple(values["locations"]), "found_by": found_by})
 
 
 @dataclass(frozen=True)
@@ -100,6 +148,8 @@ class SearchResult:
         ``descriptors`` (number), ``width``, ``height``, ``digest``.
     collection : str
     version : int
+    extractor : str
+        Name of the collection's extractor.
     """
 
     matches: tuple[Match, ...]
@@ -110,39 +160,27 @@ class SearchResult:
     query: dict[str, Any] = field(default_factory=dict)
     collection: str = ""
     version: int = 0
+    extractor: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-serialisable values."""
         return {
             "collection": self.collection,
             "version": self.version,
+            "extractor": self.extractor,
             "complete": self.complete,
             "missing_groups": list(self.missing_groups),
             "plan": self.plan,
             "timings": self.timings,
             "query": self.query,
-            "matches": [
-                {
-                    "rank": m.rank,
-                    "image": m.image,
-                    "locations": list(m.locations),
-                    "score": m.score,
-                    "votes": m.votes,
-                    "width": m.width,
-                    "height": m.height,
-                }
-                for m in self.matches
-            ],
+            "matches": [match.to_dict() for match in self.matches],
         }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SearchResult:
         """Inverse of `to_dict`."""
-        matches = tuple(
-            Match(**{**m, "locations": tuple(m["locations"])}) for m in values["matches"]
-        )
         return cls(
-            matches=matches,
+            matches=tuple(Match.from_dict(match) for match in values["matches"]),
             complete=values["complete"],
             missing_groups=tuple(values["missing_groups"]),
             plan=values["plan"],
@@ -150,4 +188,55 @@ class SearchResult:
             query=values["query"],
             collection=values["collection"],
             version=values["version"],
+            extractor=values.get("extractor", ""),
         )
+
+
+@dataclass(frozen=True)
+class FusedResult:
+    """The answer of several collections over the same images, searched together.
+
+    Attributes
+    ----------
+    matches : tuple of Match
+        Best first; each says in `Match.found_by` which collection found it.
+    parts : tuple of SearchResult
+        The answer of each collection, as deep as it was asked for.
+    """
+
+    matches: tuple[Match, ...]
+    parts: tuple[SearchResult, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every collection's answer is complete."""
+        return all(part.complete for part in self.parts)
+
+    @property
+    def missing_groups(self) -> dict[str, tuple[int, ...]]:
+        """The groups that did not answer, by collection."""
+        return {part.collection: part.missing_groups for part in self.parts}
+
+    @property
+    def timings(self) -> dict[str, dict[str, float]]:
+        """Milliseconds per stage, by collection."""
+        return {part.collection: part.timings for part in self.parts}
+
+    @property
+    def plans(self) -> dict[str, dict[str, Any]]:
+        """Which plan ran, by collection."""
+        return {part.collection: part.plan for part in self.parts}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON-serialisable values; of the parts all but their own matches."""
+        return {
+            "collections": [part.collection for part in self.parts],
+            "extractors": {part.collection: part.extractor for part in self.parts},
+            "versions": {part.collection: part.version for part in self.parts},
+            "complete": self.complete,
+            "missing_groups": {name: list(found) for name, found in self.missing_groups.items()},
+            "plans": self.plans,
+            "timings": self.timings,
+            "queries": {part.collection: part.query for part in self.parts},
+            "matches": [match.to_dict() for match in self.matches],
+        }

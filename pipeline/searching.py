@@ -173,6 +173,7 @@ def finish_search(
         },
         collection=version.collection,
         version=version.number,
+        extractor=version.extractor.name,
     )
 
 

@@ -284,6 +284,23 @@ def image_rows(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRow
     }
 
 
+def indexed_images(session: Session, collection_id: int, sha256s: Collection[str]) -> set[str]:
+    """Return those of some contents that a collection holds and searches now."""
+    found: set[str] = set()
+    for some in chunks(sorted(set(sha256s))):
+        found.update(
+            session.scalars(
+                select(Image.sha256).where(
+                    Image.collection_id == collection_id,
+                    Image.sha256.in_(some),
+                    Image.in_index,
+                    Image.state != "removed",
+                )
+            )
+        )
+    return found
+
+
 def failures(
     session: Session, collection_id: int, limit: int = 100, offset: int = 0
 ) -> list[FailureRow]:

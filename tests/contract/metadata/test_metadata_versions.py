@@ -4,7 +4,7 @@ import pytest
 from metadata_database import Database, content, file
 
 from pipeline.errors import IndexNotBuiltError, UnknownNameError
-from pipeline.metadata import extraction, jobs, trees, versions
+from pipeline.metadata import extraction, images, jobs, trees, versions
 from pipeline.metadata.records import CollectionRecord, JobRecord, TreeRecord, VersionRecord
 
 
@@ -346,3 +346,19 @@ def test_containers_of_a_failed_job_are_indexed_by_the_next(db: Database) -> Non
     db.to_stage(job, "assign")
     assert db.publish(collection, job, tree, [db.segment(collection, tree, "s1")]) is not None
     assert db.image_states(collection) == {content("/a"): "indexed"}
+
+
+def test_an_image_is_held_from_its_indexing_to_its_removal(db: Database) -> None:
+    collection, other = db.collection(), db.collection("other")
+    db.index(collection, file("/a", "x"), file("/b", "y"), key="s1")
+    db.index(other, file("/c", "z"), key="s2")
+    db.register(collection, None, file("/d", "waiting"))
+    asked = [content(name) for name in ("x", "y", "z", "waiting", "unknown")]
+    with db.read() as session:
+        found = images.indexed_images(session, collection.id, asked)
+        assert found == {content("x"), content("y")}
+        assert images.indexed_images(session, other.id, asked) == {content("z")}
+        assert images.indexed_images(session, collection.id, []) == set()
+    db.register(collection, None, file("/a", "new"))
+    with db.read() as session:
+        assert images.indexed_images(session, collection.id, asked) == {content("y")}
