@@ -278,7 +278,14 @@ class Settings:
     flower_password: str | None = field(default=None, repr=False)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
+    extractor_file: Path | None = None
     index: IndexConfig = field(default_factory=IndexConfig)
+
+    @property
+    def extractor_spec(self) -> str:
+        """The extractor of new collections as it is written: ``sift``, ``cnn:FILE``."""
+        file = "" if self.extractor_file is None else f":{self.extractor_file}"
+        return f"{self.extractor.name}{file}"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -323,7 +330,9 @@ class Settings:
                 max_bytes=env.integer("VANTAGE_MAX_BYTES", ImageLimits().max_bytes, 1, 2**40),
                 max_pixels=env.integer("VANTAGE_MAX_PIXELS", ImageLimits().max_pixels, 1, 2**40),
             ),
+            extractor_file=env.extractor("VANTAGE_EXTRACTOR")[1],
             extractor=ExtractorConfig(
+                name=env.extractor("VANTAGE_EXTRACTOR")[0],
                 max_side=env.integer("VANTAGE_MAX_SIDE", 1024, 32, 65535),
                 max_features=env.integer("VANTAGE_MAX_FEATURES", 500, 1, 65535),
                 query_max_features=env.integer("VANTAGE_QUERY_MAX_FEATURES", 1000, 1, 65535),
@@ -402,6 +411,14 @@ class _Environment:
                 name, text, f"must be 'all' or group numbers from 0 to {MAX_GROUPS - 1}, like 0,1"
             )
         return values
+
+    def extractor(self, name: str) -> tuple[str, Path | None]:
+        """Read ``NAME`` or ``NAME:FILE``; whether there is such an extractor is asked when used."""
+        text = self.text(name, DEFAULT_EXTRACTOR)
+        extractor, colon, file = text.partition(":")
+        if not extractor or (colon and not file):
+            raise ConfigError(name, text, "must be an extractor: sift, surf or cnn:FILE")
+        return extractor, Path(file).expanduser().absolute() if file else None
 
     def refuse_unknown(self) -> None:
         for name in self._environ:

@@ -25,6 +25,7 @@ from typing import Self
 
 from pipeline import indexing
 from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
+from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.errors import MissingRootError, StateError, VantageError
 from pipeline.local_jobs import end_abandoned_jobs, this_process
 from pipeline.metadata import collections, jobs, parts
@@ -68,14 +69,26 @@ class Collection:
     Use `Collection.open`, as a context manager or with `close`.
     """
 
-    def __init__(self, name: str, resources: Resources, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        resources: Resources,
+        threads: int | None = None,
+        chosen: ChosenExtractor | None = None,
+    ) -> None:
         self.name = name
         self._resources = resources
+        self._chosen = chosen
         self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "vantage")
 
     @classmethod
     def open(
-        cls, name: str, settings: Settings | None = None, *, threads: int | None = None
+        cls,
+        name: str,
+        settings: Settings | None = None,
+        *,
+        threads: int | None = None,
+        extractor: str | None = None,
     ) -> Self:
         """Open a collection; it is created when something is indexed into it.
 
@@ -86,11 +99,26 @@ class Collection:
             Default: from the environment.
         threads : int, optional
             Threads at work; default one a core.
+        extractor : str, optional
+            ``sift``, ``surf``, ``cnn:FILE`` or another package's. Default: the collection's own;
+            of a new one, the settings'. A collection keeps the one that it was made with.
+
+        Raises
+        ------
+        ConfigError
+            The collection was made with another extractor, or there is no such model file.
         """
         settings = settings or Settings.from_env()
+        chosen = None if extractor is None else choose_extractor(settings, extractor)
         resources = Resources(settings)
-        upgrade(resources.engine)
-        return cls(name, resources, threads)
+        try:
+            upgrade(resources.engine)
+            if chosen is not None:
+                find_collection(resources, name, chosen)
+        except BaseException:
+            resources.close()
+            raise
+        return cls(name, resources, threads, chosen)
 
     def close(self) -> None:
         """End the threads and the database connections."""
@@ -118,6 +146,7 @@ class Collection:
         paths : sequence of str or Path
             Folders, searched recursively, and files.
         extractor : ExtractorConfig, optional
+            Default: as the collection was opened. An existing collection takes no other.
         index : IndexConfig, optional
             Used when the collection is new; default from the settings.
         report : callable, optional
@@ -125,14 +154,14 @@ class Collection:
 
         Raises
         ------
+        ConfigError
+            The collection was made with another extractor.
         MissingRootError
             A whole folder is missing; the job is kept, paused.
         """
-        settings = self._resources.settings
-        with session_scope(self._resources.engine) as session:
-            collection = collections.get_or_create_collection(
-                session, self.name, extractor or settings.extractor, index or settings.index
-            )
+        chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
+        collection = open_collection(self._resources, self.name, chosen, index)
+        self._resources.extractor(collection.extractor).warm_up()
         return self._run(collection.id, "index", paths, report)
 
     def rebuild(self, report: Report | None = None) -> FinishedJob:

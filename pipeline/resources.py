@@ -101,8 +101,16 @@ class Resources:
         return self.version(version_id)
 
     def extractor(self, config: ExtractorConfig) -> Extractor:
-        """Return the extractor of a configuration."""
-        return get_extractor(config)
+        """Return the extractor of a configuration, its model fetched to this host.
+
+        Raises
+        ------
+        UnknownNameError, ConfigError
+            There is no such extractor here, or it cannot be made.
+        StateError
+            The store has lost its model.
+        """
+        return get_extractor(config, self.storage.fetch_model)
 
     def model(self, key: str, checksum: str | None = None) -> Model:
         """Return a trained model."""

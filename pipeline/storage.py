@@ -24,9 +24,20 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, write_arrays
-from pipeline.errors import ConfigError, CorruptFileError, StorageUnavailableError
+from pipeline.errors import ConfigError, CorruptFileError, StateError, StorageUnavailableError
 
 _OTHER_CHECKSUM = "its SHA-256 is not the one recorded"
+
+
+_MODEL_REMEDY = (
+    "run `vantage index COLLECTION FOLDER --extractor NAME:FILE` with the same model file, or take "
+    "it from a backup"
+)
+
+
+def model_key(sha256: str) -> str:
+    """Return the store name of a model file, by its SHA-256 (hex)."""
+    return f"models/{sha256}.onnx"
 
 
 def file_checksum(path: Path) -> str:
@@ -232,6 +243,64 @@ class Storage:
             temporary.replace(path)
             self._checked.add(key)
         return path
+
+    def put_model(self, path: Path, sha256: str) -> str:
+        """Store a model file under the name that its SHA-256 gives, and return that name.
+
+        A file of that name that is damaged is replaced; a good one is left as it is.
+
+        Raises
+        ------
+        ConfigError
+            The file's SHA-256 is not `sha256`: it was changed meanwhile.
+        """
+        key = model_key(sha256)
+        if self.exists(key):
+            if self.checksum(key) == sha256:
+                return key
+            self.delete(key)
+        if file_checksum(path) != sha256:
+            raise ConfigError("model", str(path), "was changed while it was read; try again")
+
+        def fill(stream: BinaryIO) -> None:
+            with path.open("rb") as source:
+                shutil.copyfileobj(source, stream)
+
+        self.write(key, fill)
+        return key
+
+    def fetch_model(self, sha256: str) -> Path:
+        """Return a local copy of a model, compared with its SHA-256 once in a process.
+
+        Raises
+        ------
+        StateError
+            The store has no such model, or a damaged one.
+        StorageUnavailableError
+            The store does not answer.
+        """
+        key = model_key(sha256)
+        try:
+            path = self.fetch(key, sha256)
+            if key not in self._checked and file_checksum(path) != sha256:
+                self.drop_local(key)
+                path = self.fetch(key, sha256)
+        except CorruptFileError as exc:
+            raise StateError(f"the model {key!r} in the store is damaged; {_MODEL_REMEDY}") from exc
+        except StorageUnavailableError as exc:
+            if self._is_lost(key):
+                message = f"the store holds no model {key!r} any more; {_MODEL_REMEDY}"
+                raise StateError(message) from exc
+            raise
+        self._checked.add(key)
+        return path
+
+    def _is_lost(self, key: str) -> bool:
+        """Tell whether the store is there and has no such file."""
+        try:
+            return self.exists("") and not self.exists(key)
+        except StorageUnavailableError:
+            return False
 
     def _copy_to(self, key: str, target: Path) -> None:
         """Hard link, else copy, else download; what is copied is flushed to the disk."""

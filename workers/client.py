@@ -26,6 +26,7 @@ from PIL import Image
 from redis import RedisError
 
 from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
+from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.errors import BrokerUnavailableError, NoWorkersError, StateError, TransientError
 from pipeline.files import read_file
 from pipeline.local_jobs import end_abandoned_jobs
@@ -138,12 +139,15 @@ class Collection:
     Use `Collection.open`, as a context manager or with `close`.
     """
 
-    def __init__(self, name: str, context: Context) -> None:
+    def __init__(self, name: str, context: Context, chosen: ChosenExtractor | None = None) -> None:
         self.name = name
         self._context = context
+        self._chosen = chosen
 
     @classmethod
-    def open(cls, name: str, settings: Settings | None = None) -> Self:
+    def open(
+        cls, name: str, settings: Settings | None = None, *, extractor: str | None = None
+    ) -> Self:
         """Open a collection; it is created when something is indexed into it.
 
         Parameters
@@ -151,15 +155,21 @@ class Collection:
         name : str
         settings : Settings, optional
             Default: from the environment.
+        extractor : str, optional
+            ``sift``, ``surf``, ``cnn:FILE`` or another package's. Default: the collection's own;
+            of a new one, the settings'. A collection keeps the one that it was made with.
 
         Raises
         ------
+        ConfigError
+            The collection was made with another extractor, or there is no such model file.
         BrokerUnavailableError
             Redis does not answer, or none runs here.
         SchemaVersionError
             The database must be migrated first.
         """
         settings = settings or Settings.from_env()
+        chosen = None if extractor is None else choose_extractor(settings, extractor)
         url = discover_redis_url(settings)
         if url is None:
             raise BrokerUnavailableError(f"home {settings.home}", "no Redis is running for it")
@@ -170,7 +180,9 @@ class Collection:
         with _broker(context):
             context.redis.ping()
         require_schema(context.engine)
-        return cls(name, context)
+        if chosen is not None:
+            find_collection(context.resources, name, chosen)
+        return cls(name, context, chosen)
 
     def close(self) -> None:
         """Close the connections."""
@@ -196,22 +208,22 @@ class Collection:
         paths : sequence of str or Path
             Folders, searched recursively, and files, as the workers see them.
         extractor : ExtractorConfig, optional
+            Default: as the collection was opened. An existing collection takes no other.
         index : IndexConfig, optional
             Used when the collection is new; default from the settings.
 
         Raises
         ------
+        ConfigError
+            The collection was made with another extractor.
         NoWorkersError
             Nobody is there to do it.
         BrokerUnavailableError
             Redis does not answer. If the job was created already, it begins when Redis is back.
         """
-        settings = self._context.settings
         self._require_workers("extract", "reduce", "group")
-        with session_scope(self._context.engine) as session:
-            collection = collections.get_or_create_collection(
-                session, self.name, extractor or settings.extractor, index or settings.index
-            )
+        chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
+        collection = open_collection(self._context.resources, self.name, chosen, index)
         names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - keeps link names
         return self._enqueue(collection.id, "index", {"paths": names})
 
@@ -300,7 +312,9 @@ class Collection:
             return image
         if isinstance(image, np.ndarray):
             stream = io.BytesIO()
-            Image.fromarray(pixels_of_array(image, color=False)).save(stream, "PNG")
+            # With its colours, for extractors that look at them.
+            pixels = pixels_of_array(image, color=image.ndim == 3)
+            Image.fromarray(pixels).save(stream, "PNG")
             return stream.getvalue()
         return read_file(image, limits=self._context.settings.image_limits)
 

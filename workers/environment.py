@@ -53,6 +53,7 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
         "FLOWER_PASSWORD": settings.flower_password,
         "MAX_BYTES": settings.image_limits.max_bytes,
         "MAX_PIXELS": settings.image_limits.max_pixels,
+        "EXTRACTOR": settings.extractor_spec,
         "MAX_SIDE": settings.extractor.max_side,
         "MAX_FEATURES": settings.extractor.max_features,
         "QUERY_MAX_FEATURES": settings.extractor.query_max_features,

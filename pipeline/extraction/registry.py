@@ -42,7 +42,7 @@ class Registration:
     needs_model : bool
         There is none without a model file.
     licence, patents : str
-        As in `Extractor`, for one that cannot be made without a model.
+        As in `Extractor`, whose own words these replace where they are given.
     origin : str
         The distribution that offers it.
     """
@@ -258,7 +258,12 @@ def _make_cnn(config: ExtractorConfig, open_model: OpenModel) -> Extractor:
 
 
 register("sift", _make_sift)
-register("surf", _make_surf)
+register(
+    "surf",
+    _make_surf,
+    licence="Apache-2.0",
+    patents="US 8,165,401 may still be in force in the United States: have a person check",
+)
 register(
     "cnn",
     _make_cnn,

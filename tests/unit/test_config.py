@@ -66,6 +66,17 @@ def test_variables_set_what_their_names_say() -> None:
     assert settings.flower_password == "pass word"
 
 
+def test_the_extractor_of_new_collections_has_a_name_and_may_have_a_file() -> None:
+    assert from_env(EXTRACTOR="surf").extractor == ExtractorConfig(name="surf")
+    assert from_env(EXTRACTOR="surf").extractor_file is None
+    assert from_env(EXTRACTOR="surf").extractor_spec == "surf"
+    settings = from_env(EXTRACTOR="cnn:~/net.onnx")
+    assert (settings.extractor.name, settings.extractor_file) == ("cnn", Path.home() / "net.onnx")
+    assert settings.extractor_spec == f"cnn:{Path.home()}/net.onnx"
+    # Processes are started in another folder: a path is one of here.
+    assert from_env(EXTRACTOR="cnn:net.onnx").extractor_file == Path.cwd() / "net.onnx"
+
+
 def test_secrets_are_not_shown() -> None:
     settings = from_env(REDIS_URL="redis://:geheim@host", FLOWER_PASSWORD="geheim")
     assert "geheim" not in repr(settings)
@@ -91,6 +102,8 @@ def test_secrets_are_not_shown() -> None:
         ("VANTAGE_POINTS", "best"),
         ("MAX_FEATURES", "65536"),
         ("MAX_SIDE", "1"),
+        ("EXTRACTOR", ":net.onnx"),
+        ("EXTRACTOR", "cnn:"),
         ("CELL_SIZE", "1"),
         ("IMAGE_ROOTS", "photos"),
         ("IMAGE_ROOTS", ":"),

@@ -84,6 +84,7 @@ def test_the_default_of_a_variable_is_its_default(row: list[str]) -> None:
 def test_what_a_collection_is_made_with_is_marked() -> None:
     marked = {code(row[0]) for row in table("Settings") if "(*new collections*)" in row[2]}
     changed = {
+        "VANTAGE_EXTRACTOR": "surf",
         "VANTAGE_MAX_SIDE": "512",
         "VANTAGE_MAX_FEATURES": "100",
         "VANTAGE_QUERY_MAX_FEATURES": "100",

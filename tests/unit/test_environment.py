@@ -26,7 +26,12 @@ _SETTINGS = st.builds(
     heartbeat_s=st.floats(0.1, 60),
     flower_port=st.integers(0, 65535),
     flower_password=st.none() | st.just("a, b: c"),
-    extractor=st.builds(ExtractorConfig, max_side=st.integers(32, 5000)),
+    extractor=st.builds(
+        ExtractorConfig,
+        name=st.sampled_from(["sift", "surf", "cnn"]),
+        max_side=st.integers(32, 5000),
+    ),
+    extractor_file=st.none() | st.just(Path("/models of mine/a:b.onnx")),
     index=st.builds(IndexConfig, groups=st.sampled_from([1, 2, 4, 8, 16])),
 )
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from pipeline.errors import VantageError
-from workers.cli import evaluate, exits, indexing, operate, search, show
+from workers.cli import evaluate, exits, extractors, indexing, operate, search, show
 from workers.cli.output import ReaderGoneError, finish
 
 __all__ = ["app"]
@@ -112,6 +112,7 @@ for _name, _command, _help in (
     ("collections", show.collections, show.COLLECTIONS_HELP),
     ("status", show.status, show.STATUS_HELP),
     ("failures", show.failures, show.FAILURES_HELP),
+    ("extractors", extractors.extractors, extractors.HELP),
     ("rebuild", indexing.rebuild, indexing.REBUILD_HELP),
     ("eval", evaluate.evaluate, evaluate.HELP),
     ("doctor", operate.doctor, operate.DOCTOR_HELP),

@@ -16,7 +16,14 @@ from pipeline.config import Settings
 from pipeline.errors import InputError, StateError
 from workers.cli import exits
 from workers.cli.metadata import metadata_engine
-from workers.cli.options import CollectionArgument, JsonOption, LocalOption, NoWaitOption, epilog
+from workers.cli.options import (
+    CollectionArgument,
+    ExtractorOption,
+    JsonOption,
+    LocalOption,
+    NoWaitOption,
+    epilog,
+)
 from workers.cli.output import counted, say, seconds, to_stderr, write_json
 from workers.cli.progress import JobReader, watched
 
@@ -30,11 +37,12 @@ INDEX_HELP = epilog(
 vantage index holiday ~/Pictures/2024
 vantage index holiday ~/Pictures/2024 --local
 vantage index covers a.jpg b.png more/ --json
+vantage index looks ~/Pictures/2024 --extractor cnn:resnet50.onnx
 """,
     """
 Folders are searched recursively. Files known already are not read again: call it again with the
 same folder to add what is new. An image that cannot be used is noted (`vantage failures`), the
-others are indexed.
+others are indexed. A collection keeps the extractor that it was made with.
 """,
 )
 
@@ -58,6 +66,7 @@ def index(
     ],
     local: LocalOption = False,
     no_wait: NoWaitOption = False,
+    extractor: ExtractorOption = None,
     elsewhere: Annotated[
         bool,
         typer.Option(
@@ -74,7 +83,16 @@ def index(
             _require_path(path)
     settings = Settings.from_env()
     with metadata_engine(settings) as engine:
-        run_job(settings, engine, collection, paths, local=local, no_wait=no_wait, as_json=as_json)
+        run_job(
+            settings,
+            engine,
+            collection,
+            paths,
+            local=local,
+            no_wait=no_wait,
+            as_json=as_json,
+            extractor=extractor,
+        )
 
 
 def rebuild(
@@ -113,6 +131,7 @@ def run_job(
     local: bool,
     no_wait: bool,
     as_json: bool,
+    extractor: str | None = None,
 ) -> None:
     """Run a job (index; rebuild when `paths` is None), show how it goes and what came of it."""
     from pipeline.metadata.collections import collection_status
@@ -120,7 +139,7 @@ def run_job(
 
     began = time.monotonic()
     work = do_locally if local else do_by_workers
-    progress = work(settings, engine, collection, paths, no_wait=no_wait)
+    progress = work(settings, engine, collection, paths, no_wait=no_wait, extractor=extractor)
     with session_scope(engine, write=False) as session:
         status = collection_status(session, collection)
     took = time.monotonic() - began
@@ -152,6 +171,7 @@ def do_locally(
     paths: list[Path] | None,
     *,
     no_wait: bool = False,
+    extractor: str | None = None,
 ) -> JobProgress:
     """Run a job in this process.
 
@@ -164,7 +184,7 @@ def do_locally(
 
     with (
         told_of_interrupt("Interrupted. What is done is kept: the same command goes on from here."),
-        Collection.open(name, settings) as collection,
+        Collection.open(name, settings, extractor=extractor) as collection,
         watched(engine) as watcher,
     ):
         if paths is None:
@@ -179,6 +199,7 @@ def do_by_workers(
     paths: list[Path] | None,
     *,
     no_wait: bool = False,
+    extractor: str | None = None,
 ) -> JobProgress:
     """Leave a job to the workers and, unless told otherwise, wait for it.
 
@@ -190,7 +211,7 @@ def do_by_workers(
     from workers.client import Collection
 
     reader = JobReader(engine, settings.host_timeout_s)
-    with Collection.open(name, settings) as collection:
+    with Collection.open(name, settings, extractor=extractor) as collection:
         handle = collection.rebuild() if paths is None else collection.index(paths)
         if no_wait:
             return reader.read(handle.id)

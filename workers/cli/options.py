@@ -46,6 +46,16 @@ CollectionArgument = Annotated[
         show_default=False,
     ),
 ]
+ExtractorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--extractor",
+        metavar="NAME",
+        help="sift, surf, cnn:FILE or another of `vantage extractors`; for a new collection. "
+        "Default: VANTAGE_EXTRACTOR.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on standard output, nothing else there."),

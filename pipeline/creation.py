@@ -1,0 +1,143 @@
+"""A collection and its extractor: chosen when the collection is made, and kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipeline.config import ExtractorConfig, IndexConfig, Settings
+from pipeline.errors import ConfigError, UnknownNameError
+from pipeline.extraction.spec import parse_extractor
+from pipeline.metadata import collections
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import CollectionRecord
+from pipeline.resources import Resources
+
+
+@dataclass(frozen=True)
+class ChosenExtractor:
+    """An extractor that somebody asked for.
+
+    Attributes
+    ----------
+    config : ExtractorConfig
+    model : Path or None
+        Its model file here; None where it has none, or where the store has it already.
+    """
+
+    config: ExtractorConfig
+    model: Path | None = None
+
+
+def choose_extractor(settings: Settings, wanted: str | ExtractorConfig) -> ChosenExtractor:
+    """Return the extractor that is meant by ``sift``, ``cnn:FILE`` or a configuration.
+
+    Raises
+    ------
+    UnknownNameError, ConfigError
+        See `parse_extractor`.
+    """
+    if isinstance(wanted, ExtractorConfig):
+        return ChosenExtractor(wanted)
+    return ChosenExtractor(*parse_extractor(wanted, settings.extractor))
+
+
+def find_collection(
+    resources: Resources, name: str, chosen: ChosenExtractor | None
+) -> CollectionRecord | None:
+    """Return a collection if it is there and was made with this extractor.
+
+    Parameters
+    ----------
+    resources : Resources
+    name : str
+    chosen : ChosenExtractor, optional
+        Default: whatever the collection was made with. Its model is put back into the store where
+        it is missing there.
+
+    Raises
+    ------
+    ConfigError
+        The collection was made with another extractor: mixing is refused.
+    """
+    with session_scope(resources.engine, write=False) as session:
+        try:
+            record = collections.get_collection(session, name)
+        except UnknownNameError:
+            return None
+    if chosen is not None:
+        _require_same(record, chosen.config)
+        _store_model(resources, chosen)
+    return record
+
+
+def open_collection(
+    resources: Resources,
+    name: str,
+    chosen: ChosenExtractor | None = None,
+    index: IndexConfig | None = None,
+) -> CollectionRecord:
+    """Return a collection, made if there is none.
+
+    Parameters
+    ----------
+    resources : Resources
+    name : str
+    chosen : ChosenExtractor, optional
+        Default: the collection's own; of a new one, the settings'.
+    index : IndexConfig, optional
+        Of a new collection; default from the settings. Its rows are as long as the extractor says
+        (`Extractor.row_bytes`), unless it asks for another length than the default one.
+
+    Raises
+    ------
+    InputError
+        The name cannot name a collection.
+    ConfigError
+        The collection was made with another extractor, or the extractor cannot be made.
+    """
+    record = find_collection(resources, name, chosen)
+    if record is not None:
+        return record
+    settings = resources.settings
+    if chosen is None:
+        wanted = settings.extractor_spec if settings.extractor_file else settings.extractor
+        chosen = choose_extractor(settings, wanted)
+    _store_model(resources, chosen)
+    index = index or settings.index
+    if index.dimensions == IndexConfig().dimensions:
+        index = replace(index, dimensions=resources.extractor(chosen.config).row_bytes)
+    with session_scope(resources.engine) as session:
+        record = collections.get_or_create_collection(session, name, chosen.config, index)
+    # Somebody else may have made it meanwhile, with another one.
+    _require_same(record, chosen.config)
+    return record
+
+
+def _store_model(resources: Resources, chosen: ChosenExtractor) -> None:
+    """Put the model where every host finds it."""
+    if chosen.model is not None:
+        resources.storage.put_model(chosen.model, chosen.config.model)
+
+
+def _require_same(record: CollectionRecord, wanted: ExtractorConfig) -> None:
+    """Refuse an extractor that is not the collection's."""
+    if record.extractor.same_extractor(wanted):
+        return
+    mine, yours = record.extractor.describe(), wanted.describe()
+    if mine == yours:
+        mine += f" and other options ({', '.join(_differences(record.extractor, wanted))})"
+    raise ConfigError(
+        "extractor",
+        yours,
+        f"collection {record.name!r} was made with {mine} and keeps it, as features of two "
+        "extractors cannot be compared; leave the extractor out, or index into a collection of "
+        "another name",
+    )
+
+
+def _differences(one: ExtractorConfig, other: ExtractorConfig) -> list[str]:
+    """Return the options in which two configurations differ."""
+    names = sorted({*one.options, *other.options})
+    differ = [name for name in names if one.options.get(name) != other.options.get(name)]
+    return differ or ["revision"]
