@@ -188,12 +188,14 @@ class _Interrupt:
     """Makes Ctrl-C and SIGTERM end the block in order while no manager has taken them over.
 
     The exception can get lost where Python ignores exceptions (in a destructor, in a callback of
-    a C library), so it is remembered as well and looked for before the processes are started.
+    a C library), so it is remembered as well and looked for before the processes are started; what
+    Python would print there of an exception that is not lost at all is kept from the console.
     """
 
     def __init__(self) -> None:
         self.came = False
         self._before: dict[int, Any] = {}
+        self._unraisable = sys.unraisablehook
 
     def _interrupt(self, _signum: int, _frame: FrameType | None) -> None:
         self.came = True
@@ -202,10 +204,17 @@ class _Interrupt:
     def __enter__(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._before[number] = signal.signal(number, self._interrupt)
+        self._unraisable, sys.unraisablehook = sys.unraisablehook, self._ignored
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = self._unraisable
+
+    def _ignored(self, what: Any) -> None:
+        """Stand in for Python's note of an exception that it ignores."""
+        if not isinstance(what.exc_value, KeyboardInterrupt):
+            self._unraisable(what)
 
 
 def _redis(
