@@ -1,18 +1,25 @@
-"""What every extractor owes the pipeline, whatever it computes."""
+"""Our extractors keep the contract; batches, and the registry."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from PIL import Image
 
 from pipeline.config import ExtractorConfig, ImageLimits
 from pipeline.errors import (
+    ConfigError,
     ImageReadError,
+    InputError,
     MissingRootError,
     NoFeaturesError,
     UnknownNameError,
@@ -21,8 +28,10 @@ from pipeline.extraction.base import Extractor
 from pipeline.extraction.features import extract_batch, extract_image
 from pipeline.extraction.registry import get_extractor, register
 from pipeline.extraction.sift import SiftExtractor
-from pipeline.images import DecodedImage, decode_image, from_array, hash_bytes
-from pipeline.records import KEYPOINT_COLUMNS, Features
+from pipeline.extraction.spec import parse_extractor
+from pipeline.images import DecodedImage, decode_image, hash_bytes
+from pipeline.records import Features
+from pipeline.testing.extractors import ExtractorContract, drawn_pictures, same
 
 LIMITS = ImageLimits()
 PHOTOS = ("astronaut.png", "coffee.png", "chelsea.png")
@@ -42,88 +51,25 @@ def photo_bytes(name: str) -> bytes:
     return resources.files("skimage").joinpath("data", name).read_bytes()
 
 
-def photo(name: str) -> DecodedImage:
-    return decode_image(photo_bytes(name), name=name, limits=LIMITS, max_side=1024)
+def photo(name: str, color: bool = False) -> DecodedImage:
+    data = photo_bytes(name)
+    return decode_image(data, name=name, limits=LIMITS, max_side=1024, color=color)
 
 
-def same(one: Features, other: Features) -> bool:
-    return (
-        np.array_equal(one.keypoints, other.keypoints)
-        and np.array_equal(one.descriptors, other.descriptors)
-        and (one.width, one.height) == (other.width, other.height)
-    )
+class RealPhotographs(ExtractorContract):
+    """The contract on photographs; ours must also make features of drawn pictures."""
+
+    @pytest.fixture(params=["photographs", "drawn"])
+    def pictures(self, extractor: Extractor, request: pytest.FixtureRequest) -> list[DecodedImage]:
+        if request.param == "drawn":
+            return drawn_pictures(extractor.color)
+        return [photo(name, extractor.color) for name in PHOTOS]
 
 
-def test_it_is_an_extractor_under_its_name(extractor: Extractor, config: ExtractorConfig) -> None:
-    assert isinstance(extractor, Extractor)
-    assert extractor.name == config.name
-    assert get_extractor(config) is extractor
-
-
-@pytest.mark.parametrize("name", PHOTOS)
-def test_shapes_and_dtypes(extractor: Extractor, name: str) -> None:
-    image = photo(name)
-    features = extractor.extract(image, 300)
-    count = len(features)
-    assert 1 <= count <= 300
-    assert features.keypoints.shape == (count, len(KEYPOINT_COLUMNS))
-    assert features.keypoints.dtype == np.float32
-    assert features.descriptors.shape == (count, extractor.dimensions)
-    assert features.descriptors.dtype in (np.uint8, np.float32)
-    assert features.keypoints.flags.c_contiguous
-    assert features.descriptors.flags.c_contiguous
-    assert (features.width, features.height) == (image.width, image.height)
-
-
-def test_keypoints_lie_in_the_original_picture(extractor: Extractor) -> None:
-    features = extractor.extract(replace(photo("coffee.png"), width=6000, height=4000), 500)
-    x, y, size = features.keypoints[:, :3].T
-    assert np.isfinite(features.keypoints).all()
-    assert (x >= -0.5).all()
-    assert (x <= 5999.5).all()
-    assert (y >= -0.5).all()
-    assert (y <= 3999.5).all()
-    assert (size > 0).all()
-    if len(features) > 1:
-        assert x.max() > 3000
-        assert y.max() > 2000
-
-
-def test_normalized_rows_have_unit_length(extractor: Extractor) -> None:
-    rows = extractor.normalize(extractor.extract(photo("chelsea.png"), 200).descriptors)
-    assert rows.dtype == np.float32
-    assert rows.shape[1] == extractor.dimensions
-    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
-
-
-def test_the_same_picture_gives_the_same_features(extractor: Extractor) -> None:
-    image = photo("astronaut.png")
-    assert same(extractor.extract(image, 400), extractor.extract(image, 400))
-
-
-def test_threads_do_not_disturb_each_other(extractor: Extractor) -> None:
-    images = [photo(name) for name in PHOTOS] * 4
-    alone = [extractor.extract(image, 300) for image in images]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(lambda image: extractor.extract(image, 300), images))
-    assert all(map(same, alone, together))
-
-
-def test_a_picture_is_not_written_to(extractor: Extractor) -> None:
-    image = photo("chelsea.png")
-    image.pixels.flags.writeable = False
-    before = image.pixels.copy()
-    extractor.extract(image, 300)
-    assert np.array_equal(image.pixels, before)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 700), (3, 2), (40, 40), (1024, 1)])
-def test_a_flat_picture_of_any_shape_is_no_error(
-    extractor: Extractor, shape: tuple[int, int]
-) -> None:
-    features = extractor.extract(from_array(np.full(shape, 90, np.uint8), max_side=1024), 500)
-    assert features.keypoints.shape == (len(features), len(KEYPOINT_COLUMNS))
-    assert features.descriptors.shape == (len(features), extractor.dimensions)
+class TestSift(RealPhotographs):
+    @pytest.fixture
+    def extractor(self) -> Extractor:
+        return get_extractor(ExtractorConfig(name="sift"))
 
 
 class TestImagesAndBatches:
@@ -188,6 +134,113 @@ class TestImagesAndBatches:
         return lambda: content
 
 
+class MeanColour(Extractor):
+    """Three numbers a picture, batch by batch; pictures 333 pixels wide are refused."""
+
+    name = "mean-colour"
+    dimensions = 3
+    color = True
+    one_vector = True
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def extract(self, image: DecodedImage, max_features: int) -> Features:
+        if image.width == 333:
+            raise InputError(f"{image.name} is 333 pixels wide")
+        keypoint = np.array([[image.width / 2, image.height / 2, 1, 0, 1, 0, 0]], np.float32)
+        mean = image.pixels.reshape(-1, 3).mean(axis=0, dtype=np.float32)
+        return Features(keypoint, mean[None], image.width, image.height)
+
+    def extract_many(self, images: Sequence[DecodedImage], max_features: int) -> list[Features]:
+        self.batches.append(len(images))
+        return super().extract_many(images, max_features)
+
+    def normalize(self, descriptors: NDArray[np.generic]) -> NDArray[np.float32]:
+        rows = descriptors.astype(np.float32)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        unit: NDArray[np.float32] = rows / np.maximum(lengths, np.float32(1e-12))
+        return unit
+
+
+class TestMeanColour(ExtractorContract):
+    """The contract holds for one that looks at colours, too."""
+
+    @pytest.fixture
+    def extractor(self) -> Extractor:
+        return MeanColour()
+
+    def test_colours_come_as_blue_green_red(self, extractor: Extractor) -> None:
+        red = png(Image.new("RGB", (50, 40), (200, 100, 0)))
+        items = [(hash_bytes(red), lambda: red, "red.png")]
+        ((_, features),), _ = extract_batch(items, extractor, ExtractorConfig(), LIMITS)
+        assert features.descriptors.tolist() == [[0, 100, 200]]
+
+
+class TestManyAtOnce:
+    @pytest.fixture
+    def files(self) -> list[bytes]:
+        return [png(Image.new("RGB", (60 + i, 50), (9 * i, 90, 255 - 9 * i))) for i in range(20)]
+
+    def extract(
+        self, files: list[bytes], extractor: Extractor, at_once: int = 16
+    ) -> tuple[list[tuple[str, Features]], list[tuple[str, str]]]:
+        names = [f"{i}.png" for i in range(len(files))]
+        items = [
+            (hash_bytes(data), lambda data=data: data, name)
+            for data, name in zip(files, names, strict=True)
+        ]
+        done, failures = extract_batch(items, extractor, ExtractorConfig(), LIMITS, at_once)
+        return done, [(failure.sha256, failure.code) for failure in failures]
+
+    def test_an_extractor_gets_the_pictures_of_a_batch_together_but_no_more_than_16(
+        self, files: list[bytes]
+    ) -> None:
+        extractor = MeanColour()
+        done, failures = self.extract(files, extractor)
+        assert extractor.batches == [16, 4]
+        assert failures == []
+        assert [sha256 for sha256, _ in done] == [hash_bytes(data) for data in files]
+        assert [features.width for _, features in done] == [60 + i for i in range(20)]
+
+    def test_bad_files_do_not_disturb_their_batch(self, files: list[bytes]) -> None:
+        extractor = MeanColour()
+        files[3], files[17] = b"no image", b""
+        done, failures = self.extract(files, extractor)
+        assert extractor.batches == [15, 3]
+        assert failures == [
+            (hash_bytes(b"no image"), "not-an-image"),
+            (hash_bytes(b""), "empty-file"),
+        ]
+        assert [features.width - 60 for _, features in done] == [
+            i for i in range(20) if i not in (3, 17)
+        ]
+
+    def test_a_picture_that_the_extractor_refuses_fails_alone(self, files: list[bytes]) -> None:
+        files[5] = png(Image.new("RGB", (333, 20)))
+        done, failures = self.extract(files, MeanColour())
+        assert failures == [(hash_bytes(files[5]), "corrupt")]
+        assert [features.width for _, features in done] == [60 + i for i in range(20) if i != 5]
+
+    def test_one_at_a_time_each_is_done_before_the_next_is_read(self) -> None:
+        """So that the picture noted last is the one that killed the process."""
+        order: list[str] = []
+
+        class Noting(MeanColour):
+            def extract(self, image: DecodedImage, max_features: int) -> Features:
+                order.append(f"extract {image.name}")
+                return super().extract(image, max_features)
+
+        data = png(Image.new("RGB", (9, 9)))
+
+        def reader(name: str) -> Callable[[], bytes]:
+            return lambda: order.append(f"read {name}") or data  # type: ignore[func-returns-value]
+
+        items = [(hash_bytes(data), reader(name), name) for name in "ab"]
+        extract_batch(items, Noting(), ExtractorConfig(), LIMITS, 1)
+        assert order == ["read a", "extract a", "read b", "extract b"]
+
+
 class TestRegistry:
     def test_an_unknown_name_says_what_is_meant(self) -> None:
         with pytest.raises(UnknownNameError, match="did you mean 'sift'"):
@@ -196,3 +249,81 @@ class TestRegistry:
     def test_a_name_can_be_taken_once(self) -> None:
         with pytest.raises(ValueError, match="registered already"):
             register("sift", lambda _config, _open_model: SiftExtractor())
+
+    def test_there_is_one_object_for_one_configuration(self) -> None:
+        one = get_extractor(ExtractorConfig())
+        assert get_extractor(ExtractorConfig()) is one
+        assert get_extractor(ExtractorConfig(max_side=512)) is not one
+
+    def test_a_process_makes_its_own_after_a_fork(self) -> None:
+        """Networks have threads, and those stay behind."""
+        code = (
+            "import os\n"
+            "from pipeline.config import ExtractorConfig\n"
+            "from pipeline.extraction.registry import get_extractor\n"
+            "mine = get_extractor(ExtractorConfig())\n"
+            "child = os.fork()\n"
+            "if child == 0:\n"
+            "    os._exit(7 if get_extractor(ExtractorConfig()) is not mine else 8)\n"
+            "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert (done.stdout, done.stderr) == ("7\n", "")
+
+    def test_a_model_without_a_store_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match="works without a model"):
+            get_extractor(ExtractorConfig(model="ab" * 32))
+        with pytest.raises(ConfigError, match="write cnn:FILE"):
+            get_extractor(ExtractorConfig(name="cnn"))
+
+
+class TestSpec:
+    BASE = ExtractorConfig(max_side=512, max_features=99, options={"old": 1})
+
+    @pytest.mark.parametrize("name", ["sift", "surf"])
+    def test_a_name_keeps_all_other_settings(self, name: str) -> None:
+        config, model = parse_extractor(name, self.BASE)
+        assert config == ExtractorConfig(name=name, max_side=512, max_features=99)
+        assert model is None
+
+    @pytest.mark.parametrize(
+        ("spec", "sentence"),
+        [
+            ("cnn", "write cnn:FILE"),
+            ("cnn:", "write cnn:FILE"),
+            ("sift:net.onnx", "sift works without a model: write sift"),
+            ("surf:", "surf works without a model: write surf"),
+        ],
+    )
+    def test_a_model_where_there_is_none_and_none_where_there_is_one(
+        self, spec: str, sentence: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=sentence) as caught:
+            parse_extractor(spec, self.BASE)
+        assert caught.value.args[1] == spec
+
+    def test_an_unknown_name_says_what_is_meant(self) -> None:
+        with pytest.raises(UnknownNameError, match="did you mean 'surf'"):
+            parse_extractor("surff", self.BASE)
+
+    def test_a_missing_model_names_what_is_there(self, tmp_path: Path) -> None:
+        def sentence(file: Path) -> str:
+            with pytest.raises(ConfigError) as caught:
+                parse_extractor(f"cnn:{file}", self.BASE)
+            assert caught.value.args[1] == str(file)
+            return str(caught.value)
+
+        assert f"no such file; '{tmp_path}' holds no .onnx file" in sentence(tmp_path / "a.onnx")
+        for name in ("resnet50.onnx", "vgg16.onnx", "notes.txt"):
+            (tmp_path / name).write_bytes(b"x")
+        assert "did you mean 'resnet50.onnx'?" in sentence(tmp_path / "resnet5.onnx")
+        assert "holds resnet50.onnx, vgg16.onnx" in sentence(tmp_path / "zzz")
+        assert "is a folder; " in sentence(tmp_path)
+        assert "holds resnet50.onnx, vgg16.onnx" in sentence(tmp_path)
+        assert "no such file; name a model file" in sentence(tmp_path / "no" / "folder" / "a.onnx")
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
