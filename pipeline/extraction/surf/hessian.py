@@ -1,0 +1,396 @@
+"""Maxima of the box-filtered Hessian determinant, one octave at a time.
+
+Bay et al., CVIU 2008, sections 3.2 to 3.4. Layer l of octave o filters with boxes of side
+``(9 + 6 l) * 2**o`` pixels at every ``2**o``-th pixel: the sizes and the sampling of OpenCV, so
+that all layers of an octave lie on one grid. The paper's 9 x 9 filter (lobes of 3, side lines at
+2 and 7, diagonal boxes from 1 to 4 and from 5 to 8) is scaled by ``side / 9`` and its edges are
+rounded to whole pixels.
+
+How it is made fast. A layer's three responses share their rows: the second derivative across a
+row needs two rows of the integral image, the one down a column four, the mixed one four. So a
+sample row costs ten row look-ups, taken in vectors, and then ten look-ups along the row in the
+three rows of differences, instead of 32 scattered ones. Only three rows of each layer are kept
+(the maximum test needs no more), so that the working set stays in the second-level cache and
+nothing grows with the height of the image. Beyond the first octave, neighbouring samples lie
+``2**o`` columns apart; there, the integral image passes through a ring of rows whose columns are
+sorted by their remainder, which makes them neighbours in memory again.
+
+Everything that is compiled is in this one file, because numba's cache on disk only looks at the
+file that a cached function is in.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index.rows import read_only
+
+MIXED_WEIGHT = np.float32(0.81)
+"""Share of the squared mixed derivative: 0.9 squared, which makes up for the boxes (paper, 3.2)."""
+
+
+class Octave(NamedTuple):
+    """The box filters of one octave.
+
+    Attributes
+    ----------
+    step : int
+        Pixels between samples.
+    sides : ndarray of shape (layers + 2,), int64
+        Filter sides, pixels, rising.
+    edges : ndarray of shape (layers + 2, 10), int64
+        Pixels from the filter's corner: four edges of the three lobes, two side lines of the
+        lobes, four edges of the diagonal boxes.
+    weights : ndarray of shape (layers + 2, 2), float32
+        One over the area of a lobe and of a diagonal box.
+    phases : ndarray of shape (step,), bool
+        Remainders of the edges by `step`: the rows and columns that are ever looked up.
+    """
+
+    step: int
+    sides: NDArray[np.int64]
+    edges: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    phases: NDArray[np.bool_]
+
+
+def make_octave(octave: int, layers: int) -> Octave:
+    """Lay out the filters of an octave.
+
+    Parameters
+    ----------
+    octave : int
+        0 is the finest.
+    layers : int
+        Layers in which maxima are looked for; one more lies below and one above.
+    """
+    step = 1 << octave
+    sides = (9 + 6 * np.arange(layers + 2)) * step
+    template = np.array([0, 3, 6, 9, 2, 7, 1, 4, 5, 8])
+    edges = np.rint(sides[:, None] * template / 9).astype(np.int64)
+    lobe = edges[:, 1] * (edges[:, 5] - edges[:, 4])
+    diagonal = (edges[:, 7] - edges[:, 6]) ** 2
+    weights = (1 / np.stack([lobe, diagonal], axis=1)).astype(np.float32)
+    phases = np.zeros(step, np.bool_)
+    phases[edges % step] = True
+    return Octave(step, sides.astype(np.int64), edges, weights, phases)
+
+
+def find_maxima(
+    sums: NDArray[np.int32], octave: int, layers: int, threshold: float
+) -> NDArray[np.float32]:
+    """Find the keypoints of one octave.
+
+    Parameters
+    ----------
+    sums : ndarray of shape (H + 1, W + 1), int32
+        Integral image.
+    octave : int
+    layers : int
+    threshold : float
+        Least determinant, grey levels squared.
+
+    Returns
+    -------
+    ndarray of shape (N, 7), float32
+        Rows of `KEYPOINT_COLUMNS`, by rows of the picture; angle -1.
+    """
+    filters = make_octave(octave, layers)
+    height, width = sums.shape[0] - 1, sums.shape[1] - 1
+    if filters.sides[2] > min(height, width):
+        return np.zeros((0, 7), np.float32)
+    # Far more than photographs have; when there are more still, the pass is made once again.
+    capacity = 256 + height * width // (64 * filters.step**2)
+    store, ring = _make_ring(sums, filters)
+    while True:
+        found = np.empty((capacity, 7), np.float32)
+        count = _scan_octave(
+            read_only(sums),
+            store,
+            read_only(ring),
+            filters.step,
+            read_only(filters.sides),
+            read_only(filters.edges),
+            read_only(filters.weights),
+            read_only(filters.phases),
+            np.float32(threshold),
+            octave,
+            found,
+        )
+        if count <= capacity:
+            return found[:count]
+        capacity = count
+
+
+def _make_ring(
+    sums: NDArray[np.int32], filters: Octave
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the rows to fill and the rows to read: in the first octave, the integral image."""
+    if filters.step == 1:
+        return np.empty((0, 0), np.int32), sums
+    plane = (sums.shape[1] - 1) // filters.step + 1
+    ring = np.empty((filters.sides[-1] + 2 * filters.step, plane * filters.step), np.int32)
+    return ring, ring
+
+
+def warm_up() -> None:
+    """Compile the loops, or load them from the cache on disk."""
+    find_maxima(np.zeros((65, 65), np.int32), octave=0, layers=1, threshold=1.0)
+
+
+@numba.njit(nogil=True)
+def _fill_ring(sums, ring, start, stop, step, phases, plane):  # type: ignore[no-untyped-def]
+    """Copy rows `start` to `stop` of the integral image, columns sorted by remainder."""
+    columns = sums.shape[1]
+    for y in range(start, stop):
+        if not phases[y % step]:
+            continue
+        row = sums[y]
+        target = ring[y % ring.shape[0]]
+        for phase in range(step):
+            if phases[phase]:
+                sorted_row = target[phase * plane :]
+                for k in range((columns - phase + step - 1) // step):
+                    sorted_row[k] = row[k * step + phase]
+
+
+@numba.njit(nogil=True)
+def _two_rows(upper, lower, out):  # type: ignore[no-untyped-def]
+    """Difference of two rows: sums over the columns of one strip."""
+    for x in range(out.shape[0]):
+        out[x] = np.int32(lower[x] - upper[x])
+
+
+@numba.njit(nogil=True)
+def _three_strips(first, second, third, fourth, out):  # type: ignore[no-untyped-def]
+    """Strips of weights 1, -2, 1 between four rows."""
+    for x in range(out.shape[0]):
+        inner = np.int32(third[x] - second[x])
+        out[x] = np.int32(np.int32(fourth[x] - first[x]) - 3 * inner)
+
+
+@numba.njit(nogil=True)
+def _two_strips(first, second, third, fourth, out):  # type: ignore[no-untyped-def]
+    """Strips of weights 1, -1: rows first to second less rows third to fourth."""
+    for x in range(out.shape[0]):
+        upper = np.int32(second[x] - first[x])
+        out[x] = np.int32(upper - np.int32(fourth[x] - third[x]))
+
+
+@numba.njit(nogil=True)
+def _mixed(first, second, third, fourth, weight, out):  # type: ignore[no-untyped-def]
+    """The mixed derivative, weighted, into `out`."""
+    for x in range(out.shape[0]):
+        left = np.int32(second[x] - first[x])
+        total = np.int32(left - np.int32(fourth[x] - third[x]))
+        out[x] = np.float32(total) * weight
+
+
+@numba.njit(nogil=True)
+def _determinant(first, second, third, fourth, left, right, weight, out):  # type: ignore[no-untyped-def]
+    """Turn the mixed derivative in `out` into the determinant."""
+    for x in range(out.shape[0]):
+        inner = np.int32(third[x] - second[x])
+        across = np.int32(np.int32(fourth[x] - first[x]) - 3 * inner)
+        down = np.int32(right[x] - left[x])
+        out[x] = (np.float32(across) * weight) * (np.float32(down) * weight) - MIXED_WEIGHT * (
+            out[x] * out[x]
+        )
+
+
+@numba.njit(nogil=True)
+def _respond(ring, top, step, plane, edges, weights, scratch, out):  # type: ignore[no-untyped-def]
+    """Fill `out` with the determinants of one sample row of one layer.
+
+    `top` is the integral row of the filter's upper edge; sample j has its left edge at column
+    ``j * step``, which is element j of the plane of remainder 0.
+    """
+    size, count = ring.shape[0], out.shape[0]
+    rows = (top + edges) % size
+    at = edges % step * plane + edges // step
+    # Lobe edges are multiples of the step: one plane. Of the others, opposite side lines may lie
+    # in different planes, and so may the left and the right diagonal boxes.
+    lobes = scratch[0][: at[3] + count]
+    _two_rows(ring[rows[4]][: lobes.size], ring[rows[5]][: lobes.size], lobes)
+
+    one, two, three, four = ring[rows[0]], ring[rows[1]], ring[rows[2]], ring[rows[3]]
+    left, right = scratch[1][:count], scratch[2][:count]
+    begin, end = at[4], at[4] + count
+    if edges[4] % step == edges[5] % step:
+        end = at[5] + count
+        left, right = scratch[1][: end - begin], scratch[1][at[5] - begin : end - begin]
+    else:
+        _three_strips(one[at[5] :], two[at[5] :], three[at[5] :], four[at[5] :], right)
+    _three_strips(one[begin:end], two[begin:end], three[begin:end], four[begin:end], left)
+
+    one, two, three, four = ring[rows[6]], ring[rows[7]], ring[rows[8]], ring[rows[9]]
+    begin, end = at[6], at[7] + count
+    west, east = scratch[3][: end - begin], scratch[4][: end - begin]
+    if edges[6] % step == edges[8] % step:
+        end = at[9] + count
+        west, east = scratch[3][: end - begin], scratch[3][at[8] - begin : end - begin]
+    else:
+        _two_strips(one[at[8] :], two[at[8] :], three[at[8] :], four[at[8] :], east)
+    _two_strips(one[begin:end], two[begin:end], three[begin:end], four[begin:end], west)
+
+    box = at[7] - at[6]
+    _mixed(west, west[box:], east, east[box:], weights[1], out)
+    _determinant(
+        lobes, lobes[at[1] :], lobes[at[2] :], lobes[at[3] :], left, right, weights[0], out
+    )
+
+
+@numba.njit(nogil=True)
+def _flag(below, up, here, down, above, threshold, flags):  # type: ignore[no-untyped-def]
+    """Flag samples above the threshold, their row's and column's neighbours and both layers'.
+
+    The rows start one sample before the first one that is asked for.
+    """
+    for x in range(flags.shape[0]):
+        value = here[x + 1]
+        flags[x] = (
+            (value > threshold)
+            & (value > here[x])
+            & (value > here[x + 2])
+            & (value > up[x + 1])
+            & (value > down[x + 1])
+            & (value > below[x + 1])
+            & (value > above[x + 1])
+        )
+
+
+@numba.njit(nogil=True)
+def _is_maximum(rows, layer, slots, x):  # type: ignore[no-untyped-def]
+    """Tell whether the sample is strictly above its 26 neighbours."""
+    value = rows[layer, slots[1], x]
+    for dl in range(-1, 2):
+        for dy in range(3):
+            row = rows[layer + dl, slots[dy]]
+            for dx in range(-1, 2):
+                if value <= row[x + dx] and not (dl == 0 and dy == 1 and dx == 0):
+                    return False
+    return True
+
+
+@numba.njit(nogil=True)
+def _newton_step(rows, layer, slots, x, offsets):  # type: ignore[no-untyped-def]
+    """Solve for the top of the parabola through 27 samples: (dx, dy, dlayer); True if it is near.
+
+    Brown and Lowe, "Invariant features from interest point groups", BMVC 2002: one step, kept
+    when no component passes one sample.
+    """
+    below, here, above = rows[layer - 1], rows[layer], rows[layer + 1]
+    up, mid, down = slots[0], slots[1], slots[2]
+    centre = np.float64(here[mid, x])
+    gx = (np.float64(here[mid, x + 1]) - here[mid, x - 1]) / 2
+    gy = (np.float64(here[down, x]) - here[up, x]) / 2
+    gs = (np.float64(above[mid, x]) - below[mid, x]) / 2
+    xx = np.float64(here[mid, x - 1]) - 2 * centre + here[mid, x + 1]
+    yy = np.float64(here[up, x]) - 2 * centre + here[down, x]
+    ss = np.float64(below[mid, x]) - 2 * centre + above[mid, x]
+    xy = (np.float64(here[down, x + 1]) - here[down, x - 1] - here[up, x + 1] + here[up, x - 1]) / 4
+    xs = (
+        np.float64(above[mid, x + 1]) - above[mid, x - 1] - below[mid, x + 1] + below[mid, x - 1]
+    ) / 4
+    ys = (np.float64(above[down, x]) - above[up, x] - below[down, x] + below[up, x]) / 4
+    c0, c1, c2 = yy * ss - ys * ys, xs * ys - xy * ss, xy * ys - xs * yy
+    determinant = xx * c0 + xy * c1 + xs * c2
+    if determinant == 0:
+        return False
+    offsets[0] = -(gx * c0 + gy * c1 + gs * c2) / determinant
+    offsets[1] = -(gx * c1 + gy * (xx * ss - xs * xs) + gs * (xy * xs - xx * ys)) / determinant
+    offsets[2] = -(gx * c2 + gy * (xy * xs - xx * ys) + gs * (xx * yy - xy * xy)) / determinant
+    return max(abs(offsets[0]), abs(offsets[1]), abs(offsets[2])) <= 1
+
+
+@numba.njit(nogil=True)
+def _trace_sign(sums, top, left, edges):  # type: ignore[no-untyped-def]
+    """Sign of the sum of both second derivatives: 1 for a dark blob on bright ground."""
+    weights = (-1, 3, -3, 1)
+    total = np.int32(0)
+    for edge in range(4):
+        y, x = top + edges[edge], left + edges[edge]
+        total += weights[edge] * np.int32(
+            np.int32(sums[y, left + edges[5]]) - sums[y, left + edges[4]]
+        )
+        total += weights[edge] * np.int32(
+            np.int32(sums[top + edges[5], x]) - sums[top + edges[4], x]
+        )
+    return np.sign(np.int32(total))
+
+
+@numba.njit(nogil=True, cache=True)
+def _scan_octave(  # type: ignore[no-untyped-def]
+    sums, store, ring, step, sides, edges, weights, phases, threshold, octave, found
+):
+    """Write the octave's keypoints to `found`; returns how many there are, also beyond its rows."""
+    height, width = sums.shape[0] - 1, sums.shape[1] - 1
+    layers = sides.shape[0] - 2
+    margins = sides // 2 // step
+    plane = width // step + 1
+    columns = width // step
+    scratch = np.empty((5, plane), np.int32)
+    rows = np.zeros((layers + 2, 3, columns), np.float32)
+    words = np.zeros(columns // 8 + 2, np.int64)  # the flags, eight at a time
+    flags = words.view(np.uint8)
+    offsets = np.empty(3)
+    slots = np.empty(3, np.int64)
+    first, last = margins[2], height // step - margins[2] - 1
+    filled = max(0, (first - margins[-1]) * step)
+    count = 0
+    for i in range(first, last + 1):
+        if step > 1:
+            wanted = min(height, (i - margins[-1]) * step + sides[-1]) + 1
+            if wanted > filled:
+                _fill_ring(sums, store, filled, wanted, step, phases, plane)
+                filled = wanted
+        for layer in range(layers + 2):
+            samples = 1 + (width - sides[layer]) // step
+            top = (i - margins[layer]) * step
+            if top >= 0 and top + sides[layer] <= height and samples > 0:
+                out = rows[layer, i % 3][margins[layer] : margins[layer] + samples]
+                _respond(ring, top, step, plane, edges[layer], weights[layer], scratch, out)
+        for slot in range(3):
+            slots[slot] = (i + 1 + slot) % 3  # rows i - 2, i - 1, i
+        for layer in range(1, layers + 1):
+            margin = margins[layer + 1] + 1
+            if i - 1 < margin or i - 1 >= height // step - margin:
+                continue
+            asked = columns - 2 * margin
+            begin, end = margin - 1, columns - margin + 1
+            _flag(
+                rows[layer - 1, slots[1], begin:end],
+                rows[layer, slots[0], begin:end],
+                rows[layer, slots[1], begin:end],
+                rows[layer, slots[2], begin:end],
+                rows[layer + 1, slots[1], begin:end],
+                threshold,
+                flags[:asked],
+            )
+            flags[asked : asked + 8] = 0
+            for word in range((asked + 7) // 8):
+                if words[word] == 0:
+                    continue
+                for x in range(margin + 8 * word, margin + 8 * word + 8):
+                    if not flags[x - margin] or not _is_maximum(rows, layer, slots, x):
+                        continue
+                    if not _newton_step(rows, layer, slots, x, offsets):
+                        continue
+                    if count < found.shape[0]:
+                        side = sides[layer]
+                        top = step * (i - 1 - margins[layer])
+                        left = step * (x - margins[layer])
+                        row = found[count]
+                        row[0] = left + (side - 1) / 2 + offsets[0] * step
+                        row[1] = top + (side - 1) / 2 + offsets[1] * step
+                        row[2] = np.rint(side + offsets[2] * (side - sides[layer - 1]))
+                        row[3] = -1
+                        row[4] = rows[layer, slots[1], x]
+                        row[5] = octave
+                        row[6] = _trace_sign(sums, top, left, edges[layer])
+                    count += 1
+    return count
