@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.extraction.base import Extractor
+from pipeline.extraction.coordinates import in_original_pixels
 from pipeline.extraction.selection import select_strongest
 from pipeline.images import DecodedImage
 from pipeline.records import KEYPOINT_COLUMNS, Features
@@ -58,7 +59,7 @@ class SiftExtractor(Extractor):
         kept = select_strongest(keypoints, max_features)
         descriptors = np.zeros((0, self.dimensions)) if described is None else described[kept]
         return Features(
-            _in_original_pixels(keypoints[kept], image),
+            in_original_pixels(keypoints[kept], image),
             np.ascontiguousarray(descriptors, dtype=np.uint8),
             image.width,
             image.height,
@@ -111,12 +112,3 @@ def _octave(packed: int) -> int:
     """Return the octave (-1 is the doubled picture) from OpenCV's packed octave, layer, offset."""
     octave = packed & 255
     return octave - 256 if octave >= 128 else octave
-
-
-def _in_original_pixels(rows: NDArray[np.float32], image: DecodedImage) -> NDArray[np.float32]:
-    """Scale coordinates and sizes; a coordinate is the centre of its pixel, as in OpenCV."""
-    scaled = rows.copy()
-    scaled[:, 0] = rows[:, 0] * image.scale_x + (image.scale_x - 1) / 2
-    scaled[:, 1] = rows[:, 1] * image.scale_y + (image.scale_y - 1) / 2
-    scaled[:, 2] = rows[:, 2] * np.sqrt(image.scale_x * image.scale_y)
-    return scaled
