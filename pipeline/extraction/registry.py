@@ -161,7 +161,7 @@ def _make(found: Registration, config: ExtractorConfig, open_model: OpenModel) -
             raise
         raise _unusable(found.name, found.origin, exc) from exc
     if not isinstance(made, Extractor) or made.name != config.name:
-        what = f"named {made.name!r}" if isinstance(made, Extractor) else f"a {type(made).__name__}"
+        what = f"named {made.name!r}" if isinstance(made, Extractor) else f"the object {made!r}"
         raise ConfigError(
             "extractor",
             config.name,
@@ -216,7 +216,7 @@ def _load(offers: tuple[metadata.EntryPoint, ...]) -> Registration:
     except Exception as exc:
         raise _unusable(point.name, _origin(point), exc) from exc
     if not callable(factory):
-        wrong = TypeError(f"{point.value} is no factory but a {type(factory).__name__}")
+        wrong = TypeError(f"{point.value} cannot be called")
         raise _unusable(point.name, _origin(point), wrong)
     return Registration(
         point.name,

@@ -91,7 +91,7 @@ def test_options_that_a_page_types_are_options(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_recipes_are_good_shell(page: Path) -> None:
     for language, text in FENCE.findall(page.read_text(encoding="utf-8")):
-        assert language in {"sh", "console", "python", "text", "ini", "json"}
+        assert language in {"sh", "console", "python", "text", "ini", "json", "toml"}
         if language == "sh":
             done = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
             assert (done.returncode, done.stderr) == (0, ""), text
