@@ -5,15 +5,15 @@
 Nanoseconds of processor time (one thread) for each pair of a query row and a stored row, median of
 rounds in which all take turns:
 
-``range_scan``  a million rows in items of 2,048, as the exhaustive plan works; radii that one pair
-                in 50,000 passes
+``range_scan``  a million rows in items of 128 kB, as the exhaustive plan works; radii that one
+                pair in 50,000 passes
 ``nearest``     the 16 nearest of 32,768 rows, as the background distance asks
 ``sgemm``       ``queries @ rows.T`` in float32 in blocks of 2,048 rows: the inner products alone,
                 nothing is compared or kept
 ``limit``       a ``vpdpbusd`` a pair, two a cycle, at the clock that a chain of dependent
                 multiplications shows
 
-``portable`` is the path without the 8-bit dot product, compiled for this processor.
+Every code path that this processor has takes part (`pipeline.index.simd`).
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import show
-from pipeline.index.kernels import VNNI, Queries, Work, nearest, prepare_queries, range_scan
-from pipeline.index.rows import PackedRows, pack_rows
-from pipeline.retrieval.plan import EXHAUSTIVE_ROWS
+from pipeline.index.kernels import full_work, nearest, prepare_queries, range_scan
+from pipeline.index.rows import pack_rows
+from pipeline.index.simd import usable_paths
 
 ROWS, NEAREST_ROWS, QUERIES, NEIGHBOURS = 1_000_000, 32_768, 256, 16
 SHARE = 2e-5
+PRODUCT_ROWS = 2048
 CHAIN = 20_000_000
 CYCLES_A_LINK = 4
 """A 64-bit multiplication takes three cycles until its product can be used, an exclusive or one:
@@ -61,17 +62,6 @@ def make_rows(count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     return np.clip(np.rint(rng.normal(128, spread, (count, 64))), 1, 255).astype(np.uint8)
 
 
-def exhaustive_work(rows: PackedRows, queries: Queries) -> Work:
-    starts = np.arange(0, rows.size, EXHAUSTIVE_ROWS, dtype=np.int64)
-    count = len(queries.codes)
-    return Work(
-        starts,
-        np.minimum(starts + EXHAUSTIVE_ROWS, rows.size),
-        np.arange(len(starts) + 1, dtype=np.int64) * count,
-        np.tile(np.arange(count, dtype=np.int32), len(starts)),
-    )
-
-
 def spent(step: Step) -> float:
     """Return seconds of this thread's processor time."""
     started = time.thread_time()
@@ -88,33 +78,31 @@ def steps() -> dict[str, tuple[Step, float]]:
     queries = prepare_queries(codes)
     rank = max(1, round(SHARE * 100_000))
     radius = nearest(pack_rows(unpacked[:100_000]), queries, rank)[0][:, -1] + 1
-    alive, work = np.ones(ROWS, np.bool_), exhaustive_work(rows, queries)
+    alive, work = np.ones(ROWS, np.bool_), full_work(ROWS, QUERIES)
     left = codes.astype(np.float32)
     blocks = [
-        np.ascontiguousarray(unpacked[at : at + EXHAUSTIVE_ROWS].astype(np.float32).T)
-        for at in range(0, ROWS // 4, EXHAUSTIVE_ROWS)
+        np.ascontiguousarray(unpacked[at : at + PRODUCT_ROWS].astype(np.float32).T)
+        for at in range(0, ROWS // 4, PRODUCT_ROWS)
     ]
-    out = np.empty((QUERIES, EXHAUSTIVE_ROWS), np.float32)
+    out = np.empty((QUERIES, PRODUCT_ROWS), np.float32)
 
     def product() -> None:
         for block in blocks:
             np.matmul(left, block, out=out[:, : block.shape[1]])
 
-    def scan(path: int | None) -> Step:
-        return lambda: range_scan(rows, alive, queries, radius, work, vnni=path)
+    def scan(path: str) -> Step:
+        return lambda: range_scan(rows, alive, queries, radius, work, path=path)
 
-    def near(path: int | None) -> Step:
-        return lambda: nearest(few, queries, NEIGHBOURS, vnni=path)
+    def near(path: str) -> Step:
+        return lambda: nearest(few, queries, NEIGHBOURS, path=path)
 
     made: dict[str, tuple[Step, float]] = {
         "sgemm": (product, QUERIES * sum(block.shape[1] for block in blocks)),
         "clock": (lambda: chain(CHAIN), CHAIN * CYCLES_A_LINK),
     }
-    if VNNI is not None:
-        made["range_scan, VNNI"] = (scan(VNNI), ROWS * QUERIES)
-        made["nearest, VNNI"] = (near(VNNI), NEAREST_ROWS * QUERIES)
-    made["range_scan, portable"] = (scan(None), ROWS * QUERIES)
-    made["nearest, portable"] = (near(None), NEAREST_ROWS * QUERIES)
+    for path in reversed(usable_paths()):
+        made[f"range_scan, {path}"] = (scan(path), ROWS * QUERIES)
+        made[f"nearest, {path}"] = (near(path), NEAREST_ROWS * QUERIES)
     return made
 
 

@@ -14,10 +14,10 @@ from pipeline.config import IndexConfig
 from pipeline.evaluation.dataset import EvaluationQuery
 from pipeline.evaluation.measures import average_precision, judge, recall_at
 from pipeline.extraction.sift import SiftExtractor
-from pipeline.index.kernels import Hits, Queries, Work, nearest, range_scan
+from pipeline.index.kernels import Hits, Queries, full_work, nearest, range_scan
 from pipeline.index.model import Model, to_unsigned
 from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
-from pipeline.retrieval.plan import EXHAUSTIVE_ROWS, background_radius
+from pipeline.retrieval.plan import background_radius
 
 
 @dataclass(frozen=True)
@@ -78,17 +78,6 @@ def encode(model: Model, native: NDArray[np.generic]) -> NDArray[np.int8]:
     )
 
 
-def everything(rows: int, queries: int) -> Work:
-    """Return the work of an exhaustive scan."""
-    starts = np.arange(0, rows, EXHAUSTIVE_ROWS, dtype=np.int64)
-    return Work(
-        starts,
-        np.minimum(starts + EXHAUSTIVE_ROWS, rows),
-        np.arange(len(starts) + 1, dtype=np.int64) * queries,
-        np.tile(np.arange(queries, dtype=np.int32), len(starts)),
-    )
-
-
 def match(part: Part, queries: Queries, rules: Sequence[Radius], background: PackedRows) -> Matches:
     """Scan everything within the largest radius that a rule asks for."""
     found = nearest(background, queries, 64)[0]
@@ -108,7 +97,7 @@ def scan(part: Part, queries: Queries, radius: Floats) -> Hits:
     """Return every pair within a radius."""
     alive = np.ones(part.rows.size, np.bool_)
     wanted = (radius + 1).astype(np.int32)
-    work = everything(part.rows.size, len(queries.codes))
+    work = full_work(part.rows.size, len(queries.codes))
     return range_scan(part.rows, alive, queries, wanted, work)
 
 

@@ -79,18 +79,21 @@ def prepare_query(
     started = time.perf_counter()
     wanted: ExtractorConfig = version.extractor
     limits = resources.settings.image_limits
-    image, content = open_query(source, limits=limits, max_side=wanted.max_side)
     extractor = resources.extractor(wanted)
+    image, content = open_query(
+        source, limits=limits, max_side=wanted.max_side, color=extractor.color
+    )
     features = extract_decoded(image, extractor, wanted.query_max_features)
     extracted = time.perf_counter()
     model = resources.model(version.tree.key, version.tree.checksum)
     codes = model.quantizer.encode(extractor.normalize(features.descriptors))
     descriptors = sum(segment.descriptor_count for segment in version.segments)
-    plan = make_plan(model, codes, descriptors, config)
+    plan = make_plan(model, codes, descriptors, config, extractor.one_vector)
     planned = time.perf_counter()
+    asked = (plan.kind, int(plan.cells.shape[1]), plan.neighbours)
     return PreparedQuery(
         plan,
-        digest(content, wanted.to_dict(), version.tree.key, plan.kind, int(plan.cells.shape[1])),
+        digest(content, wanted.to_dict(), version.tree.key, *asked),
         features.width,
         features.height,
         {"extract": (extracted - started) * 1e3, "plan": (planned - extracted) * 1e3},
@@ -113,9 +116,8 @@ def scan_group(
     removed : frozenset of int
         Image row ids that no longer count.
     """
-    return merge_blocks(
-        [scan_segment(resources.segment(*segment), plan, removed) for segment in segments]
-    )
+    blocks = [scan_segment(resources.segment(*segment), plan, removed) for segment in segments]
+    return merge_blocks(blocks, plan.neighbours)
 
 
 def segment_keys(version: VersionRecord, group: int) -> list[tuple[str, str | None]]:

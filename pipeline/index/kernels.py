@@ -2,10 +2,10 @@
 
 Stored rows are unsigned bytes ``u = b + 128`` of a signed vector b; queries are signed bytes a.
 Then ``|a - b|^2 = |a|^2 + |b|^2 - 2 a.b`` with ``a.b = u.a - 128 sum(a)``, all in exact 32-bit
-integers (64 dimensions: at most 64 * 255^2 < 2^23). A pair is nearer than squared distance
-`radius` to a query iff ``2 u.a - |b|^2 > |a|^2 + 256 sum(a) - radius``: the right side is one
-number a query, its *limit*, so that a tile of 128 pairs is decided by one compare a register and
-one branch. The loops themselves are in `pipeline.index.simd`.
+integers (`MAX_DIMENSIONS` times 255^2 < 2^29). A pair is nearer than squared distance `radius` to a
+query iff ``2 u.a - |b|^2 > |a|^2 + 256 sum(a) - radius``: the right side is one number a query, its
+*limit*, so that a tile of 8 queries and 32 rows is decided by one compare a register and one
+branch. The loops themselves are in `pipeline.index.simd`.
 
 Every kernel releases the GIL, allocates nothing that grows with the data, and gives the same
 integers on every code path.
@@ -18,11 +18,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import InputError
 from pipeline.index.rows import PackedRows, pack_rows, read_only
-from pipeline.index.simd import BLOCK, NEVER, has_vnni, nearest_rows, scan_ranges
+from pipeline.index.simd import BLOCK, NEVER, PATHS, nearest_ranges, scan_ranges, usable_paths
 
-VNNI: int | None = 1 if has_vnni() else None
-"""The kernels' path by default: an integer for AVX-512 VNNI, None for the portable one."""
+PATH = usable_paths()[-1]
+"""The kernels' code path by default: this processor's fastest (`pipeline.index.simd`)."""
+
+ITEM_BYTES = 1 << 17
+"""Bytes of a work item of an exhaustive scan: they stay in the L2 cache while the tiles of queries
+pass over them."""
 
 
 class Queries(NamedTuple):
@@ -30,7 +35,7 @@ class Queries(NamedTuple):
 
     Attributes
     ----------
-    codes : ndarray of shape (Q, 64), int8
+    codes : ndarray of shape (Q, D), int8
     bias : ndarray of shape (Q,), int32
         ``|a|^2 + 256 sum(a)``: the limit of a query is its bias less its squared radius.
     """
@@ -60,7 +65,7 @@ def prepare_queries(codes: NDArray[np.int8]) -> Queries:
 
     Parameters
     ----------
-    codes : ndarray of shape (Q, 64), int8
+    codes : ndarray of shape (Q, D), int8
     """
     codes = np.ascontiguousarray(codes, dtype=np.int8)
     wide = codes.astype(np.int32)
@@ -90,6 +95,14 @@ class Work(NamedTuple):
         return int(((self.row_stop - self.row_start) * np.diff(self.query_start)).sum())
 
 
+def _require_same_length(rows: PackedRows, queries: Queries) -> None:
+    """Refuse queries of another length: compiled loops do not look where they read."""
+    if rows.dimensions != queries.codes.shape[1]:
+        raise InputError(
+            f"queries of {queries.codes.shape[1]} bytes do not fit rows of {rows.dimensions} bytes"
+        )
+
+
 def range_scan(
     rows: PackedRows,
     alive: NDArray[np.bool_],
@@ -98,7 +111,7 @@ def range_scan(
     work: Work,
     *,
     buffer: int = 1 << 18,
-    vnni: int | None = VNNI,
+    path: str = PATH,
 ) -> Hits:
     """Return every pair of a work item whose squared distance is below the query's radius.
 
@@ -116,9 +129,11 @@ def range_scan(
         Row ranges and their queries.
     buffer : int
         Hits held before they are copied out; only changes speed.
-    vnni : int or None
+    path : str
         Code path; the integers are the same.
     """
+    _require_same_length(rows, queries)
+    marker = PATHS[path].marker
     inputs = [
         read_only(array) for array in (rows.codes, rows.norms, alive, *queries, radius, *work)
     ]
@@ -128,7 +143,7 @@ def range_scan(
         query = np.empty(buffer, np.int32)
         row = np.empty(buffer, np.int64)
         distance = np.empty(buffer, np.int32)
-        done, written = scan_ranges(*inputs, item, query, row, distance, vnni)  # type: ignore[call-arg]
+        done, written = scan_ranges(*inputs, item, query, row, distance, marker)  # type: ignore[call-arg]
         if done == item:
             buffer *= 4
             continue
@@ -152,7 +167,7 @@ def range_scan_reference(
 ) -> set[tuple[int, int, int]]:
     """Return what `range_scan` returns as a set of (query, row, distance), in plain numpy.
 
-    `unpacked` has shape (N, 64), uint8.
+    `unpacked` has shape (N, D), uint8.
     """
     found: set[tuple[int, int, int]] = set()
     stored = unpacked.astype(np.int64) - 128
@@ -169,10 +184,37 @@ def range_scan_reference(
     return found
 
 
+def full_work(rows: int, queries: int, dimensions: int = 64) -> Work:
+    """Return the work of a scan of all rows for all queries, in items that fit the cache.
+
+    Parameters
+    ----------
+    rows, queries : int
+        How many.
+    dimensions : int
+        Bytes of a row.
+    """
+    # A multiple of two blocks, so that only the last tile is narrow.
+    step = max(2 * BLOCK, ITEM_BYTES // dimensions // (2 * BLOCK) * (2 * BLOCK))
+    starts = np.arange(0, rows, step, dtype=np.int64)
+    return Work(
+        starts,
+        np.minimum(starts + step, rows),
+        np.arange(len(starts) + 1, dtype=np.int64) * queries,
+        np.tile(np.arange(queries, dtype=np.int32), len(starts)),
+    )
+
+
 def nearest(
-    rows: PackedRows, queries: Queries, k: int, *, vnni: int | None = VNNI
+    rows: PackedRows,
+    queries: Queries,
+    k: int,
+    *,
+    alive: NDArray[np.bool_] | None = None,
+    work: Work | None = None,
+    path: str = PATH,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the k nearest rows of each query, exactly, by scanning all rows.
+    """Return the k nearest rows of each query among the rows that its work items visit.
 
     Parameters
     ----------
@@ -182,7 +224,13 @@ def nearest(
         Q query rows.
     k : int
         Neighbours, at least 1.
-    vnni : int or None
+    alive : ndarray of shape (N,), bool, optional
+        Rows that may be returned; the others are left out before the k nearest are taken.
+        Default: all.
+    work : Work, optional
+        Row ranges and their queries; no row may be visited twice for one query. Default: all rows
+        for all queries.
+    path : str
         Code path; the integers are the same.
 
     Returns
@@ -192,25 +240,35 @@ def nearest(
     row : ndarray of shape (Q, k), int64
         Row numbers, the smaller first among equal distances; -1 where there are fewer.
     """
-    distance = np.full((len(queries.codes), k), NEVER, np.int32)
-    row = np.full((len(queries.codes), k), -1, np.int64)
-    inputs = [read_only(array) for array in (rows.codes, rows.norms, *queries)]
-    nearest_rows(*inputs, rows.size, distance, row, vnni)  # type: ignore[call-arg]
+    _require_same_length(rows, queries)
+    count, dimensions = queries.codes.shape
+    distance = np.full((count, k), NEVER, np.int32)
+    row = np.full((count, k), -1, np.int64)
+    if alive is None:
+        alive = np.ones(rows.size, np.bool_)
+    if work is None:
+        work = full_work(rows.size, count, dimensions)
+    inputs = [read_only(array) for array in (rows.codes, rows.norms, alive, *queries, *work)]
+    nearest_ranges(*inputs, distance, row, PATHS[path].marker)  # type: ignore[call-arg]
     return distance, row
 
 
 def nearest_reference(
-    unpacked: NDArray[np.uint8], queries: Queries, k: int
+    unpacked: NDArray[np.uint8],
+    queries: Queries,
+    k: int,
+    alive: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return what `nearest` returns, in plain numpy; `unpacked` has shape (N, 64), uint8."""
+    """Return what `nearest` returns of all rows, in plain numpy; `unpacked` is (N, D), uint8."""
+    living = np.arange(len(unpacked)) if alive is None else np.flatnonzero(alive)
     distance = np.full((len(queries.codes), k), NEVER, np.int32)
     row = np.full((len(queries.codes), k), -1, np.int64)
     stored = unpacked.astype(np.int64) - 128
     for query, code in enumerate(queries.codes.astype(np.int64)):
-        exact = ((stored - code) ** 2).sum(axis=1)
+        exact = ((stored[living] - code) ** 2).sum(axis=1)
         order = np.argsort(exact, kind="stable")[:k]
         distance[query, : len(order)] = exact[order]
-        row[query, : len(order)] = order
+        row[query, : len(order)] = living[order]
     return distance, row
 
 
@@ -218,7 +276,6 @@ def warm_up() -> None:
     """Compile (or load from the cache) every kernel, so that no search pays for it."""
     rows = pack_rows(np.zeros((BLOCK, 64), np.uint8))
     queries = prepare_queries(np.zeros((1, 64), np.int8))
-    item = np.zeros(1, np.int64)
-    work = Work(item, item + 1, np.array([0, 1], np.int64), np.zeros(1, np.int32))
+    work = full_work(BLOCK, 1)
     range_scan(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
     nearest(rows, queries, 1)

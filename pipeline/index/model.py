@@ -50,6 +50,7 @@ class Model:
             "mean": self.quantizer.mean,
             "rotation": self.quantizer.rotation,
             "scale": np.array([self.quantizer.scale]),
+            "whiten": np.array([self.quantizer.whiten], np.uint8),
             "points": self.tree.points,
             "radii": self.tree.radii,
             "offsets": self.tree.offsets,
@@ -64,7 +65,12 @@ class Model:
         """Inverse of `to_arrays`."""
         count, groups = (int(value) for value in arrays["counts"])
         return cls(
-            Quantizer(arrays["mean"], arrays["rotation"], float(arrays["scale"][0])),
+            Quantizer(
+                arrays["mean"],
+                arrays["rotation"],
+                float(arrays["scale"][0]),
+                bool(arrays["whiten"][0]),
+            ),
             VPTree(arrays["points"], arrays["radii"], arrays["offsets"], arrays["steps"]),
             PackedRows(arrays["background_codes"], arrays["background_norms"], count),
             groups,
@@ -86,6 +92,7 @@ def train_model(
     background: NDArray[np.float32],
     descriptors: int,
     config: IndexConfig,
+    whiten: bool = False,
 ) -> Model:
     """Train rotation and tree.
 
@@ -98,8 +105,10 @@ def train_model(
     descriptors : int
         Descriptors that the index will hold: sets the number of levels.
     config : IndexConfig
+    whiten : bool
+        See `pipeline.index.quantizer.train_quantizer`.
     """
-    quantizer = train_quantizer(sample, config.dimensions)
+    quantizer = train_quantizer(sample, config.dimensions, whiten)
     levels = levels_for(descriptors, config.cell_size, config.groups)
     tree = train_tree(quantizer.encode(sample), levels, config.vantage, config.seed)
     rows = pack_rows(to_unsigned(quantizer.encode(background)))

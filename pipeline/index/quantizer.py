@@ -1,14 +1,20 @@
 """Rotation and 8-bit quantisation of descriptors.
 
-Descriptors are centred, rotated by an orthogonal PCA, cut to the leading 64 components and stored
-as signed bytes with one scale for all components, so that the squared Euclidean distance of two
-stored rows is (but for rounding and the cut) the squared distance of the descriptors times
-``scale ** 2``, in exact integers.
+Descriptors are centred, rotated by an orthogonal PCA, cut to the leading components and stored as
+signed bytes with one scale for all components, so that the squared Euclidean distance of two stored
+rows is (but for rounding and the cut) the squared distance of the descriptors times ``scale ** 2``,
+in exact integers.
+
+With whitening each rotated component is divided by its standard deviation, and the row is brought
+to unit length again before it is rounded: directions in which all images differ (and which say
+little) no longer outweigh the others. The distance is that of the whitened rows, their cosine
+``1 - distance / (2 scale ** 2)``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,15 +29,19 @@ class Quantizer:
     Attributes
     ----------
     mean : ndarray of shape (D,), float32
-    rotation : ndarray of shape (D, 64), float32
-        Orthonormal columns, leading principal axes first.
+    rotation : ndarray of shape (D, W), float32
+        Leading principal axes first; orthonormal columns, with whitening each divided by the
+        standard deviation along it. W is the length of a stored row; columns beyond D are zero.
     scale : float
         Bytes per unit of the normalised descriptor.
+    whiten : bool
+        Rows are brought to unit length after the rotation.
     """
 
     mean: NDArray[np.float32]
     rotation: NDArray[np.float32]
     scale: float
+    whiten: bool = False
 
     def encode(self, descriptors: NDArray[np.float32]) -> NDArray[np.int8]:
         """Return the stored bytes of normalised descriptors.
@@ -43,7 +53,7 @@ class Quantizer:
 
         Returns
         -------
-        ndarray of shape (N, 64), int8
+        ndarray of shape (N, W), int8
 
         Raises
         ------
@@ -58,14 +68,55 @@ class Quantizer:
         if not np.isfinite(descriptors).all():
             raise InputError("descriptors hold NaN or infinite values; remove those rows")
         rotated = (descriptors - self.mean) @ self.rotation
+        if self.whiten:
+            rotated = _unit_length(rotated)
         return np.clip(np.rint(rotated * self.scale), -127, 127).astype(np.int8)
 
 
-def train_quantizer(sample: NDArray[np.float32], dimensions: int = 64) -> Quantizer:
+def _unit_length(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return rows divided by their lengths; a row of zeros stays one."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
+    return (rows / np.where(lengths > 0, lengths, 1)).astype(rows.dtype)
+
+
+def _shrunk_variances(centred: NDArray[np.float64], variances: NDArray[np.float64]) -> Any:
+    """Return variances along the axes, drawn towards their mean as far as the sample is small.
+
+    A sample of few rows says that most directions do not vary at all; divided by such a zero they
+    would drown all others. The optimal share of the mean follows from the sample itself.
+
+    Parameters
+    ----------
+    centred : ndarray of shape (N, D), float64
+    variances : ndarray of shape (D,), float64
+        Eigenvalues of the sample's covariance.
+
+    References
+    ----------
+    O. Ledoit, M. Wolf, "A well-conditioned estimator for large-dimensional covariance matrices",
+    Journal of Multivariate Analysis 88 (2004), lemma 3.2 to 3.4.
+    """
+    count, mean = len(centred), variances.mean()
+    if mean <= 0:
+        return np.ones_like(variances)
+    if count**2 <= len(variances):  # too few to estimate even the error of the estimate
+        return np.full_like(variances, mean)
+    spread = ((variances - mean) ** 2).sum()
+    lengths = np.einsum("nd,nd->n", centred, centred)
+    error = max((lengths**2).sum() / count**2 - (variances**2).sum() / count, 0.0)
+    share = 1.0 if spread <= error else error / spread
+    floor = 1e-6 * mean  # of directions that never vary in a large sample
+    return np.maximum((1 - share) * variances + share * mean, floor)
+
+
+def train_quantizer(
+    sample: NDArray[np.float32], dimensions: int = 64, whiten: bool = False
+) -> Quantizer:
     """Fit mean, rotation and scale to a sample of normalised descriptors.
 
     The scale maps the 99.99th percentile of the absolute rotated components to 127: no value that
-    matters is clipped, and the few that are lie in the first components of odd descriptors.
+    matters is clipped, and the few that are lie in the first components of odd descriptors. With
+    whitening it is the largest.
 
     Parameters
     ----------
@@ -74,20 +125,39 @@ def train_quantizer(sample: NDArray[np.float32], dimensions: int = 64) -> Quanti
         smaller than `dimensions` (the remaining components are zero).
     dimensions : int
         Components kept.
+    whiten : bool
+        Divide each component by its standard deviation and bring rows to unit length. For
+        descriptors of whole pictures; distances of local features mean something as they are.
 
     Notes
     -----
     The sign of each axis is fixed (largest coefficient positive); the linear algebra library would
-    choose it at will.
+    choose it at will. With whitening, the mean of N rows is shortened by N / (N + 1): one row alone
+    would otherwise be its own mean, and no direction be left of it.
+
+    References
+    ----------
+    H. Jegou, O. Chum, "Negative evidences and co-occurences in image retrieval: the benefit of PCA
+    and whitening", ECCV 2012.
     """
-    width = sample.shape[1]
+    width, count = sample.shape[1], len(sample)
     mean = sample.mean(axis=0, dtype=np.float64)
     centred = sample.astype(np.float64) - mean
-    _, axes = np.linalg.eigh(centred.T @ centred)
-    axes = axes[:, ::-1][:, :dimensions]
+    values, axes = np.linalg.eigh(centred.T @ centred)
+    values, axes = values[::-1], axes[:, ::-1]
     largest = np.abs(axes).argmax(axis=0)
-    axes = axes * np.sign(axes[largest, np.arange(axes.shape[1])])
+    axes = axes * np.sign(axes[largest, np.arange(width)])
+    if whiten:
+        mean = mean * (count / (count + 1))
+        variances = np.maximum(values, 0) / count
+        axes = axes / np.sqrt(_shrunk_variances(centred, variances))
     rotation = np.zeros((width, dimensions), np.float32)
-    rotation[:, : axes.shape[1]] = axes
-    extent = float(np.quantile(np.abs(centred @ axes), 0.9999)) if len(sample) else 0.0
-    return Quantizer(mean.astype(np.float32), rotation, 127.0 / extent if extent > 0 else 127.0)
+    rotation[:, : min(width, dimensions)] = axes[:, :dimensions]
+    rotated = (sample - mean) @ rotation
+    if whiten:
+        rotated = _unit_length(rotated)
+    # A unit row has few large components and must not lose one; their extent is at most 1 anyway.
+    quantile = 1.0 if whiten else 0.9999
+    extent = float(np.quantile(np.abs(rotated[:, :width]), quantile)) if count else 0.0
+    scale = 127.0 / extent if extent > 0 else 127.0
+    return Quantizer(mean.astype(np.float32), rotation, scale, whiten)

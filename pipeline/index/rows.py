@@ -1,4 +1,4 @@
-"""Rows of 64 bytes in the layout that the kernels read."""
+"""Stored rows in the layout that the kernels read; a row is a multiple of 64 bytes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.simd import BLOCK, STEPS
+from pipeline.errors import InputError
+from pipeline.index.simd import BLOCK
 
-ROW_BYTES = 64
+ROW_UNIT = 64
+"""A row's length is a multiple of this: a register of the widest kind, a line of the cache."""
 
+MAX_DIMENSIONS = 4096
+"""Longest row: sums of so many products of bytes are far from the end of 32 bits."""
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -32,8 +36,8 @@ class PackedRows(NamedTuple):
 
     Attributes
     ----------
-    codes : ndarray of shape (B, 16, 16, 4), uint8
-        Blocks of 16 rows; bytes are the signed components plus 128.
+    codes : ndarray of shape (B, D / 4, 16, 4), uint8
+        Blocks of 16 rows of D bytes; bytes are the signed components plus 128.
     norms : ndarray of shape (16 B,), int32
         Squared length of each signed row; of padding rows, zero.
     size : int
@@ -44,25 +48,41 @@ class PackedRows(NamedTuple):
     norms: NDArray[np.int32]
     size: int
 
+    @property
+    def dimensions(self) -> int:
+        """Bytes D of a row."""
+        return 4 * int(self.codes.shape[1])
+
 
 def pack_rows(unpacked: NDArray[np.uint8]) -> PackedRows:
     """Arrange rows in blocks.
 
     Parameters
     ----------
-    unpacked : ndarray of shape (N, 64), uint8
+    unpacked : ndarray of shape (N, D), uint8
+        D a multiple of 64.
+
+    Raises
+    ------
+    InputError
+        Rows of another length.
     """
-    count = len(unpacked)
+    count, dimensions = unpacked.shape
+    if dimensions % ROW_UNIT or not ROW_UNIT <= dimensions <= MAX_DIMENSIONS:
+        raise InputError(
+            f"rows of {dimensions} bytes cannot be stored: the length must be a multiple of "
+            f"{ROW_UNIT}, at most {MAX_DIMENSIONS}"
+        )
     blocks = -(-count // BLOCK)
-    padded = np.full((blocks * BLOCK, ROW_BYTES), 128, np.uint8)
+    padded = np.full((blocks * BLOCK, dimensions), 128, np.uint8)
     padded[:count] = unpacked
     signed = padded.astype(np.int32) - 128
     norms = np.einsum("nd,nd->n", signed, signed).astype(np.int32)
-    codes = padded.reshape(blocks, BLOCK, STEPS, 4).transpose(0, 2, 1, 3)
+    codes = padded.reshape(blocks, BLOCK, dimensions // 4, 4).transpose(0, 2, 1, 3)
     return PackedRows(np.ascontiguousarray(codes), norms, count)
 
 
 def unpack_rows(rows: PackedRows) -> NDArray[np.uint8]:
-    """Return the rows as an array of shape (N, 64), uint8: the inverse of `pack_rows`."""
-    flat = rows.codes.transpose(0, 2, 1, 3).reshape(-1, ROW_BYTES)
+    """Return the rows as an array of shape (N, D), uint8: the inverse of `pack_rows`."""
+    flat = rows.codes.transpose(0, 2, 1, 3).reshape(-1, rows.dimensions)
     return np.ascontiguousarray(flat[: rows.size])

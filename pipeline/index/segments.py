@@ -30,7 +30,8 @@ class AssignedRows:
 
     Attributes
     ----------
-    codes : ndarray of shape (N, 64), uint8
+    codes : ndarray of shape (N, W), uint8
+        Stored rows.
     cells : ndarray of shape (N,), uint32
     paths : ndarray of shape (N, L), uint8
         Distances to the vantage points on the way to the cell (`VPTree.assign`).
@@ -220,8 +221,9 @@ def merge_rows(model: Model, group: int, parts: Iterable[AssignedRows]) -> Segme
     def column(name: str, empty: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([empty, *(getattr(part, name) for part in mine)])[order]
 
+    width = model.quantizer.rotation.shape[1]
     return Segment(
-        rows=pack_rows(column("codes", np.empty((0, 64), np.uint8))),
+        rows=pack_rows(column("codes", np.empty((0, width), np.uint8))),
         images=images[order],
         geometry=column("geometry", np.empty((0, 4), np.uint16)),
         paths=column("paths", np.empty((0, model.tree.levels), np.uint8)),

@@ -1,15 +1,24 @@
 """The processor's 8-bit dot product, emitted from numba, and the compiled loops over it.
 
-`tile_accumulate` computes, for 8 query rows and one block of 16 descriptor rows, all 128 inner
-products of 64 bytes. On a processor with AVX-512 VNNI it is 128 ``vpdpbusd`` instructions on
-registers (64 multiply-adds each, summed in 32 bits without saturating). Elsewhere the same tile is
-written as widening 16-bit multiply-adds in LLVM's own vector types, which every processor has
-(``pmaddwd`` on x86: 255 * 128 * 2 fits 32 bits, while the 8-bit ``vpmaddubsw`` would saturate).
-Both give the same integers.
+`tile` computes, for 8 query rows and one or two blocks of 16 stored rows, all inner products. It is
+generated for the processor at hand by one generator from a short description (`Path`):
 
-Layout of a block of 16 descriptors of 64 bytes (`pipeline.index.rows.pack_rows`): 16 steps of
-64 bytes; step k holds the bytes 4k to 4k + 3 of each of the 16 descriptors in turn, so that one
-register load feeds 16 lanes.
+``vnni512``
+    AVX-512 VNNI: ``vpdpbusd`` on 512-bit registers, 64 multiply-adds an instruction, summed in 32
+    bits without saturating.
+``vnni256``
+    AVX-VNNI: the same instruction on 256-bit registers.
+``avx2``
+    rows and queries widened to 16 bits in registers and added by ``vpmaddwd``: 255 * 128 * 2 fits
+    32 bits, while the 8-bit ``vpmaddubsw`` would saturate at 16.
+``portable``
+    the same arithmetic in LLVM's own vector types, which every processor has.
+
+All give the same integers.
+
+Layout of a block of 16 rows (`pipeline.index.rows.pack_rows`): a step is 64 bytes; step k holds
+the bytes 4k to 4k + 3 of each of the 16 rows in turn, so that one register load feeds 16 lanes. A
+row of D bytes has D / 4 steps.
 
 Everything that the loops are compiled from is in this one file, because numba's cache on disk only
 looks at the file that a cached function is in: a loop elsewhere would go on with the old products
@@ -19,7 +28,7 @@ after a change here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite.binding as llvm
 import numba
@@ -29,26 +38,75 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 BLOCK = 16
-"""Descriptors in a block: the 32-bit lanes of a 512-bit register."""
+"""Rows in a block: the 32-bit lanes of a 512-bit register."""
 
 TILE = 8
-"""Queries in a tile: 8 sums and their operands stay in registers."""
+"""Queries in a tile."""
 
-STEPS = 16
-"""Groups of four bytes in a row of 64 bytes."""
+WIDE = 2
+"""Blocks in a wide tile: each broadcast of query bytes is used for all of them."""
+
+UNROLLED = 16
+"""Steps written out in a round of a tile's loop: a row of 64 bytes is one round."""
 
 NEVER = np.iinfo(np.int32).max
 """A limit that no pair passes, and the distance of a neighbour that there is not."""
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_LANES = ir.VectorType(_I32, BLOCK)
+_Values = list[ir.Value]
+_Split = Callable[[ir.IRBuilder, ir.Value], _Values]
 _Dot = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
 
 
-def has_vnni() -> bool:
-    """Tell whether this processor has AVX-512 VNNI."""
+class Path(NamedTuple):
+    """How one kind of processor computes a tile.
+
+    Attributes
+    ----------
+    name : str
+    marker : tuple of int
+        What the compiled loops are handed: numba compiles a version for each length of a tuple, and
+        the length chooses the path when it compiles.
+    lanes : int
+        32-bit lanes of a register.
+    queries, blocks : int
+        Queries and blocks of a register tile: so many that sums and operands stay in registers.
+    words : int
+        32-bit words that a query takes for a step: one of 8-bit numbers, two of 16-bit numbers.
+    """
+
+    name: str
+    marker: tuple[int, ...]
+    lanes: int
+    queries: int
+    blocks: int
+    words: int
+
+
+PATHS = {
+    path.name: path
+    for path in (
+        Path("portable", (), lanes=16, queries=2, blocks=1, words=2),
+        Path("avx2", (0,), lanes=8, queries=4, blocks=1, words=2),
+        Path("vnni256", (0, 0), lanes=8, queries=4, blocks=1, words=1),
+        Path("vnni512", (0, 0, 0), lanes=16, queries=8, blocks=2, words=1),
+    )
+}
+"""Every path, slowest first."""
+
+_BY_LENGTH = {len(path.marker): path for path in PATHS.values()}
+
+
+def usable_paths() -> list[str]:
+    """Return the names of the paths that this processor has, slowest first."""
     features = llvm.get_host_cpu_features()
-    return bool(features.get("avx512vnni") and features.get("avx512f"))
+    needs = {
+        "portable": (),
+        "avx2": ("avx2",),
+        "vnni256": ("avxvnni",),
+        "vnni512": ("avx512f", "avx512vnni"),
+    }
+    return [name for name in PATHS if all(features.get(feature) for feature in needs[name])]
 
 
 def _every(kind: ir.VectorType, value: int) -> ir.Constant:
@@ -56,51 +114,197 @@ def _every(kind: ir.VectorType, value: int) -> ir.Constant:
     return ir.Constant(kind, [value] * kind.count)
 
 
-def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+def _splat(builder: ir.IRBuilder, scalar: ir.Value, lanes: int) -> ir.Value:
     """Return the 32-bit scalar in every lane."""
-    undefined = ir.Constant(_LANES, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(_I32, lanes), ir.Undefined)
     one = builder.insert_element(undefined, scalar, _I32(0))
-    return builder.shuffle_vector(one, undefined, _every(_LANES, 0))
+    return builder.shuffle_vector(one, undefined, _every(ir.VectorType(_I32, lanes), 0))
+
+
+def _instruction(builder: ir.IRBuilder, name: str, *kinds: ir.Type) -> ir.Function:
+    """Return a processor's instruction: result kind, then the operands'."""
+    kind = ir.FunctionType(kinds[0], kinds[1:])
+    return cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+
+
+def _split_bytes(builder: ir.IRBuilder, rows: ir.Value) -> _Values:
+    """Return the rows as they are: the instruction multiplies bytes."""
+    return [rows]
+
+
+def _split_halves(builder: ir.IRBuilder, rows: ir.Value) -> _Values:
+    """Return bytes 0 and 2 of each lane, then bytes 1 and 3, as 16-bit numbers."""
+    halves = ir.VectorType(_I16, 2 * rows.type.count)
+    wide = builder.bitcast(rows, halves)
+    return [builder.and_(wide, _every(halves, 255)), builder.lshr(wide, _every(halves, 8))]
 
 
 def _dot_vnni(builder: ir.IRBuilder, total: ir.Value, rows: ir.Value, query: ir.Value) -> ir.Value:
     """Add the products of four bytes a lane: one instruction."""
-    instruction = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-        builder.module,
-        ir.FunctionType(_LANES, [_LANES, _LANES, _LANES]),
-        "llvm.x86.avx512.vpdpbusd.512",
+    lanes = rows.type
+    name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes.count}"
+    return builder.call(
+        _instruction(builder, name, lanes, lanes, lanes, lanes), [total, rows, query]
     )
-    return builder.call(instruction, [total, rows, query])
+
+
+def _dot_avx2(builder: ir.IRBuilder, total: ir.Value, rows: ir.Value, query: ir.Value) -> ir.Value:
+    """Add the products of two 16-bit numbers a lane: ``vpmaddwd`` and an addition."""
+    halves = rows.type
+    multiply = _instruction(builder, "llvm.x86.avx2.pmadd.wd", total.type, halves, halves)
+    return builder.add(total, builder.call(multiply, [rows, builder.bitcast(query, halves)]))
 
 
 def _dot_portable(
     builder: ir.IRBuilder, total: ir.Value, rows: ir.Value, query: ir.Value
 ) -> ir.Value:
-    """Add the products of four bytes a lane by 16-bit multiply-adds.
-
-    A lane's bytes 0 and 2 are the low bytes of its two 16-bit halves, bytes 1 and 3 the high ones.
-    """
-    halves = ir.VectorType(_I16, 2 * BLOCK)
-    wide = ir.VectorType(_I32, 2 * BLOCK)
-    eight = _every(halves, 8)
-    stored, wanted = builder.bitcast(rows, halves), builder.bitcast(query, halves)
-    low = (
-        builder.and_(stored, _every(halves, 255)),
-        builder.ashr(builder.shl(wanted, eight), eight),
-    )
-    high = (builder.lshr(stored, eight), builder.ashr(wanted, eight))
+    """Add the products of two 16-bit numbers a lane, in a form that compilers know."""
+    wide = ir.VectorType(_I32, rows.type.count)
+    left = builder.sext(rows, wide)
+    right = builder.sext(builder.bitcast(query, rows.type), wide)
+    product = builder.mul(left, right)
     undefined = ir.Constant(wide, ir.Undefined)
-    index = ir.VectorType(_I32, BLOCK)
-    for left, right in (low, high):
-        product = builder.mul(builder.sext(left, wide), builder.sext(right, wide))
-        for parity in (0, 1):
-            lanes = ir.Constant(index, [2 * lane + parity for lane in range(BLOCK)])
-            total = builder.add(total, builder.shuffle_vector(product, undefined, lanes))
+    for parity in (0, 1):
+        lanes = [2 * lane + parity for lane in range(total.type.count)]
+        picked = ir.Constant(ir.VectorType(_I32, len(lanes)), lanes)
+        total = builder.add(total, builder.shuffle_vector(product, undefined, picked))
     return total
 
 
-def _make_codegen(dot: _Dot) -> Callable[..., ir.Value]:
-    """Return the code generator of a tile whose products are added by `dot`."""
+_ARITHMETIC: dict[str, tuple[_Split, _Dot]] = {
+    "portable": (_split_halves, _dot_portable),
+    "avx2": (_split_halves, _dot_avx2),
+    "vnni256": (_split_bytes, _dot_vnni),
+    "vnni512": (_split_bytes, _dot_vnni),
+}
+
+
+class _Tile:
+    """Writes the instructions of one tile.
+
+    Parameters
+    ----------
+    builder : ir.IRBuilder
+    path : Path
+    wide : bool
+        Two blocks, else one.
+    codes, queries, norms, limits, out : ir.Value
+        Pointers to bytes; see `tile`.
+    block, rounds : ir.Value
+        64-bit integers: first block, rounds of `UNROLLED` steps in a row.
+    """
+
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        path: Path,
+        wide: bool,
+        pointers: dict[str, ir.Value],
+        block: ir.Value,
+        rounds: ir.Value,
+    ) -> None:
+        self.builder, self.path, self.pointers, self.rounds = builder, path, pointers, rounds
+        self.block = block
+        self.width = WIDE if wide else 1
+        self.lanes = ir.VectorType(_I32, path.lanes)
+        self.split, self.dot = _ARITHMETIC[path.name]
+
+    def at(self, name: str, offset: ir.Value, kind: ir.Type) -> ir.Value:
+        """Load or store place: `offset` bytes into one of the arrays."""
+        place = self.builder.gep(self.pointers[name], [offset])
+        return self.builder.bitcast(place, kind.as_pointer())
+
+    def load(self, name: str, offset: ir.Value, kind: ir.Type) -> ir.Value:
+        """Load a value that need not be aligned."""
+        return self.builder.load(self.at(name, offset, kind), align=1)
+
+    def write(self) -> ir.Value:
+        """Write the tile; returns which of its rows passed, bit by bit."""
+        passed = _I64(0)
+        blocks = min(self.path.blocks, self.width)
+        for first in range(0, self.width, blocks):
+            for query in range(0, TILE, self.path.queries):
+                passed = self.builder.or_(passed, self._register_tile(query, first, blocks))
+        return passed
+
+    def _register_tile(self, query: int, first: int, blocks: int) -> ir.Value:
+        """Write sums, compare and store of the queries and blocks that fit the registers."""
+        path, builder = self.path, self.builder
+        parts = blocks * BLOCK // path.lanes
+        sums = self._sums(query, first, parts)
+        passed = [_every(ir.VectorType(ir.IntType(1), path.lanes), 0)] * parts
+        for part in range(parts):
+            lane = first * BLOCK + part * path.lanes
+            row = builder.add(builder.mul(self.block, _I64(BLOCK)), _I64(lane))
+            norm = self.load("norms", builder.mul(row, _I64(4)), self.lanes)
+            for slot in range(path.queries):
+                value = builder.sub(builder.shl(sums[slot][part], _every(self.lanes, 1)), norm)
+                offset = _I64(4 * ((query + slot) * WIDE * BLOCK + lane))
+                builder.store(value, self.at("out", offset, self.lanes), align=1)
+                limit = self.load("limits", _I64(4 * (query + slot)), _I32)
+                above = builder.icmp_signed(">", value, _splat(builder, limit, path.lanes))
+                passed[part] = builder.or_(passed[part], above)
+        bits = _I64(0)
+        for part, mask in enumerate(passed):
+            number = builder.zext(builder.bitcast(mask, ir.IntType(path.lanes)), _I64)
+            shift = _I64(first * BLOCK + part * path.lanes)
+            bits = builder.or_(bits, builder.shl(number, shift))
+        return bits
+
+    def _sums(self, query: int, first: int, parts: int) -> list[_Values]:
+        """Write the loop over a row's steps; returns the sums of each query and row register."""
+        path, builder = self.path, self.builder
+        cells = [[self._zero() for _ in range(parts)] for _ in range(path.queries)]
+        block_bytes = builder.mul(self.rounds, _I64(UNROLLED * BLOCK * 4))
+        query_bytes = builder.mul(self.rounds, _I64(UNROLLED * 8))
+        with cgutils.for_range(builder, self.rounds) as loop:
+            sums = [[builder.load(cell) for cell in line] for line in cells]
+            far_row = builder.mul(loop.index, _I64(UNROLLED * BLOCK * 4))
+            far_word = builder.mul(loop.index, _I64(UNROLLED * path.words * 4))
+            starts = [
+                builder.add(
+                    builder.mul(builder.add(self.block, _I64(first + number)), block_bytes), far_row
+                )
+                for number in range(parts * path.lanes // BLOCK)
+            ]
+            asked = [
+                builder.add(builder.mul(_I64(query + slot), query_bytes), far_word)
+                for slot in range(path.queries)
+            ]
+            for step in range(UNROLLED):
+                rows = [
+                    self.split(builder, self._rows(starts, step, part)) for part in range(parts)
+                ]
+                for slot in range(path.queries):
+                    for word in range(path.words):
+                        offset = _I64(4 * (step * path.words + word))
+                        four = self.load("queries", builder.add(asked[slot], offset), _I32)
+                        many = _splat(builder, four, path.lanes)
+                        for part in range(parts):
+                            sums[slot][part] = self.dot(
+                                builder, sums[slot][part], rows[part][word], many
+                            )
+            for line, values in zip(cells, sums, strict=True):
+                for cell, value in zip(line, values, strict=True):
+                    builder.store(value, cell)
+        return [[builder.load(cell) for cell in line] for line in cells]
+
+    def _zero(self) -> ir.Value:
+        """Return a place for sums, which the optimiser keeps in a register, set to zero."""
+        cell = cgutils.alloca_once(self.builder, self.lanes)  # type: ignore[no-untyped-call]
+        self.builder.store(_every(self.lanes, 0), cell)
+        return cell
+
+    def _rows(self, starts: _Values, step: int, part: int) -> ir.Value:
+        """Load one register of rows."""
+        number, lane = divmod(part * self.path.lanes, BLOCK)
+        offset = _I64(4 * (step * BLOCK + lane))
+        return self.load("codes", self.builder.add(starts[number], offset), self.lanes)
+
+
+def _make_codegen(path: Path, wide: bool) -> Callable[..., ir.Value]:
+    """Return the code generator of a tile."""
+    names = ("codes", "block", "queries", "norms", "limits", "out")
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         def pointer(position: int) -> ir.Value:
@@ -108,74 +312,96 @@ def _make_codegen(dot: _Dot) -> Callable[..., ir.Value]:
             array = context.make_array(kind)(context, builder, args[position])
             return builder.bitcast(array.data, _I8.as_pointer())
 
-        def at(base: ir.Value, offset: ir.Value, kind: ir.Type) -> ir.Value:
-            return builder.bitcast(builder.gep(base, [offset]), kind.as_pointer())
-
-        codes, queries, norms, limits, out = (pointer(position) for position in (0, 2, 3, 4, 5))
-        block = args[1]
-        start = builder.mul(block, _I64(STEPS * BLOCK * 4))
-        sums = [_every(_LANES, 0) for _ in range(TILE)]
-        for step in range(STEPS):
-            rows = builder.load(at(codes, builder.add(start, _I64(step * 64)), _LANES), align=1)
-            for query in range(TILE):
-                four = builder.load(at(queries, _I64(query * 64 + step * 4), _I32), align=1)
-                sums[query] = dot(builder, sums[query], rows, _splat(builder, four))
-        norm = builder.load(at(norms, builder.mul(block, _I64(BLOCK * 4)), _LANES), align=1)
-        passed = _every(ir.VectorType(ir.IntType(1), BLOCK), 0)
-        for query in range(TILE):
-            value = builder.sub(builder.shl(sums[query], _every(_LANES, 1)), norm)
-            builder.store(value, at(out, _I64(query * BLOCK * 4), _LANES), align=1)
-            limit = _splat(builder, builder.load(at(limits, _I64(query * 4), _I32), align=1))
-            passed = builder.or_(passed, builder.icmp_signed(">", value, limit))
-        return builder.zext(builder.bitcast(passed, ir.IntType(BLOCK)), _I64)
+        pointers = {name: pointer(i) for i, name in enumerate(names) if name != "block"}
+        codes = context.make_array(signature.args[0])(context, builder, args[0])
+        steps = builder.extract_value(codes.shape, 1)
+        rounds = builder.udiv(steps, _I64(UNROLLED))
+        return _Tile(builder, path, wide, pointers, args[1], rounds).write()
 
     return codegen
 
 
-def _signature(codes: Any, queries: Any, norms: Any, limits: Any, out: Any) -> Any:
-    return types.int64(codes, types.int64, queries, norms, limits, out)
+def _signature(*kinds: Any) -> Any:
+    return types.int64(*kinds)
 
 
 @intrinsic
-def _tile_vnni(
-    typing_context: Any, codes: Any, block: Any, queries: Any, norms: Any, limits: Any, out: Any
+def _tile_narrow(
+    typing_context: Any,
+    codes: Any,
+    block: Any,
+    queries: Any,
+    norms: Any,
+    limits: Any,
+    out: Any,
+    path: Any,
 ) -> Any:
-    """Emit a tile for a processor with AVX-512 VNNI."""
-    return _signature(codes, queries, norms, limits, out), _make_codegen(_dot_vnni)
+    """Emit a tile of one block."""
+    codegen = _make_codegen(_BY_LENGTH[len(path)], wide=False)
+    return _signature(codes, types.int64, queries, norms, limits, out, path), codegen
 
 
 @intrinsic
-def _tile_portable(
-    typing_context: Any, codes: Any, block: Any, queries: Any, norms: Any, limits: Any, out: Any
+def _tile_wide(
+    typing_context: Any,
+    codes: Any,
+    block: Any,
+    queries: Any,
+    norms: Any,
+    limits: Any,
+    out: Any,
+    path: Any,
 ) -> Any:
-    """Emit a tile for any processor."""
-    return _signature(codes, queries, norms, limits, out), _make_codegen(_dot_portable)
+    """Emit a tile of two blocks."""
+    codegen = _make_codegen(_BY_LENGTH[len(path)], wide=True)
+    return _signature(codes, types.int64, queries, norms, limits, out, path), codegen
 
 
 @numba.njit(nogil=True)
-def tile_accumulate(codes, block, queries, norms, limits, out, vnni):  # type: ignore[no-untyped-def]
-    """Fill `out` with ``2 * dot - norm`` and return the lanes in which any query passes its limit.
+def tile(codes, block, last, queries, norms, limits, out, path):  # type: ignore[no-untyped-def]
+    """Fill `out` with ``2 * dot - norm`` and return the rows in which any query passes its limit.
 
     Parameters
     ----------
-    codes : uint8 (B, 16, 16, 4)
-    block : int
-    queries : int8 (8, 64)
+    codes : uint8 (B, D / 4, 16, 4)
+        D a multiple of 64.
+    block, last : int
+        First block of the tile, and the end of the blocks: where there is another one, the tile is
+        two blocks wide.
+    queries : int16 (8, D)
+        As `fill_slot` lays them out.
     norms : int32 (16 B,)
     limits : int32 (8,)
-    out : int32 (8, 16)
-    vnni : None or int
-        None takes the portable path, an integer the instruction: numba drops the other branch when
-        it compiles, so that one source serves both.
+    out : int32 (8, 32)
+    path : tuple of int
+        A path's marker.
 
     Returns
     -------
     int
-        Bit l is set when lane l of any query is above its limit.
+        Bit r is set when row r of the tile is above the limit of any query.
     """
-    if vnni is None:
-        return _tile_portable(codes, block, queries, norms, limits, out)  # type: ignore[call-arg]
-    return _tile_vnni(codes, block, queries, norms, limits, out)  # type: ignore[call-arg]
+    if block + 1 < last:
+        return _tile_wide(codes, block, queries, norms, limits, out, path)  # type: ignore[call-arg]
+    return _tile_narrow(codes, block, queries, norms, limits, out, path)  # type: ignore[call-arg]
+
+
+@numba.njit(nogil=True)
+def fill_slot(queries, slot, row, path):  # type: ignore[no-untyped-def]
+    """Lay a query row out as the path's broadcasts read it.
+
+    The VNNI paths read its bytes. The others read, of every four bytes, two words of two 16-bit
+    numbers: bytes 0 and 2, bytes 1 and 3.
+    """
+    if len(path) > 1:
+        for i in range(row.shape[0] // 2):
+            queries[slot, i] = np.int16((row[2 * i] & 255) | (row[2 * i + 1] << 8))
+    else:
+        for i in range(0, row.shape[0], 4):
+            queries[slot, i] = row[i]
+            queries[slot, i + 1] = row[i + 2]
+            queries[slot, i + 2] = row[i + 1]
+            queries[slot, i + 3] = row[i + 3]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -194,44 +420,47 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     out_query,
     out_row,
     out_distance,
-    vnni,
+    path,
 ):
     """Scan work items from `first_item` on; returns (items done, hits written).
 
     An item whose hits do not fit any more is undone, so that the caller can go on from it with
     emptied buffers.
     """
-    tile_codes = np.zeros((TILE, 64), np.int8)
+    tile_codes = np.zeros((TILE, query_codes.shape[1]), np.int16)
     limits = np.empty(TILE, np.int32)
-    values = np.empty((TILE, BLOCK), np.int32)
+    values = np.empty((TILE, WIDE * BLOCK), np.int32)
     capacity = out_query.shape[0]
     written = 0
     for item in range(first_item, row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
+        last = (end + BLOCK - 1) // BLOCK
         at_item = written
-        for tile in range(query_start[item], query_start[item + 1], TILE):
-            filled = min(TILE, query_start[item + 1] - tile)
+        for start in range(query_start[item], query_start[item + 1], TILE):
+            filled = min(TILE, query_start[item + 1] - start)
             for slot in range(TILE):
                 if slot < filled:
-                    query = query_list[tile + slot]
-                    tile_codes[slot] = query_codes[query]
+                    query = query_list[start + slot]
+                    fill_slot(tile_codes, slot, query_codes[query], path)
                     limits[slot] = max(bias[query] - radius[query], -NEVER)
                 else:
                     limits[slot] = NEVER
-            for block in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK):
-                passed = tile_accumulate(codes, block, tile_codes, norms, limits, values, vnni)
-                if passed == 0:
-                    continue
-                for lane in range(BLOCK):
+            for block in range(begin // BLOCK, last, WIDE):
+                bits = tile(codes, block, last, tile_codes, norms, limits, values, path)
+                lane = -1
+                while bits != 0:
+                    lane += 1
                     row = block * BLOCK + lane
-                    if (passed >> lane) & 1 == 0 or row < begin or row >= end or not alive[row]:
+                    chosen = bits & 1
+                    bits >>= 1
+                    if chosen == 0 or row < begin or row >= end or not alive[row]:
                         continue
                     for slot in range(filled):
                         value = values[slot, lane]
                         if value > limits[slot]:
                             if written == capacity:
                                 return item, at_item
-                            query = query_list[tile + slot]
+                            query = query_list[start + slot]
                             out_query[written] = query
                             out_row[written] = row
                             out_distance[written] = bias[query] - value
@@ -239,41 +468,75 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     return row_start.shape[0], written
 
 
+@numba.njit(nogil=True)
+def _limit(distance, bias):  # type: ignore[no-untyped-def]
+    """Return the limit that a pair as far as the current k-th neighbour still passes."""
+    return np.int32(-NEVER if distance == NEVER else bias - distance - 1)
+
+
+@numba.njit(nogil=True)
+def _insert(distances, rows, distance, row):  # type: ignore[no-untyped-def]
+    """Put a neighbour into a list sorted by (distance, row), whose last one goes."""
+    at = distances.shape[0] - 1
+    while at > 0 and (
+        distances[at - 1] > distance or (distances[at - 1] == distance and rows[at - 1] > row)
+    ):
+        distances[at] = distances[at - 1]
+        rows[at] = rows[at - 1]
+        at -= 1
+    distances[at] = distance
+    rows[at] = row
+
+
 @numba.njit(nogil=True, cache=True)
-def nearest_rows(codes, norms, query_codes, bias, count, out_distance, out_row, vnni):  # type: ignore[no-untyped-def]
-    """Keep the k nearest rows of each query, by (distance, row)."""
-    tile_codes = np.zeros((TILE, 64), np.int8)
+def nearest_ranges(  # type: ignore[no-untyped-def]
+    codes,
+    norms,
+    alive,
+    query_codes,
+    bias,
+    row_start,
+    row_stop,
+    query_start,
+    query_list,
+    out_distance,
+    out_row,
+    path,
+):
+    """Keep the k nearest living rows of each query over its work items, by (distance, row)."""
+    tile_codes = np.zeros((TILE, query_codes.shape[1]), np.int16)
     limits = np.empty(TILE, np.int32)
-    values = np.empty((TILE, BLOCK), np.int32)
+    values = np.empty((TILE, WIDE * BLOCK), np.int32)
     k = out_distance.shape[1]
-    total = query_codes.shape[0]
-    for tile in range(0, total, TILE):
-        filled = min(TILE, total - tile)
-        for slot in range(TILE):
-            limits[slot] = NEVER
-            if slot < filled:
-                tile_codes[slot] = query_codes[tile + slot]
-                limits[slot] = -NEVER
-        for block in range((count + BLOCK - 1) // BLOCK):
-            passed = tile_accumulate(codes, block, tile_codes, norms, limits, values, vnni)
-            if passed == 0:
-                continue
-            for lane in range(BLOCK):
-                row = block * BLOCK + lane
-                if (passed >> lane) & 1 == 0 or row >= count:
-                    continue
-                for slot in range(filled):
-                    value = values[slot, lane]
-                    if value <= limits[slot]:
+    for item in range(row_start.shape[0]):
+        begin, end = row_start[item], row_stop[item]
+        last = (end + BLOCK - 1) // BLOCK
+        for start in range(query_start[item], query_start[item + 1], TILE):
+            filled = min(TILE, query_start[item + 1] - start)
+            for slot in range(TILE):
+                limits[slot] = NEVER
+                if slot < filled:
+                    query = query_list[start + slot]
+                    fill_slot(tile_codes, slot, query_codes[query], path)
+                    limits[slot] = _limit(out_distance[query, k - 1], bias[query])
+            for block in range(begin // BLOCK, last, WIDE):
+                bits = tile(codes, block, last, tile_codes, norms, limits, values, path)
+                lane = -1
+                while bits != 0:
+                    lane += 1
+                    row = block * BLOCK + lane
+                    chosen = bits & 1
+                    bits >>= 1
+                    if chosen == 0 or row < begin or row >= end or not alive[row]:
                         continue
-                    query = tile + slot
-                    distance = bias[query] - value
-                    at = k - 1
-                    while at > 0 and out_distance[query, at - 1] > distance:
-                        out_distance[query, at] = out_distance[query, at - 1]
-                        out_row[query, at] = out_row[query, at - 1]
-                        at -= 1
-                    out_distance[query, at] = distance
-                    out_row[query, at] = row
-                    if out_distance[query, k - 1] < NEVER:
-                        limits[slot] = bias[query] - out_distance[query, k - 1]
+                    for slot in range(filled):
+                        value = values[slot, lane]
+                        if value <= limits[slot]:
+                            continue
+                        query = query_list[start + slot]
+                        distance = bias[query] - value
+                        worst = out_distance[query, k - 1]
+                        if distance == worst and row > out_row[query, k - 1]:
+                            continue
+                        _insert(out_distance[query], out_row[query], distance, row)
+                        limits[slot] = _limit(out_distance[query, k - 1], bias[query])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.config import digest
+from pipeline.config import IndexConfig, digest
+from pipeline.extraction.base import Extractor
 from pipeline.index.model import Model, train_model
+from pipeline.index.rows import ROW_UNIT
 from pipeline.index.sampling import draw_samples
 from pipeline.metadata import collections, extraction, parts, trees
 from pipeline.metadata.engine import session_scope
@@ -20,6 +23,9 @@ from pipeline.metadata.records import (
     PartResult,
 )
 from pipeline.resources import Resources
+
+SAMPLES_A_DIMENSION = 4
+"""Rows of the training sample for each number of a descriptor, at least."""
 
 
 def train(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
@@ -86,5 +92,18 @@ def _train_model(
                 yield sha256, features.descriptors
 
     count = sum(record.image_count for record in records)
-    training, background = draw_samples(each_image(), count, extractor.normalize, collection.index)
-    return train_model(training, background, descriptors, collection.index)
+    config = _sample_sizes(collection.index, extractor)
+    training, background = draw_samples(each_image(), count, extractor.normalize, config)
+    return train_model(training, background, descriptors, config, extractor.whiten)
+
+
+def _sample_sizes(config: IndexConfig, extractor: Extractor) -> IndexConfig:
+    """Return the settings with samples no larger than the extractor's descriptors need.
+
+    Long descriptors are sampled less often, for the memory, but `SAMPLES_A_DIMENSION` times their
+    length. An extractor with one vector an image never asks for a background distance.
+    """
+    length = max(extractor.dimensions, config.dimensions)
+    most = max(config.sample_size * ROW_UNIT // length, SAMPLES_A_DIMENSION * length)
+    background = 16 if extractor.one_vector else config.background_size
+    return replace(config, sample_size=min(config.sample_size, most), background_size=background)

@@ -10,17 +10,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import SearchConfig
-from pipeline.index.kernels import Queries, Work, nearest, prepare_queries
+from pipeline.index.kernels import Queries, Work, full_work, nearest, prepare_queries
 from pipeline.index.model import Model
+from pipeline.index.rows import ROW_UNIT
 from pipeline.index.segments import Segment
 
 EXHAUSTIVE_BELOW = 1_000_000
-"""Descriptors below which the ``auto`` plan scans everything: 1,000 query descriptors against a
-million rows take about 0.1 s on two cores with the dot-product instruction, and nothing is lost."""
+"""Descriptors of 64 bytes below which the ``auto`` plan scans everything: 1,000 query descriptors
+against a million rows take about 0.1 s on two cores with the dot-product instruction, and nothing
+is lost. Of longer rows as many fewer."""
 
-EXHAUSTIVE_ROWS = 2048
-"""Rows of a work item of the exhaustive plan: 128 kB, which stay in the L2 cache while the tiles of
-queries pass over them."""
+FEWEST_NEIGHBOURS = 100
+"""Least number of neighbours that a search with one vector an image asks for: an answer of 10 has
+then others to take from when images of it are gone meanwhile."""
 
 TARGET_SHARE = 2e-5
 """Share of unrelated descriptors that may come nearer to a query than its background distance, for
@@ -43,13 +45,16 @@ class QueryPlan:
     Attributes
     ----------
     kind : {"probed", "exhaustive"}
-    codes : ndarray of shape (Q, 64), int8
+    codes : ndarray of shape (Q, W), int8
     radius : ndarray of shape (Q,), int32
         Squared background distances: only nearer rows vote.
     cells : ndarray of shape (Q, P), uint32
         Cells each query descriptor probes, best first; P = 0 for the exhaustive plan.
     groups : tuple of int
         Groups that hold a probed cell.
+    neighbours : int
+        0: every row within the radius counts (local features). k > 0: of each query row the k
+        nearest rows, and those as near as the k-th (one vector an image).
     """
 
     kind: Literal["probed", "exhaustive"]
@@ -57,6 +62,7 @@ class QueryPlan:
     radius: NDArray[np.int32]
     cells: NDArray[np.uint32]
     groups: tuple[int, ...]
+    neighbours: int = 0
 
     def queries(self) -> Queries:
         """Return the query rows ready for the kernels."""
@@ -68,13 +74,18 @@ class QueryPlan:
 
     def to_meta(self) -> dict[str, Any]:
         """Return the plain values that travel beside the arrays."""
-        return {"kind": self.kind, "groups": list(self.groups)}
+        return {"kind": self.kind, "groups": list(self.groups), "neighbours": self.neighbours}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> QueryPlan:
         """Inverse of `to_arrays` and `to_meta`."""
         return cls(
-            meta["kind"], arrays["codes"], arrays["radius"], arrays["cells"], tuple(meta["groups"])
+            meta["kind"],
+            arrays["codes"],
+            arrays["radius"],
+            arrays["cells"],
+            tuple(meta["groups"]),
+            meta["neighbours"],
         )
 
 
@@ -118,44 +129,60 @@ def background_radius(model: Model, queries: Queries) -> NDArray[np.int32]:
     return radius
 
 
+def cosine_radius(model: Model, count: int) -> NDArray[np.int32]:
+    """Return the squared distance of two rows at right angles, for `count` rows of unit length.
+
+    A row at squared distance d from the query then scores ``1 - d / radius``: their cosine.
+    """
+    squared = min(2 * model.quantizer.scale**2, np.iinfo(np.int32).max)
+    return np.full(count, max(1, round(squared)), np.int32)
+
+
 def make_plan(
-    model: Model, codes: NDArray[np.int8], descriptors: int, config: SearchConfig
+    model: Model,
+    codes: NDArray[np.int8],
+    descriptors: int,
+    config: SearchConfig,
+    one_vector: bool = False,
 ) -> QueryPlan:
     """Choose the plan of one query.
 
     Parameters
     ----------
     model : Model
-    codes : ndarray of shape (Q, 64), int8
+    codes : ndarray of shape (Q, W), int8
         The query's descriptors as stored rows.
     descriptors : int
         Descriptors in the collection.
     config : SearchConfig
+    one_vector : bool
+        The extractor describes an image by one vector of unit length: the nearest rows are looked
+        for, however far they are, and the score is the cosine.
     """
-    radius = background_radius(model, prepare_queries(codes))
+    radius = (
+        cosine_radius(model, len(codes))
+        if one_vector
+        else background_radius(model, prepare_queries(codes))
+    )
+    neighbours = max(config.top, FEWEST_NEIGHBOURS) if one_vector else 0
     kind = config.plan
     if kind == "auto":
-        kind = "exhaustive" if descriptors < EXHAUSTIVE_BELOW else "probed"
+        few = descriptors * (codes.shape[1] // ROW_UNIT) < EXHAUSTIVE_BELOW
+        kind = "exhaustive" if few else "probed"
     if kind == "exhaustive":
         nothing = np.empty((len(codes), 0), np.uint32)
-        return QueryPlan(kind, codes, radius, nothing, tuple(range(model.groups)))
+        every = tuple(range(model.groups))
+        return QueryPlan(kind, codes, radius, nothing, every, neighbours)
     count = max(1, round(config.probe_share * model.tree.cells))
     cells = model.tree.probe(codes, count)
-    groups = np.unique(cells // model.cells_per_group)
-    return QueryPlan(kind, codes, radius, cells, tuple(int(group) for group in groups))
+    groups = tuple(int(group) for group in np.unique(cells // model.cells_per_group))
+    return QueryPlan(kind, codes, radius, cells, groups, neighbours)
 
 
 def plan_work(plan: QueryPlan, segment: Segment) -> Work:
     """Return what a scan of one segment visits: each wanted cell once, with its queries."""
     if plan.kind == "exhaustive":
-        starts = np.arange(0, segment.rows.size, EXHAUSTIVE_ROWS, dtype=np.int64)
-        count = len(plan.codes)
-        return Work(
-            starts,
-            np.minimum(starts + EXHAUSTIVE_ROWS, segment.rows.size),
-            np.arange(len(starts) + 1, dtype=np.int64) * count,
-            np.tile(np.arange(count, dtype=np.int32), len(starts)),
-        )
+        return full_work(segment.rows.size, len(plan.codes), segment.rows.dimensions)
     local = plan.cells.astype(np.int64) - segment.first_cell
     sizes = np.diff(segment.cell_offsets)
     mine = (local >= 0) & (local < len(sizes))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.kernels import range_scan
+from pipeline.index.kernels import Hits, Work, nearest, range_scan
 from pipeline.index.segments import Segment
 from pipeline.retrieval.plan import QueryPlan, plan_work
 
@@ -62,6 +62,8 @@ def scan_segment(
 ) -> DistanceBlock:
     """Return the rows of a segment that are nearer to a query descriptor than its background.
 
+    A plan with a number of neighbours gets no more than these (and what is as near as the last).
+
     Parameters
     ----------
     segment : Segment
@@ -70,7 +72,12 @@ def scan_segment(
         Image row ids whose rows no longer count.
     """
     work = plan_work(plan, segment)
-    hits = range_scan(segment.rows, segment.alive(removed), plan.queries(), plan.radius, work)
+    alive = segment.alive(removed)
+    hits = (
+        _nearest_hits(segment, plan, alive, work)
+        if plan.neighbours
+        else range_scan(segment.rows, alive, plan.queries(), plan.radius, work)
+    )
     block = DistanceBlock(
         hits.query.astype(np.uint16),
         segment.images[hits.row],
@@ -79,7 +86,25 @@ def scan_segment(
         pairs=work.pairs,
         rows=segment.rows.size,
     )
-    return merge_blocks([block])
+    return merge_blocks([block], plan.neighbours)
+
+
+def _nearest_hits(segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], work: Work) -> Hits:
+    """Return the nearest rows of each query within its radius, with all that tie with the last.
+
+    One neighbour more than wanted is looked for: is it as near as the last, there may be others,
+    and a second scan within that distance finds them. So the answer does not depend on the order of
+    the rows.
+    """
+    k = plan.neighbours
+    distance, row = nearest(segment.rows, plan.queries(), k + 1, alive=alive, work=work)
+    query, rank = np.nonzero((row >= 0) & (distance < plan.radius[:, None]))
+    if not (distance[:, k] == distance[:, k - 1])[row[:, k] >= 0].any():
+        first = rank < k
+        query, rank = query[first], rank[first]
+        return Hits(query.astype(np.int32), row[query, rank], distance[query, rank])
+    reach = np.minimum(distance[:, k - 1].astype(np.int64) + 1, plan.radius)
+    return range_scan(segment.rows, alive, plan.queries(), reach.astype(np.int32), work)
 
 
 def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:
@@ -89,10 +114,17 @@ def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:
     return packed
 
 
-def merge_blocks(blocks: list[DistanceBlock]) -> DistanceBlock:
+def merge_blocks(blocks: list[DistanceBlock], neighbours: int = 0) -> DistanceBlock:
     """Unite blocks, keeping of each (query descriptor, image) the nearest row.
 
     Associative and commutative: rows at equal distance are told apart by their keypoint.
+
+    Parameters
+    ----------
+    blocks : list of DistanceBlock
+    neighbours : int
+        Keep of each query descriptor only so many nearest images, and those as near as the last;
+        0: all.
     """
     empty = (np.empty(0, np.uint16), np.empty(0, np.uint32), np.empty(0, np.uint32))
     query = np.concatenate([empty[0], *(block.query for block in blocks)])
@@ -102,6 +134,8 @@ def merge_blocks(blocks: list[DistanceBlock]) -> DistanceBlock:
     order = np.lexsort((pack_geometry(geometry), distance, query, image))
     same = (image[order][1:] == image[order][:-1]) & (query[order][1:] == query[order][:-1])
     kept = order[np.append(True, ~same)[: len(order)]]
+    if neighbours:
+        kept = kept[_among_nearest(query[kept], distance[kept], neighbours)]
     return DistanceBlock(
         query[kept],
         image[kept],
@@ -110,3 +144,16 @@ def merge_blocks(blocks: list[DistanceBlock]) -> DistanceBlock:
         pairs=sum(block.pairs for block in blocks),
         rows=sum(block.rows for block in blocks),
     )
+
+
+def _among_nearest(
+    query: NDArray[np.uint16], distance: NDArray[np.uint32], count: int
+) -> NDArray[np.bool_]:
+    """Return which pairs are not farther than their query's `count`-th nearest."""
+    order = np.lexsort((distance, query))
+    _, first, members = np.unique(query[order], return_index=True, return_counts=True)
+    last = distance[order][first + np.minimum(members, count) - 1]
+    reach = np.zeros(int(query.max(initial=0)) + 1, np.uint32)
+    reach[query[order][first]] = last
+    near: NDArray[np.bool_] = distance <= reach[query]
+    return near

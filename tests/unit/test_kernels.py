@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipeline.errors import InputError
 from pipeline.index import vptree
 from pipeline.index.kernels import (
     Hits,
     Queries,
     Work,
+    full_work,
     nearest,
     nearest_reference,
     prepare_queries,
@@ -22,27 +24,32 @@ from pipeline.index.kernels import (
     range_scan_reference,
 )
 from pipeline.index.rows import pack_rows, unpack_rows
-from pipeline.index.simd import has_vnni, nearest_rows, scan_ranges
+from pipeline.index.simd import PATHS, nearest_ranges, scan_ranges, usable_paths
 from pipeline.index.warm import warm_up
 
-PATHS = [
-    None,
-    pytest.param(1, marks=pytest.mark.skipif(not has_vnni(), reason="no AVX-512 VNNI here")),
-]
-both_paths = pytest.mark.parametrize("vnni", PATHS, ids=["portable", "vnni"])
+USABLE = usable_paths()
+every_path = pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(name not in USABLE, reason=f"no {name} here"))
+        for name in PATHS
+    ],
+)
+every_width = pytest.mark.parametrize("width", [64, 128, 192, 256, 512])
 Rng = np.random.Generator
 
 
-def make_rows(rng: Rng, count: int, extreme: bool = False) -> NDArray[np.uint8]:
+def make_rows(rng: Rng, count: int, extreme: bool = False, width: int = 64) -> NDArray[np.uint8]:
     if extreme:
-        return rng.choice(np.array([0, 1, 127, 128, 254, 255], np.uint8), (count, 64))
-    return rng.integers(0, 256, (count, 64), dtype=np.uint8)
+        return rng.choice(np.array([0, 1, 127, 128, 254, 255], np.uint8), (count, width))
+    return rng.integers(0, 256, (count, width), dtype=np.uint8)
 
 
-def make_queries(rng: Rng, count: int, extreme: bool = False) -> Queries:
+def make_queries(rng: Rng, count: int, extreme: bool = False, width: int = 64) -> Queries:
     if extreme:
-        return prepare_queries(rng.choice(np.array([-128, -127, -1, 0, 127], np.int8), (count, 64)))
-    return prepare_queries(rng.integers(-128, 128, (count, 64), dtype=np.int8))
+        few = np.array([-128, -127, -1, 0, 127], np.int8)
+        return prepare_queries(rng.choice(few, (count, width)))
+    return prepare_queries(rng.integers(-128, 128, (count, width), dtype=np.int8))
 
 
 def make_work(rng: Rng, rows: int, queries: int, items: int) -> Work:
@@ -57,15 +64,6 @@ def make_work(rng: Rng, rows: int, queries: int, items: int) -> Work:
     return Work(ends[:, 0].copy(), ends[:, 1].copy(), starts, listed)
 
 
-def full_work(rows: int, queries: int) -> Work:
-    return Work(
-        np.zeros(1, np.int64),
-        np.array([rows], np.int64),
-        np.array([0, queries], np.int64),
-        np.arange(queries, dtype=np.int32),
-    )
-
-
 def as_set(hits: Hits) -> set[tuple[int, int, int]]:
     return set(zip(hits.query.tolist(), hits.row.tolist(), hits.distance.tolist(), strict=True))
 
@@ -74,19 +72,19 @@ def same_hits(one: Hits, other: Hits) -> bool:
     return all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@both_paths
+@every_path
 @pytest.mark.parametrize("extreme", [False, True], ids=["any bytes", "extreme bytes"])
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 100])
 @pytest.mark.parametrize("queries", [1, 7, 8, 9, 20])
 def test_a_range_scan_finds_exactly_what_numpy_finds(
-    vnni: int | None, extreme: bool, count: int, queries: int
+    path: str, extreme: bool, count: int, queries: int
 ) -> None:
     rng = np.random.default_rng([count, queries, extreme])
     unpacked, prepared = make_rows(rng, count, extreme), make_queries(rng, queries, extreme)
     radius = rng.integers(200_000, 1_500_000, queries).astype(np.int32)
     alive = rng.random(count) > 0.2
     work = full_work(count, queries)
-    hits = range_scan(pack_rows(unpacked), alive, prepared, radius, work, vnni=vnni)
+    hits = range_scan(pack_rows(unpacked), alive, prepared, radius, work, path=path)
     assert as_set(hits) == range_scan_reference(unpacked, alive, prepared, radius, work)
     assert len(as_set(hits)) == len(hits.query)
 
@@ -99,84 +97,154 @@ def test_a_range_scan_finds_exactly_what_numpy_finds(
     items=st.integers(0, 6),
     buffer=st.integers(1, 40),
     extreme=st.booleans(),
-    vnni=st.sampled_from([None, 1] if has_vnni() else [None]),
+    width=st.sampled_from([64, 128, 256, 512]),
+    path=st.sampled_from(USABLE),
 )
 def test_ranges_buffers_and_dead_rows_change_nothing_of_a_range_scan(
-    seed: int, count: int, queries: int, items: int, buffer: int, extreme: bool, vnni: int | None
+    seed: int,
+    count: int,
+    queries: int,
+    items: int,
+    buffer: int,
+    extreme: bool,
+    width: int,
+    path: str,
 ) -> None:
     rng = np.random.default_rng(seed)
-    unpacked, prepared = make_rows(rng, count, extreme), make_queries(rng, queries, extreme)
-    radius = rng.integers(0, 3_000_000, queries).astype(np.int32)
+    unpacked = make_rows(rng, count, extreme, width)
+    prepared = make_queries(rng, queries, extreme, width)
+    radius = rng.integers(0, 3_000_000 * width // 64, queries).astype(np.int32)
     alive = rng.random(count) > 0.3
     work = make_work(rng, count, queries, items)
     rows = pack_rows(unpacked)
-    hits = range_scan(rows, alive, prepared, radius, work, buffer=buffer, vnni=vnni)
+    hits = range_scan(rows, alive, prepared, radius, work, buffer=buffer, path=path)
     assert as_set(hits) == range_scan_reference(unpacked, alive, prepared, radius, work)
-    assert same_hits(hits, range_scan(rows, alive, prepared, radius, work, vnni=None))
+    assert same_hits(hits, range_scan(rows, alive, prepared, radius, work, path="portable"))
 
 
-@both_paths
-def test_the_radius_itself_is_outside(vnni: int | None) -> None:
+@every_path
+def test_the_radius_itself_is_outside(path: str) -> None:
     rows = pack_rows(np.full((1, 64), 130, np.uint8))
     queries = prepare_queries(np.zeros((1, 64), np.int8))
     work, alive = full_work(1, 1), np.ones(1, np.bool_)
     for radius, found in [(256, 0), (257, 1), (0, 0), (np.iinfo(np.int32).max, 1)]:
-        hits = range_scan(rows, alive, queries, np.array([radius], np.int32), work, vnni=vnni)
+        hits = range_scan(rows, alive, queries, np.array([radius], np.int32), work, path=path)
         assert len(hits.query) == found, radius
 
 
-@both_paths
-def test_the_greatest_distance_is_exact(vnni: int | None) -> None:
-    rows = pack_rows(np.array([[255] * 64, [0] * 64], np.uint8))
-    queries = prepare_queries(np.array([[-128] * 64, [127] * 64], np.int8))
-    distance, row = nearest(rows, queries, 2, vnni=vnni)
-    assert distance.tolist() == [[0, 64 * 255**2], [0, 64 * 255**2]]
+@every_path
+@pytest.mark.parametrize("width", [64, 512, 4096])
+def test_the_greatest_distance_is_exact(path: str, width: int) -> None:
+    rows = pack_rows(np.array([[255] * width, [0] * width], np.uint8))
+    queries = prepare_queries(np.array([[-128] * width, [127] * width], np.int8))
+    distance, row = nearest(rows, queries, 2, path=path)
+    assert distance.tolist() == [[0, width * 255**2], [0, width * 255**2]]
     assert row.tolist() == [[1, 0], [0, 1]]
 
 
-@both_paths
+@every_path
+@every_width
 @pytest.mark.parametrize("extreme", [False, True], ids=["any bytes", "extreme bytes"])
-@pytest.mark.parametrize("count", [1, 3, 16, 33, 200])
-@pytest.mark.parametrize("k", [1, 2, 16])
+@pytest.mark.parametrize("count", [1, 16, 33, 200])
 def test_nearest_is_the_sorted_exhaustive_search(
-    vnni: int | None, extreme: bool, count: int, k: int
+    path: str, extreme: bool, count: int, width: int
 ) -> None:
-    rng = np.random.default_rng([count, k, extreme])
-    unpacked, queries = make_rows(rng, count, extreme), make_queries(rng, 11, extreme)
-    found = nearest(pack_rows(unpacked), queries, k, vnni=vnni)
-    expected = nearest_reference(unpacked, queries, k)
-    assert np.array_equal(found[0], expected[0])
-    assert np.array_equal(found[1], expected[1])
+    rng = np.random.default_rng([count, width, extreme])
+    unpacked = make_rows(rng, count, extreme, width)
+    queries = make_queries(rng, 11, extreme, width)
+    alive = rng.random(count) > 0.3
+    for k in (1, 2, 16):
+        expected = nearest_reference(unpacked, queries, k, alive)
+        found = nearest(pack_rows(unpacked), queries, k, alive=alive, path=path)
+        assert np.array_equal(found[0], expected[0])
+        assert np.array_equal(found[1], expected[1])
 
 
-@both_paths
-def test_among_equal_distances_the_smaller_row_is_nearer(vnni: int | None) -> None:
+@settings(max_examples=30, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 120),
+    k=st.integers(1, 9),
+    few=st.booleans(),
+    path=st.sampled_from(USABLE),
+)
+def test_the_order_of_the_work_does_not_change_the_nearest(
+    seed: int, count: int, k: int, few: bool, path: str
+) -> None:
+    """Ranges of rows in any order, wanted by any queries; few kinds of rows make many ties."""
+    rng = np.random.default_rng(seed)
+    kinds = make_rows(rng, 3 if few else count)
+    unpacked = kinds[rng.integers(0, len(kinds), count)]
+    queries = make_queries(rng, 10)
+    bounds = np.unique(np.append(rng.integers(0, count, 4), [0, count])).astype(np.int64)
+    order = rng.permutation(len(bounds) - 1)
+    wanted = [np.flatnonzero(rng.random(10) < 0.7).astype(np.int32) for _ in order]
+    work = Work(
+        bounds[:-1][order],
+        bounds[1:][order],
+        np.concatenate([[0], np.cumsum([len(w) for w in wanted])]).astype(np.int64),
+        np.concatenate(wanted),
+    )
+    distance, row = nearest(pack_rows(unpacked), queries, k, work=work, path=path)
+    for query in range(10):
+        visited = np.zeros(count, np.bool_)
+        for item, want in enumerate(wanted):
+            visited[work.row_start[item] : work.row_stop[item]] |= query in want
+        one = prepare_queries(queries.codes[query : query + 1])
+        expected = nearest_reference(unpacked, one, k, visited)
+        assert np.array_equal(distance[query], expected[0][0])
+        assert np.array_equal(row[query], expected[1][0])
+
+
+def test_queries_of_another_length_and_lengths_that_are_not_built_are_refused() -> None:
+    rows = pack_rows(np.zeros((3, 128), np.uint8))
+    queries = prepare_queries(np.zeros((1, 64), np.int8))
+    with pytest.raises(InputError, match="queries of 64 bytes do not fit rows of 128 bytes"):
+        nearest(rows, queries, 1)
+    with pytest.raises(InputError, match="64 bytes do not fit"):
+        range_scan(rows, np.ones(3, bool), queries, np.ones(1, np.int32), full_work(3, 1))
+    for width in (0, 63, 100, 8192):
+        with pytest.raises(InputError, match=f"rows of {width} bytes cannot be stored"):
+            pack_rows(np.zeros((2, width), np.uint8))
+
+
+def test_full_work_visits_every_row_once_for_every_query() -> None:
+    for rows, queries, width in [(0, 3, 64), (5000, 2, 64), (700, 3, 4096)]:
+        work = full_work(rows, queries, width)
+        assert work.pairs == rows * queries
+        assert np.array_equal(work.row_stop[:-1], work.row_start[1:])
+        assert (work.row_start % 32 == 0).all()
+
+
+@every_path
+def test_among_equal_distances_the_smaller_row_is_nearer(path: str) -> None:
     rng = np.random.default_rng(3)
     unpacked = np.repeat(make_rows(rng, 5), 20, axis=0)[rng.permutation(100)]
     queries = make_queries(rng, 9)
-    found = nearest(pack_rows(unpacked), queries, 30, vnni=vnni)
+    found = nearest(pack_rows(unpacked), queries, 30, path=path)
     expected = nearest_reference(unpacked, queries, 30)
     assert np.array_equal(found[1], expected[1])
     everything_equal = np.full((40, 64), 7, np.uint8)
-    _, row = nearest(pack_rows(everything_equal), queries, 5, vnni=vnni)
+    _, row = nearest(pack_rows(everything_equal), queries, 5, path=path)
     assert row.tolist() == [[0, 1, 2, 3, 4]] * 9
 
 
-@both_paths
-def test_no_rows_and_no_queries_give_no_neighbours(vnni: int | None) -> None:
+@every_path
+def test_no_rows_and_no_queries_give_no_neighbours(path: str) -> None:
     rng = np.random.default_rng(0)
     nothing = pack_rows(np.empty((0, 64), np.uint8))
-    distance, row = nearest(nothing, make_queries(rng, 3), 2, vnni=vnni)
+    distance, row = nearest(nothing, make_queries(rng, 3), 2, path=path)
     assert row.tolist() == [[-1, -1]] * 3
     assert (distance == np.iinfo(np.int32).max).all()
     none = prepare_queries(np.empty((0, 64), np.int8))
-    distance, row = nearest(pack_rows(make_rows(rng, 20)), none, 2, vnni=vnni)
+    distance, row = nearest(pack_rows(make_rows(rng, 20)), none, 2, path=path)
     assert distance.shape == row.shape == (0, 2)
 
 
+@every_width
 @pytest.mark.parametrize("count", [0, 1, 16, 31])
-def test_packing_loses_nothing(count: int) -> None:
-    unpacked = make_rows(np.random.default_rng(count), count)
+def test_packing_loses_nothing(count: int, width: int) -> None:
+    unpacked = make_rows(np.random.default_rng(count), count, width=width)
     rows = pack_rows(unpacked)
     assert np.array_equal(unpack_rows(rows), unpacked)
     wide = unpacked.astype(np.int64) - 128
@@ -186,7 +254,7 @@ def test_packing_loses_nothing(count: int) -> None:
 
 def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path: Path) -> None:
     warm_up()
-    compiled = [scan_ranges, nearest_rows, vptree._assign, vptree._probe, vptree._all_distances]
+    compiled = [scan_ranges, nearest_ranges, vptree._assign, vptree._probe, vptree._all_distances]
     versions = [len(function.signatures) for function in compiled]
     random = np.random.default_rng(3)
     stored = random.integers(0, 256, (40, 64), dtype=np.uint8)

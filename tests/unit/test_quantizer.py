@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.index.model import to_signed, to_unsigned
-from pipeline.index.quantizer import train_quantizer
+from pipeline.index.quantizer import Quantizer, train_quantizer
 
 
 def sample(width: int, count: int = 400) -> NDArray[np.float32]:
@@ -52,6 +52,67 @@ def test_equal_samples_train_equal_bytes() -> None:
     one, other = train_quantizer(sample(128)), train_quantizer(sample(128))
     assert one.rotation.tobytes() == other.rotation.tobytes()
     assert (one.scale, one.mean.tobytes()) == (other.scale, other.mean.tobytes())
+
+
+def whitened_float(rows: NDArray[np.float32], quantizer: Quantizer) -> NDArray[np.float64]:
+    """Return the whitened unit rows of a quantizer, in plain numpy."""
+    rotated = (rows.astype(np.float64) - quantizer.mean) @ quantizer.rotation
+    return rotated / np.linalg.norm(rotated, axis=1, keepdims=True)
+
+
+def test_a_large_sample_is_whitened_to_equal_variances() -> None:
+    rows = sample(32, 20_000) @ np.linalg.qr(sample(32, 32))[0]
+    rows = (rows + np.linspace(-3, 3, 32)).astype(np.float32)
+    quantizer = train_quantizer(rows, whiten=True)
+    rotated = (rows - quantizer.mean) @ quantizer.rotation[:, :32]
+    assert np.allclose(np.cov(rotated.T), np.eye(32), atol=0.1)
+    assert not quantizer.rotation[:, 32:].any()
+
+
+@pytest.mark.parametrize("width", [24, 64, 300])
+@pytest.mark.parametrize("count", [3, 40, 2000])
+def test_the_distance_of_whitened_rows_is_their_cosine(width: int, count: int) -> None:
+    rows = sample(width, count)
+    quantizer = train_quantizer(rows, 512, whiten=True)
+    codes = quantizer.encode(rows[:50]).astype(np.float64)
+    unit = whitened_float(rows[:50], quantizer)
+    squared = ((codes[:, None] - codes[None]) ** 2).sum(axis=2)
+    cosine = 1 - squared / (2 * quantizer.scale**2)
+    unclipped = (np.abs(codes) < 127).all(axis=1)
+    assert unclipped.sum() >= min(count, 50) // 2
+    error = np.abs(cosine - unit @ unit.T)[np.ix_(unclipped, unclipped)]
+    # Half a byte a component: the difference of two rows is at most sqrt(width) bytes off.
+    assert error.max() <= 2 * np.sqrt(width) / quantizer.scale + width / quantizer.scale**2
+
+
+@pytest.mark.parametrize("kind", ["one row", "equal rows", "zero rows", "a line"])
+def test_whitening_does_not_blow_up(kind: str) -> None:
+    """Directions that the sample does not show count as much as the mean direction, not more."""
+    made = sample(128, 1)
+    rows = {
+        "one row": made,
+        "equal rows": np.repeat(made, 9, axis=0),
+        "zero rows": np.zeros((4, 128), np.float32),
+        "a line": made * np.linspace(-1, 1, 7, dtype=np.float32)[:, None],
+    }[kind]
+    quantizer = train_quantizer(rows, 128, whiten=True)
+    assert np.isfinite(quantizer.rotation).all()
+    assert 0 < quantizer.scale < 1e4
+    asked = np.concatenate([rows, made + np.float32(0.01), sample(128, 5)])
+    assert np.abs(quantizer.encode(asked)).max() <= 127
+
+
+@pytest.mark.parametrize("count", [2, 20, 100])
+def test_a_whitened_picture_is_found_again_in_a_small_collection(count: int) -> None:
+    rng = np.random.default_rng(count)
+    mean = rng.random(256) + 0.5  # as networks do: all components positive, one strong mean
+    rows = mean + 0.2 * sample(256, count)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    quantizer = train_quantizer(rows, 256, whiten=True)
+    near = rows + rng.normal(0, 0.1 * rows.std(axis=0).mean(), rows.shape).astype(np.float32)
+    stored, asked = quantizer.encode(rows).astype(np.int64), quantizer.encode(near).astype(np.int64)
+    squared = ((stored[None] - asked[:, None]) ** 2).sum(axis=2)
+    assert (squared.argmin(axis=1) == np.arange(count)).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

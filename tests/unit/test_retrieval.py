@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,10 +11,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.config import SearchConfig
+from pipeline.config import IndexConfig, SearchConfig
 from pipeline.index.kernels import nearest, prepare_queries
-from pipeline.index.model import to_signed
+from pipeline.index.model import Model, to_signed, train_model
 from pipeline.index.rows import pack_rows, unpack_rows
+from pipeline.index.segments import Segment, assign_features, merge_rows
+from pipeline.records import Features
 from pipeline.retrieval.plan import (
     EXHAUSTIVE_BELOW,
     QueryPlan,
@@ -184,6 +187,130 @@ def test_a_block_survives_its_file() -> None:
     block = scan_all(plan_of("exhaustive"))[2]
     file = ArrayFile(arrays_to_bytes(block.to_arrays(), block.to_meta()))
     assert same_block(DistanceBlock.from_arrays(file, file.meta), block)
+
+
+# --- one vector an image --------------------------------------------------------------------------
+
+
+@functools.cache
+def pictures() -> tuple[Model, NDArray[np.float32], tuple[Segment, ...]]:
+    """Three hundred whole-picture vectors of 128 numbers in one segment a group, group 0 in two."""
+    rng = np.random.default_rng(8)
+    rows = rng.normal(0, 1, (300, 128)) * np.linspace(2, 0.3, 128) + 0.5
+    rows[40:44] = rows[40]  # four equal pictures
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    config = IndexConfig(groups=4, cell_size=20, dimensions=128)
+    trained = train_model(vectors, vectors[:16], 300, config, whiten=True)
+    picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
+    parts = []
+    for ids in (range(120), range(120, 300)):
+        images = [Features(picture, vectors[i : i + 1], 640, 480) for i in ids]
+        normalized = [vectors[i : i + 1] for i in ids]
+        parts.append(assign_features(trained, normalized, images, list(ids)))
+    made = [merge_rows(trained, 0, [part]) for part in parts]
+    return trained, vectors, (*made, *(merge_rows(trained, g, parts) for g in (1, 2, 3)))
+
+
+def nearest_pictures(
+    number: int, kind: str, top: int, removed: frozenset[int] = frozenset()
+) -> tuple[QueryPlan, DistanceBlock]:
+    trained, vectors, stored = pictures()
+    config = SearchConfig(plan=kind, top=top, probe_share=1.0)  # type: ignore[arg-type]
+    codes = trained.quantizer.encode(vectors[number : number + 1])
+    plan = make_plan(trained, codes, 300, config, one_vector=True)
+    blocks = [scan_segment(segment, plan, removed) for segment in stored]
+    return plan, merge_blocks(blocks, plan.neighbours)
+
+
+@pytest.mark.parametrize("kind", ["probed", "exhaustive"])
+@pytest.mark.parametrize("removed", [frozenset[int](), frozenset({5, 17, 41})])
+def test_one_vector_finds_the_nearest_pictures_that_are_not_removed(
+    kind: str, removed: frozenset[int]
+) -> None:
+    trained, vectors, _ = pictures()
+    stored = trained.quantizer.encode(vectors).astype(np.int64)
+    for number in (0, 17, 42, 299):
+        plan, block = nearest_pictures(number, kind, 10, removed)
+        assert plan.neighbours == 100
+        squared = ((stored - stored[number]) ** 2).sum(axis=1)
+        living = np.array([i for i in range(300) if i not in removed])
+        order = living[np.argsort(squared[living], kind="stable")]
+        last = min(squared[order[99]], plan.radius[0] - 1)
+        expected = {(int(i), int(squared[i])) for i in order if squared[i] <= last}
+        assert set(zip(block.image.tolist(), block.distance.tolist(), strict=True)) == expected
+
+
+def test_the_score_of_one_vector_is_the_cosine() -> None:
+    trained, vectors, _ = pictures()
+    plan, block = nearest_pictures(42, "exhaustive", 10)
+    ranking = rank_blocks([block], plan.radius)
+    assert ranking.images[:4].tolist() == [40, 41, 42, 43]
+    rows = {i: Row(f"{i:03}") for i in range(300)}
+    matches = make_matches(ranking, rows, 10)
+    assert [m.score for m in matches[:4]] == [1.0] * 4
+    assert {m.votes for m in matches} == {1}
+    rotated = (vectors - trained.quantizer.mean) @ trained.quantizer.rotation
+    unit = rotated / np.linalg.norm(rotated, axis=1, keepdims=True)
+    for match in matches:
+        assert match.score == pytest.approx(unit[int(match.image)] @ unit[42], abs=0.02)
+
+
+def test_pictures_as_near_as_the_last_are_all_found_in_whatever_order_they_lie() -> None:
+    trained, vectors, stored = pictures()
+    codes = trained.quantizer.encode(vectors[42:43])
+    plan = replace(
+        make_plan(trained, codes, 300, SearchConfig(plan="exhaustive"), one_vector=True),
+        neighbours=2,
+    )
+    blocks = [scan_segment(segment, plan) for segment in stored]
+    merged = merge_blocks(blocks, 2)
+    assert merged.image.tolist() == [40, 41, 42, 43]
+    again = merge_blocks([merge_blocks(blocks[3:], 2), merge_blocks(blocks[:3], 2)], 2)
+    assert same_block(again, merged)
+
+
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 5))
+def test_merging_the_nearest_is_associative_and_commutative(seed: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b, c = (random_block(rng) for _ in range(3))
+    expected = merge_blocks([a, b, c], count)
+    assert same_block(merge_blocks([merge_blocks([a, b], count), c], count), expected)
+    assert same_block(merge_blocks([c, merge_blocks([b, a], count)], count), expected)
+    everything = merge_blocks([a, b, c])
+    for query in np.unique(everything.query):
+        mine = np.sort(everything.distance[everything.query == query])
+        kept = np.sort(expected.distance[expected.query == query])
+        assert kept.tolist() == mine[mine <= mine[min(count, len(mine)) - 1]].tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("equal", [False, True])
+def test_one_vector_of_the_smallest_collections(count: int, equal: bool) -> None:
+    rng = np.random.default_rng(count)
+    rows = rng.random((1 if equal else count, 192)).repeat(count if equal else 1, axis=0)
+    vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    config = IndexConfig(dimensions=192)
+    trained = train_model(vectors, vectors, count, config, whiten=True)
+    picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
+    images = [Features(picture, row[None], 640, 480) for row in vectors]
+    assigned = assign_features(trained, [f.descriptors for f in images], images, range(count))
+    stored = [merge_rows(trained, group, [assigned]) for group in range(4)]
+    for kind in ("probed", "exhaustive"):
+        asked = SearchConfig(plan=kind, probe_share=1.0)  # type: ignore[arg-type]
+        codes = trained.quantizer.encode(vectors[:1])
+        plan = make_plan(trained, codes, count, asked, one_vector=True)
+        ranking = rank_blocks([scan_segment(segment, plan) for segment in stored], plan.radius)
+        assert ranking.images[0] == 0
+        assert ranking.scores[0] == ranking.full_score
+        assert len(ranking.images) == count if equal else len(ranking.images) >= 1
+
+
+def test_long_rows_are_probed_in_smaller_collections() -> None:
+    trained, vectors, _ = pictures()
+    codes = trained.quantizer.encode(vectors[:1])
+    for count, kind in [(499_999, "exhaustive"), (500_000, "probed")]:
+        plan = make_plan(trained, codes, count, SearchConfig(), one_vector=True)
+        assert plan.kind == kind
 
 
 # --- score ---------------------------------------------------------------------------------------

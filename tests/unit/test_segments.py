@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.index.model import Model, to_signed
+from pipeline.config import IndexConfig
+from pipeline.index.model import Model, to_signed, train_model
 from pipeline.index.rows import unpack_rows
 from pipeline.index.segments import (
     AssignedRows,
     Segment,
+    assign_features,
     decode_geometry,
     encode_geometry,
     merge_rows,
@@ -131,6 +133,26 @@ def test_keypoints_come_back_within_the_step_of_their_bytes(
 def test_keypoints_outside_the_range_are_stored_at_its_end() -> None:
     keypoints = np.array([[-5, 700, 9000, -1, 0, 0, 0]], np.float32)
     assert encode_geometry(keypoints, 640, 480).tolist() == [[0, 65535, 65535, 65354]]
+
+
+@pytest.mark.parametrize("width", [128, 512])
+def test_segments_of_wider_rows_hold_every_row_in_its_cell(width: int) -> None:
+    rng = np.random.default_rng(width)
+    rows = rng.normal(0, 1, (300, width)).astype(np.float32)
+    config = IndexConfig(groups=2, cell_size=50, dimensions=width)
+    wide = train_model(rows, rows[:20], 300, config)
+    picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
+    images = [Features(picture, row[None], 640, 480) for row in rows]
+    assigned = assign_features(wide, [f.descriptors for f in images], images, range(300))
+    found = [merge_rows(wide, group, [assigned]) for group in (0, 1)]
+    codes = wide.quantizer.encode(rows)
+    for segment in found:
+        assert segment.rows.dimensions == width
+        assert np.array_equal(to_signed(unpack_rows(segment.rows)), codes[segment.images])
+        cells = np.searchsorted(segment.cell_offsets, np.arange(len(segment.images)), "right") - 1
+        home, _ = wide.tree.assign(codes[segment.images])
+        assert np.array_equal(cells + segment.first_cell, home)
+    assert sorted(np.concatenate([s.images for s in found]).tolist()) == list(range(300))
 
 
 def test_the_test_descriptors_are_narrower_than_a_row() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.config import VantageStrategy
+from pipeline.index import vptree
 from pipeline.index.vptree import VPTree, levels_for, train_tree
 
 STRATEGIES: list[VantageStrategy] = ["random", "spread", "principal"]
@@ -115,6 +116,32 @@ def test_path_bytes_bound_the_true_distances(
             bound = np.maximum(np.maximum(low[i] - to_point, to_point - high[i]), 0)
             true = exact_distances(queries, rows[i].astype(np.float32))
             assert (bound <= true + margin).all()
+
+
+@every_strategy
+@pytest.mark.parametrize("width", [128, 512])
+def test_trees_of_wider_rows_are_balanced(strategy: VantageStrategy, width: int) -> None:
+    rng = np.random.default_rng(width)
+    rows = np.clip(rng.normal(0, 40, (800, width)), -127, 127).astype(np.int8)
+    tree = train_tree(rows, 3, strategy)
+    cells, paths = tree.assign(rows)
+    assert np.bincount(cells, minlength=8).max() <= 120
+    assert np.array_equal(tree.probe(rows, 8)[:, 0], cells)
+    assert paths.shape == (800, 3)
+
+
+def test_the_axis_of_wide_rows_is_the_one_of_the_greatest_variance() -> None:
+    rng = np.random.default_rng(5)
+    rows = rng.normal(0, 10, (3000, 300))
+    direction = rng.normal(0, 1, 300)
+    direction /= np.linalg.norm(direction)
+    rows += rng.normal(0, 60, (3000, 1)) * direction
+    variance, axis = vptree._leading_axis(rows - rows.mean(axis=0))
+    assert abs(axis @ direction) > 0.99
+    assert variance == pytest.approx(3700, rel=0.1)
+    variance, axis = vptree._leading_axis(np.zeros((4, 300)))
+    assert variance == 0
+    assert np.linalg.norm(axis) == 1
 
 
 @pytest.mark.parametrize(
