@@ -1,0 +1,122 @@
+"""SURF as an extractor of collections."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError, InputError
+from pipeline.extraction.base import Extractor
+from pipeline.extraction.coordinates import in_original_pixels
+from pipeline.extraction.selection import select_strongest
+from pipeline.extraction.surf.describer import (
+    HESSIAN_THRESHOLD,
+    LAYERS,
+    OCTAVES,
+    check_variant,
+    with_angles,
+)
+from pipeline.extraction.surf.descriptor import Variant, compute_descriptors
+from pipeline.extraction.surf.detector import check_parameters, find_keypoints
+from pipeline.extraction.surf.integral import integral_image
+from pipeline.images import DecodedImage
+from pipeline.records import Features
+
+
+class SurfExtractor(Extractor):
+    """SURF keypoints and descriptors, compared by Euclidean distance.
+
+    Parameters
+    ----------
+    hessian_threshold : float
+        Least determinant, grey levels squared. Default 500.
+    octaves, layers : int
+        Default 4 and 3.
+    extended : bool
+        128 numbers instead of 64. Default False.
+    upright : bool
+        Pictures are never turned: no directions. Default False.
+    variant : {"faithful", "interpolated"}
+        Descriptor (see `pipeline.extraction.surf.descriptor`). Default: interpolated, which
+        matches better.
+
+    Raises
+    ------
+    ConfigError
+        An option is out of range.
+    """
+
+    name = "surf"
+    licence = "Apache-2.0"
+    patents = "US 8,165,401 may still be in force in the United States: have a person check"
+
+    def __init__(
+        self,
+        *,
+        hessian_threshold: float = HESSIAN_THRESHOLD,
+        octaves: int = OCTAVES,
+        layers: int = LAYERS,
+        extended: bool = False,
+        upright: bool = False,
+        variant: Variant = "interpolated",
+    ) -> None:
+        try:
+            check_parameters(hessian_threshold, octaves, layers, None)
+            check_variant(variant)
+        except InputError as exc:
+            raise ConfigError("options", "surf", str(exc)) from exc
+        self.dimensions = 128 if extended else 64
+        self._threshold = hessian_threshold
+        self._octaves = octaves
+        self._layers = layers
+        self._extended = extended
+        self._upright = upright
+        self._variant: Variant = variant
+
+    def extract(self, image: DecodedImage, max_features: int) -> Features:
+        """Return at most `max_features` keypoints, the strongest (see `select_strongest`).
+
+        Parameters
+        ----------
+        image : DecodedImage
+            Grey pixels.
+        max_features : int
+
+        Returns
+        -------
+        Features
+            Keypoints in original pixels; descriptors of shape (N, 64) or (N, 128), float32.
+        """
+        pixels = np.ascontiguousarray(image.pixels)
+        sums = integral_image(pixels)
+        found = find_keypoints(sums, self._threshold, self._octaves, self._layers)
+        kept = with_angles(sums, found[select_strongest(found, max_features)], self._upright)
+        return Features(
+            in_original_pixels(kept, image),
+            compute_descriptors(pixels, sums, kept, self._extended, self._upright, self._variant),
+            image.width,
+            image.height,
+        )
+
+    def normalize(self, descriptors: NDArray[np.generic]) -> NDArray[np.float32]:
+        """Return rows of unit length.
+
+        Parameters
+        ----------
+        descriptors : ndarray of shape (N, D)
+
+        Returns
+        -------
+        ndarray of shape (N, D), float32
+            A row of zeros, of a patch without any contrast, stays one.
+        """
+        rows = descriptors.astype(np.float32)
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+        rows /= np.maximum(lengths, np.float32(1e-12))
+        return rows
+
+    def warm_up(self) -> None:
+        """Compile all loops, or load them from the cache on disk."""
+        from pipeline.extraction.surf import warm_up
+
+        warm_up()
