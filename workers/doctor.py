@@ -208,6 +208,22 @@ def _kernels(_settings: Settings) -> Iterator[Check]:
         yield Check("kernels", False, f"{folder} is not writable", "set NUMBA_CACHE_DIR elsewhere")
 
 
+def _extractor(settings: Settings) -> Iterator[Check]:
+    """Tell whether a new collection gets its extractor, and which ones of others are broken."""
+    from pipeline.extraction.listing import list_extractors
+
+    (default,) = list_extractors([settings.extractor_spec])
+    detail = f"{default.name}, {default.dimensions} numbers a descriptor"
+    if default.usable:
+        yield Check("extractor", True, detail)
+    else:
+        yield Check("extractor", False, default.reason, "change VANTAGE_EXTRACTOR, or mend it")
+    for info in list_extractors():
+        # Trouble of whoever wants to use it: everything else works.
+        if not info.usable and info.name != settings.extractor.name:
+            yield Check("extractor", True, f"{info.name} cannot be used: {info.reason}")
+
+
 def _flower(settings: Settings) -> Iterator[Check]:
     from workers.dashboard import check_flower_settings, flower_file
     from workers.processes import read_json
@@ -256,17 +272,23 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Check]]], ...] = (
     ("directories", _directories),
     ("image roots", _image_roots),
     ("kernels", _kernels),
+    ("extractor", _extractor),
     ("flower", _flower),
     ("workers", _workers),
 )
 
 
 def warm() -> float:
-    """Compile every kernel, or load it from the cache; returns the seconds it took."""
+    """Compile every kernel, or load it from the cache; returns the seconds it took.
+
+    Those of extractors, too: the first photograph does not wait for them.
+    """
+    from pipeline.extraction.registry import warm_up_all
     from pipeline.index.warm import warm_up
 
     began = time.perf_counter()
     warm_up()
+    warm_up_all()
     return time.perf_counter() - began
 
 

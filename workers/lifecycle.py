@@ -78,6 +78,11 @@ def _start(sender: Any, **_: object) -> None:
             from pipeline.index.warm import warm_up
 
             warm_up()
+        if EXTRACT in queues or QUERY in queues:
+            from pipeline.extraction.registry import warm_up_all
+
+            # Before the pool is forked: its processes find everything compiled.
+            warm_up_all()
         if groups:
             from workers.context import get_context
             from workers.placement import sync_groups

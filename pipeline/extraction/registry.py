@@ -248,7 +248,10 @@ def _make_sift(_config: ExtractorConfig, _open_model: OpenModel) -> Extractor:
 def _make_surf(config: ExtractorConfig, _open_model: OpenModel) -> Extractor:
     from pipeline.extraction.surf import SurfExtractor
 
-    return SurfExtractor(**config.options)
+    try:
+        return SurfExtractor(**config.options)
+    except TypeError as exc:
+        raise ConfigError("options", config.options, f"not what surf understands ({exc})") from exc
 
 
 def _make_cnn(config: ExtractorConfig, open_model: OpenModel) -> Extractor:
@@ -258,12 +261,7 @@ def _make_cnn(config: ExtractorConfig, open_model: OpenModel) -> Extractor:
 
 
 register("sift", _make_sift)
-register(
-    "surf",
-    _make_surf,
-    licence="Apache-2.0",
-    patents="US 8,165,401 may still be in force in the United States: have a person check",
-)
+register("surf", _make_surf)
 register(
     "cnn",
     _make_cnn,

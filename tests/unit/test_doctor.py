@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 from pipeline.config import Settings
@@ -16,7 +18,9 @@ def _by_name(settings: Settings) -> dict[str, Check]:
 def test_a_fresh_machine_is_fine_and_nothing_is_created_by_looking(settings: Settings) -> None:
     found = _by_name(settings)
     assert [check for check in found.values() if not check.ok] == []
-    assert {"python", "cpu", "opencv", "redis", "database", "store", "workers"} <= set(found)
+    assert {"python", "cpu", "opencv", "redis", "database", "store", "extractor", "workers"} <= set(
+        found
+    )
     assert list(settings.home.iterdir()) == []
 
 
@@ -79,3 +83,47 @@ def test_a_dashboard_open_to_the_network_without_a_password_is_a_failed_check(
     check = _by_name(dataclasses.replace(settings, flower_address="0.0.0.0"))["flower"]
     assert not check.ok
     assert "VANTAGE_FLOWER_PASSWORD" in check.detail
+
+
+def test_the_extractor_of_new_collections_is_looked_at(settings: Settings, tmp_path: Path) -> None:
+    check = _by_name(settings)["extractor"]
+    assert (check.ok, check.detail) == (True, "sift, 128 numbers a descriptor")
+    lacking = dataclasses.replace(
+        settings,
+        extractor=dataclasses.replace(settings.extractor, name="cnn"),
+        extractor_file=tmp_path / "net.onnx",
+    )
+    check = _by_name(lacking)["extractor"]
+    assert not check.ok
+    assert "there is no such file" in check.detail
+
+
+def test_warming_leaves_nothing_to_compile_for_the_first_picture() -> None:
+    """Every compiled function has all its versions, loaded or made, before a picture comes."""
+    code = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from numba.core.dispatcher import Dispatcher\n"
+        "from pipeline.config import ExtractorConfig\n"
+        "from pipeline.extraction.registry import extractor_names, get_extractor, registration\n"
+        "from pipeline.images import from_array\n"
+        "from workers.doctor import warm\n"
+        "def compiled():\n"
+        "    modules = [m for n, m in sys.modules.items() if n.startswith('pipeline.')]\n"
+        "    functions = [f for m in modules for f in vars(m).values()]\n"
+        "    found = [f for f in functions if isinstance(f, Dispatcher)]\n"
+        "    return {f'{f.__module__}.{f.__name__}': len(f.signatures) for f in found}\n"
+        "warm()\n"
+        "before = compiled()\n"
+        "picture = np.random.default_rng(1).integers(0, 256, (300, 400), np.uint8)\n"
+        "for name in extractor_names():\n"
+        "    if not registration(name).needs_model:\n"
+        "        extractor = get_extractor(ExtractorConfig(name=name))\n"
+        "        image = from_array(picture, max_side=1024, color=extractor.color)\n"
+        "        extractor.normalize(extractor.extract(image, 50).descriptors)\n"
+        "after = compiled()\n"
+        "print(any('.surf.' in name for name in after))\n"
+        "print([name for name in after if after[name] != before.get(name, 0)])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("True\n[]\n", "")
