@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from pipeline.arrays import ArrayFile
-from pipeline.errors import ConfigError, CorruptFileError, StorageUnavailableError
-from pipeline.storage import Storage, file_checksum
+from pipeline.errors import ConfigError, CorruptFileError, StateError, StorageUnavailableError
+from pipeline.storage import Storage, file_checksum, model_key
 
 KEY = "groups/0/abc.npz"
 ARRAYS = {"a": np.arange(1000, dtype=np.uint32), "b": np.ones((3, 4))}
@@ -232,3 +232,60 @@ def test_a_file_url_is_a_directory(tmp_path: Path) -> None:
 
 def same_file(file: ArrayFile) -> bool:
     return all(np.array_equal(file[name], array) for name, array in ARRAYS.items())
+
+
+class TestModels:
+    @pytest.fixture
+    def model(self, tmp_path: Path) -> Path:
+        path = tmp_path / "network.onnx"
+        path.write_bytes(bytes(range(256)) * 50)
+        return path
+
+    def test_a_model_is_named_by_its_content_and_fetched(
+        self, storage: Storage, model: Path
+    ) -> None:
+        sha256 = file_checksum(model)
+        key = storage.put_model(model, sha256)
+        assert key == model_key(sha256) == f"models/{sha256}.onnx"
+        copy = storage.fetch_model(sha256)
+        assert copy == storage.local / key
+        assert copy.read_bytes() == model.read_bytes()
+        model.unlink()  # who has a good one in the store needs no other
+        assert storage.fetch_model(sha256) == copy
+
+    def test_a_good_model_in_the_store_is_left_as_it_is(
+        self, storage: Storage, model: Path
+    ) -> None:
+        sha256 = file_checksum(model)
+        storage.put_model(model, sha256)
+        system, address = storage._fs, storage._address(model_key(sha256))
+        before = system.info(address)
+        storage.put_model(model, sha256)
+        after = system.info(address)
+        assert all(before.get(name) == after.get(name) for name in ("ino", "created"))
+
+    def test_a_damaged_model_is_refused_and_replaced(self, storage: Storage, model: Path) -> None:
+        sha256 = file_checksum(model)
+        key = storage.put_model(model, sha256)
+        damage(storage, key, b"something else")
+        with pytest.raises(StateError, match=f"model '{key}' in the store is damaged; run"):
+            storage.fetch_model(sha256)
+        storage.put_model(model, sha256)
+        assert storage.fetch_model(sha256).read_bytes() == model.read_bytes()
+
+    def test_a_file_that_changed_since_it_was_hashed_is_not_stored(
+        self, storage: Storage, model: Path
+    ) -> None:
+        sha256 = file_checksum(model)
+        model.write_bytes(b"changed")
+        with pytest.raises(ConfigError, match="changed while it was read"):
+            storage.put_model(model, sha256)
+        assert not storage.exists(model_key(sha256))
+
+    def test_a_lost_model_is_told_from_a_lost_store(self, storage: Storage, model: Path) -> None:
+        sha256 = file_checksum(model)
+        with pytest.raises(StorageUnavailableError):  # not even a folder
+            storage.fetch_model(sha256)
+        storage.write_arrays(KEY, ARRAYS, {})
+        with pytest.raises(StateError, match=r"holds no model .* any more; run `vantage index"):
+            storage.fetch_model(sha256)
