@@ -203,44 +203,60 @@ def _determinant(first, second, third, fourth, left, right, weight, out):  # typ
 
 
 @numba.njit(nogil=True)
-def _respond(ring, top, step, plane, edges, weights, scratch, out):  # type: ignore[no-untyped-def]
+def _row(ring, place):  # type: ignore[no-untyped-def]
+    """Row of the ring at a place below twice its length."""
+    return ring[place - ring.shape[0] if place >= ring.shape[0] else place]
+
+
+@numba.njit(nogil=True)
+def _respond(ring, top, places, edges, step, weights, scratch, out):  # type: ignore[no-untyped-def]
     """Fill `out` with the determinants of one sample row of one layer.
 
-    `top` is the integral row of the filter's upper edge; sample j has its left edge at column
-    ``j * step``, which is element j of the plane of remainder 0.
+    `top` is the integral row of the filter's upper edge, `places` say where its edges' columns
+    begin in a row of the ring: sample j has its left edge at place j.
     """
-    size, count = ring.shape[0], out.shape[0]
-    rows = (top + edges) % size
-    at = edges % step * plane + edges // step
+    count = out.shape[0]
+    top %= ring.shape[0]
     # Lobe edges are multiples of the step: one plane. Of the others, opposite side lines may lie
     # in different planes, and so may the left and the right diagonal boxes.
-    lobes = scratch[0][: at[3] + count]
-    _two_rows(ring[rows[4]][: lobes.size], ring[rows[5]][: lobes.size], lobes)
+    lobes = scratch[0][: places[3] + count]
+    one, two = _row(ring, top + edges[4]), _row(ring, top + edges[5])
+    _two_rows(one[: lobes.size], two[: lobes.size], lobes)
 
-    one, two, three, four = ring[rows[0]], ring[rows[1]], ring[rows[2]], ring[rows[3]]
+    one, two = _row(ring, top + edges[0]), _row(ring, top + edges[1])
+    three, four = _row(ring, top + edges[2]), _row(ring, top + edges[3])
+    begin, far = places[4], places[5]
+    end = begin + count
     left, right = scratch[1][:count], scratch[2][:count]
-    begin, end = at[4], at[4] + count
     if edges[4] % step == edges[5] % step:
-        end = at[5] + count
-        left, right = scratch[1][: end - begin], scratch[1][at[5] - begin : end - begin]
+        end = far + count
+        left, right = scratch[1][: end - begin], scratch[1][far - begin : end - begin]
     else:
-        _three_strips(one[at[5] :], two[at[5] :], three[at[5] :], four[at[5] :], right)
+        _three_strips(one[far:], two[far:], three[far:], four[far:], right)
     _three_strips(one[begin:end], two[begin:end], three[begin:end], four[begin:end], left)
 
-    one, two, three, four = ring[rows[6]], ring[rows[7]], ring[rows[8]], ring[rows[9]]
-    begin, end = at[6], at[7] + count
+    one, two = _row(ring, top + edges[6]), _row(ring, top + edges[7])
+    three, four = _row(ring, top + edges[8]), _row(ring, top + edges[9])
+    begin, far, box = places[6], places[8], places[7] - places[6]
+    end = begin + box + count
     west, east = scratch[3][: end - begin], scratch[4][: end - begin]
     if edges[6] % step == edges[8] % step:
-        end = at[9] + count
-        west, east = scratch[3][: end - begin], scratch[3][at[8] - begin : end - begin]
+        end = far + box + count
+        west, east = scratch[3][: end - begin], scratch[3][far - begin : end - begin]
     else:
-        _two_strips(one[at[8] :], two[at[8] :], three[at[8] :], four[at[8] :], east)
+        _two_strips(one[far:], two[far:], three[far:], four[far:], east)
     _two_strips(one[begin:end], two[begin:end], three[begin:end], four[begin:end], west)
 
-    box = at[7] - at[6]
     _mixed(west, west[box:], east, east[box:], weights[1], out)
     _determinant(
-        lobes, lobes[at[1] :], lobes[at[2] :], lobes[at[3] :], left, right, weights[0], out
+        lobes,
+        lobes[places[1] :],
+        lobes[places[2] :],
+        lobes[places[3] :],
+        left,
+        right,
+        weights[0],
+        out,
     )
 
 
@@ -323,6 +339,25 @@ def _trace_sign(sums, top, left, edges):  # type: ignore[no-untyped-def]
     return np.sign(np.int32(total))
 
 
+@numba.njit(nogil=True)
+def _flag_row(rows, layer, slots, margin, threshold, flags):  # type: ignore[no-untyped-def]
+    """Flag the candidates of a row, from column `margin` on; returns how many words they fill."""
+    columns = rows.shape[2]
+    begin, end = margin - 1, columns - margin + 1
+    asked = columns - 2 * margin
+    _flag(
+        rows[layer - 1, slots[1], begin:end],
+        rows[layer, slots[0], begin:end],
+        rows[layer, slots[1], begin:end],
+        rows[layer, slots[2], begin:end],
+        rows[layer + 1, slots[1], begin:end],
+        threshold,
+        flags[:asked],
+    )
+    flags[asked : asked + 8] = 0
+    return (asked + 7) // 8
+
+
 @numba.njit(nogil=True, cache=True)
 def _scan_octave(  # type: ignore[no-untyped-def]
     sums, store, ring, step, sides, edges, weights, phases, threshold, octave, found
@@ -332,6 +367,7 @@ def _scan_octave(  # type: ignore[no-untyped-def]
     layers = sides.shape[0] - 2
     margins = sides // 2 // step
     plane = width // step + 1
+    places = edges % step * plane + edges // step
     columns = width // step
     scratch = np.empty((5, plane), np.int32)
     rows = np.zeros((layers + 2, 3, columns), np.float32)
@@ -343,36 +379,24 @@ def _scan_octave(  # type: ignore[no-untyped-def]
     filled = max(0, (first - margins[-1]) * step)
     count = 0
     for i in range(first, last + 1):
-        if step > 1:
-            wanted = min(height, (i - margins[-1]) * step + sides[-1]) + 1
-            if wanted > filled:
-                _fill_ring(sums, store, filled, wanted, step, phases, plane)
-                filled = wanted
+        wanted = min(height, (i - margins[-1]) * step + sides[-1]) + 1
+        if step > 1 and wanted > filled:
+            _fill_ring(sums, store, filled, wanted, step, phases, plane)
+            filled = wanted
         for layer in range(layers + 2):
             samples = 1 + (width - sides[layer]) // step
             top = (i - margins[layer]) * step
-            if top >= 0 and top + sides[layer] <= height and samples > 0:
-                out = rows[layer, i % 3][margins[layer] : margins[layer] + samples]
-                _respond(ring, top, step, plane, edges[layer], weights[layer], scratch, out)
+            if top < 0 or top + sides[layer] > height or samples < 1:
+                continue
+            out = rows[layer, i % 3][margins[layer] : margins[layer] + samples]
+            _respond(ring, top, places[layer], edges[layer], step, weights[layer], scratch, out)
         for slot in range(3):
             slots[slot] = (i + 1 + slot) % 3  # rows i - 2, i - 1, i
         for layer in range(1, layers + 1):
             margin = margins[layer + 1] + 1
-            if i - 1 < margin or i - 1 >= height // step - margin:
+            if i - 1 < margin or i - 1 >= height // step - margin or columns <= 2 * margin:
                 continue
-            asked = columns - 2 * margin
-            begin, end = margin - 1, columns - margin + 1
-            _flag(
-                rows[layer - 1, slots[1], begin:end],
-                rows[layer, slots[0], begin:end],
-                rows[layer, slots[1], begin:end],
-                rows[layer, slots[2], begin:end],
-                rows[layer + 1, slots[1], begin:end],
-                threshold,
-                flags[:asked],
-            )
-            flags[asked : asked + 8] = 0
-            for word in range((asked + 7) // 8):
+            for word in range(_flag_row(rows, layer, slots, margin, threshold, flags)):
                 if words[word] == 0:
                     continue
                 for x in range(margin + 8 * word, margin + 8 * word + 8):
