@@ -46,8 +46,8 @@ TILE = 8
 WIDE = 2
 """Blocks in a wide tile: each broadcast of query bytes is used for all of them."""
 
-UNROLLED = 16
-"""Steps written out in a round of a tile's loop: a row of 64 bytes is one round."""
+UNROLLED = 4
+"""Steps written out in a round of a tile's loop: 16 bytes of a row."""
 
 NEVER = np.iinfo(np.int32).max
 """A limit that no pair passes, and the distance of a neighbour that there is not."""
@@ -219,75 +219,92 @@ class _Tile:
         return self.builder.load(self.at(name, offset, kind), align=1)
 
     def write(self) -> ir.Value:
-        """Write the tile; returns which of its rows passed, bit by bit."""
-        passed = _I64(0)
-        blocks = min(self.path.blocks, self.width)
-        for first in range(0, self.width, blocks):
-            for query in range(0, TILE, self.path.queries):
-                passed = self.builder.or_(passed, self._register_tile(query, first, blocks))
-        return passed
+        """Write the tile; returns which of its rows passed, bit by bit.
 
-    def _register_tile(self, query: int, first: int, blocks: int) -> ir.Value:
+        Register tiles are rounds of a loop, so that the code stays in the processor's cache of
+        decoded instructions.
+        """
+        builder, path = self.builder, self.path
+        passed = cgutils.alloca_once(builder, _I64)  # type: ignore[no-untyped-call]
+        builder.store(_I64(0), passed)
+        blocks = min(path.blocks, self.width)
+        # The inner loop is over queries: the rows come from the nearest cache from the second on.
+        with cgutils.for_range(builder, _I64(self.width // blocks)) as outer:
+            first = builder.mul(outer.index, _I64(blocks))
+            with cgutils.for_range(builder, _I64(TILE // path.queries)) as inner:
+                query = builder.mul(inner.index, _I64(path.queries))
+                bits = self._register_tile(query, first, blocks)
+                builder.store(builder.or_(builder.load(passed), bits), passed)
+        return builder.load(passed)
+
+    def _register_tile(self, query: ir.Value, first: ir.Value, blocks: int) -> ir.Value:
         """Write sums, compare and store of the queries and blocks that fit the registers."""
         path, builder = self.path, self.builder
         parts = blocks * BLOCK // path.lanes
         sums = self._sums(query, first, parts)
-        passed = [_every(ir.VectorType(ir.IntType(1), path.lanes), 0)] * parts
+        lane = builder.mul(first, _I64(BLOCK))
+        row = builder.add(builder.mul(self.block, _I64(BLOCK)), lane)
+        bits = _I64(0)
+        limits = [
+            _splat(builder, self.load("limits", self._scaled(query, slot, 4), _I32), path.lanes)
+            for slot in range(path.queries)
+        ]
         for part in range(parts):
-            lane = first * BLOCK + part * path.lanes
-            row = builder.add(builder.mul(self.block, _I64(BLOCK)), _I64(lane))
-            norm = self.load("norms", builder.mul(row, _I64(4)), self.lanes)
+            norm = self.load("norms", self._scaled(row, part * path.lanes, 4), self.lanes)
+            passed = _every(ir.VectorType(ir.IntType(1), path.lanes), 0)
             for slot in range(path.queries):
                 value = builder.sub(builder.shl(sums[slot][part], _every(self.lanes, 1)), norm)
-                offset = _I64(4 * ((query + slot) * WIDE * BLOCK + lane))
+                line = self._scaled(query, slot, 4 * WIDE * BLOCK)
+                offset = builder.add(line, self._scaled(lane, part * path.lanes, 4))
                 builder.store(value, self.at("out", offset, self.lanes), align=1)
-                limit = self.load("limits", _I64(4 * (query + slot)), _I32)
-                above = builder.icmp_signed(">", value, _splat(builder, limit, path.lanes))
-                passed[part] = builder.or_(passed[part], above)
-        bits = _I64(0)
-        for part, mask in enumerate(passed):
-            number = builder.zext(builder.bitcast(mask, ir.IntType(path.lanes)), _I64)
-            shift = _I64(first * BLOCK + part * path.lanes)
+                passed = builder.or_(passed, builder.icmp_signed(">", value, limits[slot]))
+            number = builder.zext(builder.bitcast(passed, ir.IntType(path.lanes)), _I64)
+            shift = builder.add(lane, _I64(part * path.lanes))
             bits = builder.or_(bits, builder.shl(number, shift))
         return bits
 
-    def _sums(self, query: int, first: int, parts: int) -> list[_Values]:
+    def _scaled(self, base: ir.Value, more: int, size: int) -> ir.Value:
+        """Return ``(base + more) * size``."""
+        return self.builder.add(self.builder.mul(base, _I64(size)), _I64(more * size))
+
+    def _sums(self, query: ir.Value, first: ir.Value, parts: int) -> list[_Values]:
         """Write the loop over a row's steps; returns the sums of each query and row register."""
         path, builder = self.path, self.builder
         cells = [[self._zero() for _ in range(parts)] for _ in range(path.queries)]
         block_bytes = builder.mul(self.rounds, _I64(UNROLLED * BLOCK * 4))
         query_bytes = builder.mul(self.rounds, _I64(UNROLLED * 8))
+        blocks = [
+            builder.add(builder.add(self.block, first), _I64(number))
+            for number in range(parts * path.lanes // BLOCK)
+        ]
         with cgutils.for_range(builder, self.rounds) as loop:
             sums = [[builder.load(cell) for cell in line] for line in cells]
             far_row = builder.mul(loop.index, _I64(UNROLLED * BLOCK * 4))
             far_word = builder.mul(loop.index, _I64(UNROLLED * path.words * 4))
-            starts = [
-                builder.add(
-                    builder.mul(builder.add(self.block, _I64(first + number)), block_bytes), far_row
-                )
-                for number in range(parts * path.lanes // BLOCK)
-            ]
+            starts = [builder.add(builder.mul(block, block_bytes), far_row) for block in blocks]
             asked = [
-                builder.add(builder.mul(_I64(query + slot), query_bytes), far_word)
+                builder.add(builder.mul(builder.add(query, _I64(slot)), query_bytes), far_word)
                 for slot in range(path.queries)
             ]
             for step in range(UNROLLED):
-                rows = [
-                    self.split(builder, self._rows(starts, step, part)) for part in range(parts)
-                ]
-                for slot in range(path.queries):
-                    for word in range(path.words):
-                        offset = _I64(4 * (step * path.words + word))
-                        four = self.load("queries", builder.add(asked[slot], offset), _I32)
-                        many = _splat(builder, four, path.lanes)
-                        for part in range(parts):
-                            sums[slot][part] = self.dot(
-                                builder, sums[slot][part], rows[part][word], many
-                            )
+                self._step(step, starts, asked, sums)
             for line, values in zip(cells, sums, strict=True):
                 for cell, value in zip(line, values, strict=True):
                     builder.store(value, cell)
         return [[builder.load(cell) for cell in line] for line in cells]
+
+    def _step(self, step: int, starts: _Values, asked: _Values, sums: list[_Values]) -> None:
+        """Add the products of four bytes of every row and query to the sums."""
+        path, builder = self.path, self.builder
+        parts = range(len(sums[0]))
+        rows = [self.split(builder, self._rows(starts, step, part)) for part in parts]
+        for slot in range(path.queries):
+            for word in range(path.words):
+                offset = _I64(4 * (step * path.words + word))
+                four = self.load("queries", builder.add(asked[slot], offset), _I32)
+                many = _splat(builder, four, path.lanes)
+                for part in parts:
+                    sums[slot][part] = self.dot(builder, sums[slot][part], rows[part][word], many)
 
     def _zero(self) -> ir.Value:
         """Return a place for sums, which the optimiser keeps in a register, set to zero."""
