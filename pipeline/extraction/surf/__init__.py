@@ -1,4 +1,21 @@
 """SURF: keypoints of the box-filtered Hessian and their descriptors.
 
-Bay, Ess, Tuytelaars and Van Gool, "Speeded-up robust features (SURF)", CVIU 2008.
+Bay, Ess, Tuytelaars and Van Gool, "Speeded-up robust features (SURF)", CVIU 2008. Usable alone::
+
+    from pipeline.extraction.surf import surf
+    keypoints, descriptors = surf(grey, hessian_threshold=500)
 """
+
+from __future__ import annotations
+
+from pipeline.extraction.surf import descriptor, hessian, integral, orientation
+from pipeline.extraction.surf.describer import describe, detect, surf
+from pipeline.extraction.surf.extractor import SurfExtractor
+
+__all__ = ["SurfExtractor", "describe", "detect", "surf", "warm_up"]
+
+
+def warm_up() -> None:
+    """Compile every loop, or load it from the cache on disk: paid by ``vantage doctor --warm``."""
+    for module in (integral, hessian, orientation, descriptor):
+        module.warm_up()

@@ -1,10 +1,7 @@
 """Maxima of the box-filtered Hessian determinant, one octave at a time.
 
-Bay et al., CVIU 2008, sections 3.2 to 3.4. Layer l of octave o filters with boxes of side
-``(9 + 6 l) * 2**o`` pixels at every ``2**o``-th pixel: the sizes and the sampling of OpenCV, so
-that all layers of an octave lie on one grid. The paper's 9 x 9 filter (lobes of 3, side lines at
-2 and 7, diagonal boxes from 1 to 4 and from 5 to 8) is scaled by ``side / 9`` and its edges are
-rounded to whole pixels.
+Bay et al., CVIU 2008, sections 3.2 to 3.4, with the filters of `pipeline.extraction.surf.filters`:
+responses of all layers, samples that are strictly above their 26 neighbours, one Newton step.
 
 How it is made fast. A layer's three responses share their rows: the second derivative across a
 row needs two rows of the integral image, the one down a column four, the mixed one four. So a
@@ -21,63 +18,15 @@ file that a cached function is in.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.extraction.surf.filters import Octave, make_octave
 from pipeline.index.rows import read_only
 
 MIXED_WEIGHT = np.float32(0.81)
 """Share of the squared mixed derivative: 0.9 squared, which makes up for the boxes (paper, 3.2)."""
-
-
-class Octave(NamedTuple):
-    """The box filters of one octave.
-
-    Attributes
-    ----------
-    step : int
-        Pixels between samples.
-    sides : ndarray of shape (layers + 2,), int64
-        Filter sides, pixels, rising.
-    edges : ndarray of shape (layers + 2, 10), int64
-        Pixels from the filter's corner: four edges of the three lobes, two side lines of the
-        lobes, four edges of the diagonal boxes.
-    weights : ndarray of shape (layers + 2, 2), float32
-        One over the area of a lobe and of a diagonal box.
-    phases : ndarray of shape (step,), bool
-        Remainders of the edges by `step`: the rows and columns that are ever looked up.
-    """
-
-    step: int
-    sides: NDArray[np.int64]
-    edges: NDArray[np.int64]
-    weights: NDArray[np.float32]
-    phases: NDArray[np.bool_]
-
-
-def make_octave(octave: int, layers: int) -> Octave:
-    """Lay out the filters of an octave.
-
-    Parameters
-    ----------
-    octave : int
-        0 is the finest.
-    layers : int
-        Layers in which maxima are looked for; one more lies below and one above.
-    """
-    step = 1 << octave
-    sides = (9 + 6 * np.arange(layers + 2)) * step
-    template = np.array([0, 3, 6, 9, 2, 7, 1, 4, 5, 8])
-    edges = np.rint(sides[:, None] * template / 9).astype(np.int64)
-    lobe = edges[:, 1] * (edges[:, 5] - edges[:, 4])
-    diagonal = (edges[:, 7] - edges[:, 6]) ** 2
-    weights = (1 / np.stack([lobe, diagonal], axis=1)).astype(np.float32)
-    phases = np.zeros(step, np.bool_)
-    phases[edges % step] = True
-    return Octave(step, sides.astype(np.int64), edges, weights, phases)
 
 
 def find_maxima(
@@ -358,6 +307,20 @@ def _flag_row(rows, layer, slots, margin, threshold, flags):  # type: ignore[no-
     return (asked + 7) // 8
 
 
+@numba.njit(nogil=True)
+def _write_row(sums, row, octave, step, i, x, sides, margins, layer, edges, response, offsets):  # type: ignore[no-untyped-def]
+    """Write a keypoint: sample (i, x) of a layer, moved by `offsets`."""
+    side = sides[layer]
+    top, left = step * (i - margins[layer]), step * (x - margins[layer])
+    row[0] = left + (side - 1) / 2 + offsets[0] * step
+    row[1] = top + (side - 1) / 2 + offsets[1] * step
+    row[2] = np.rint(side + offsets[2] * (side - sides[layer - 1]))
+    row[3] = -1
+    row[4] = response
+    row[5] = octave
+    row[6] = _trace_sign(sums, top, left, edges[layer])
+
+
 @numba.njit(nogil=True, cache=True)
 def _scan_octave(  # type: ignore[no-untyped-def]
     sums, store, ring, step, sides, edges, weights, phases, threshold, octave, found
@@ -405,16 +368,20 @@ def _scan_octave(  # type: ignore[no-untyped-def]
                     if not _newton_step(rows, layer, slots, x, offsets):
                         continue
                     if count < found.shape[0]:
-                        side = sides[layer]
-                        top = step * (i - 1 - margins[layer])
-                        left = step * (x - margins[layer])
-                        row = found[count]
-                        row[0] = left + (side - 1) / 2 + offsets[0] * step
-                        row[1] = top + (side - 1) / 2 + offsets[1] * step
-                        row[2] = np.rint(side + offsets[2] * (side - sides[layer - 1]))
-                        row[3] = -1
-                        row[4] = rows[layer, slots[1], x]
-                        row[5] = octave
-                        row[6] = _trace_sign(sums, top, left, edges[layer])
+                        response = rows[layer, slots[1], x]
+                        _write_row(
+                            sums,
+                            found[count],
+                            octave,
+                            step,
+                            i - 1,
+                            x,
+                            sides,
+                            margins,
+                            layer,
+                            edges,
+                            response,
+                            offsets,
+                        )
                     count += 1
     return count
