@@ -208,6 +208,14 @@ class FusedResult:
     parts: tuple[SearchResult, ...]
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """A short name for each part: its extractor's, or its collection's where two are alike."""
+        extractors = [part.extractor for part in self.parts]
+        if len(set(extractors)) == len(extractors):
+            return tuple(extractors)
+        return tuple(part.collection for part in self.parts)
+
+    @property
     def complete(self) -> bool:
         """Whether every collection's answer is complete."""
         return all(part.complete for part in self.parts)
@@ -221,6 +229,12 @@ class FusedResult:
     def timings(self) -> dict[str, dict[str, float]]:
         """Milliseconds per stage, by collection."""
         return {part.collection: part.timings for part in self.parts}
+
+    @property
+    def plan(self) -> dict[str, Any]:
+        """Only the kinds of plan that ran, as ``kind``: the rest is each collection's own."""
+        kinds = dict.fromkeys(part.plan["kind"] for part in self.parts if "kind" in part.plan)
+        return {"kind": " + ".join(kinds)}
 
     @property
     def plans(self) -> dict[str, dict[str, Any]]:

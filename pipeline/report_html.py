@@ -19,7 +19,7 @@ import jinja2
 from PIL import Image, ImageOps
 
 from pipeline.errors import VantageError
-from pipeline.records import Match, SearchResult
+from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 from pipeline.text import displayable
 
 THUMBNAIL_SIDE = 160
@@ -44,6 +44,7 @@ class _Shown:
     size: str
     thumbnail: str | None
     right: bool
+    found_by: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class _Query:
 
 
 def results_page(
-    queries: Sequence[tuple[str, QueryImage, SearchResult]],
+    queries: Sequence[tuple[str, QueryImage, SearchResult | FusedResult]],
     load_image: Callable[[str], bytes],
     *,
     heading: str = "Search results",
@@ -80,7 +81,7 @@ def results_page(
 
     Parameters
     ----------
-    queries : sequence of (title, image, SearchResult)
+    queries : sequence of (title, image, SearchResult or FusedResult)
         The image is the query's bytes or path. Neighbours with the same title and image (one
         query searched with two plans) are drawn as one query with several answers.
     load_image : callable
@@ -102,11 +103,12 @@ def results_page(
     shown = []
     for (title, image), entries in groupby(queries, key=lambda entry: entry[:2]):
         results = [result for _, _, result in entries]
+        query = _parts(results[0])[0].query
         shown.append(
             _Query(
                 title=displayable(title),
                 thumbnail=thumbnails.of_query(image),
-                size=_size(results[0].query.get("width"), results[0].query.get("height")),
+                size=_size(query.get("width"), query.get("height")),
                 answers=tuple(_answer(title, result, thumbnails, is_right) for result in results),
             )
         )
@@ -117,7 +119,8 @@ def results_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    collections = sorted({result.collection for _, _, result in queries if result.collection})
+    parts = [part for _, _, result in queries for part in _parts(result)]
+    collections = sorted({part.collection for part in parts if part.collection})
     return environment.get_template("results.html").render(
         heading=displayable(heading),
         note=displayable(note),
@@ -194,24 +197,62 @@ def _flatten(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _parts(result: SearchResult | FusedResult) -> tuple[SearchResult, ...]:
+    """Return the answers that an answer was made from."""
+    return result.parts if isinstance(result, FusedResult) else (result,)
+
+
 def _answer(
     title: str,
-    result: SearchResult,
+    result: SearchResult | FusedResult,
     thumbnails: _Thumbnails,
     is_right: Callable[[str, Match], bool] | None,
 ) -> _Answer:
     """Put one answer into words."""
+    labels: tuple[str, ...] = ()
+    if isinstance(result, FusedResult):
+        labels = result.labels
+        plan, facts = " + ".join(labels), [_about_part(*part) for part in _labelled(result)]
+        timings = [
+            (f"{label} {stage}", ms)
+            for label, part in _labelled(result)
+            for stage, ms in part.timings.items()
+        ]
+        missing = "; ".join(
+            f"{label} {_numbers(part.missing_groups)}"
+            for label, part in _labelled(result)
+            if part.missing_groups
+        )
+    else:
+        plan, facts = str(result.plan.get("kind", "unknown")), _facts(result)
+        timings, missing = list(result.timings.items()), _numbers(result.missing_groups)
     return _Answer(
-        plan=displayable(str(result.plan.get("kind", "unknown"))),
-        facts=tuple(_facts(result)),
-        timings=tuple((displayable(k), f"{ms:,.1f} ms") for k, ms in result.timings.items()),
+        plan=displayable(plan),
+        facts=tuple(facts),
+        timings=tuple((displayable(k), f"{ms:,.1f} ms") for k, ms in timings),
         complete=result.complete,
-        missing=", ".join(str(group) for group in result.missing_groups),
+        missing=displayable(missing),
         matches=tuple(
-            _match(match, thumbnails, is_right is not None and is_right(title, match))
+            _match(match, thumbnails, is_right is not None and is_right(title, match), labels)
             for match in result.matches
         ),
     )
+
+
+def _labelled(result: FusedResult) -> list[tuple[str, SearchResult]]:
+    """Return the parts of a fused answer with their short names."""
+    return list(zip(result.labels, result.parts, strict=True))
+
+
+def _numbers(groups: Sequence[int]) -> str:
+    """Return ``0, 3``."""
+    return ", ".join(str(group) for group in groups)
+
+
+def _about_part(label: str, part: SearchResult) -> str:
+    """Say in a few words what one of several searches did."""
+    kind = str(part.plan.get("kind", "nothing to describe in the query"))
+    return displayable(f"{label}: {', '.join([kind, *_facts(part)])}")
 
 
 def _facts(result: SearchResult) -> list[str]:
@@ -234,7 +275,9 @@ def _facts(result: SearchResult) -> list[str]:
     return facts
 
 
-def _match(match: Match, thumbnails: _Thumbnails, right: bool) -> _Shown:
+def _match(
+    match: Match, thumbnails: _Thumbnails, right: bool, labels: tuple[str, ...] = ()
+) -> _Shown:
     """Put one match into words."""
     first = PurePath(match.locations[0]) if match.locations else PurePath("no location")
     return _Shown(
@@ -248,7 +291,18 @@ def _match(match: Match, thumbnails: _Thumbnails, right: bool) -> _Shown:
         size=_size(match.width, match.height),
         thumbnail=thumbnails.of_match(match),
         right=right,
+        found_by=tuple(
+            displayable(f"{label} {_said(found)}")
+            for label, found in zip(labels, match.found_by, strict=False)
+        ),
     )
+
+
+def _said(found: FoundBy) -> str:
+    """Return what one of several collections said of an image."""
+    if found.rank is None:
+        return "did not find it" if found.indexed else "has not indexed it"
+    return f"#{found.rank}, score {found.score:.3f}"
 
 
 def _size(width: object, height: object) -> str:

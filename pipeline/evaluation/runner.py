@@ -18,7 +18,7 @@ from pipeline.evaluation.measures import (
     recall_at,
 )
 from pipeline.evaluation.report import RANKS, EvaluationReport, QueryOutcome
-from pipeline.records import SearchResult
+from pipeline.records import FusedResult, SearchResult
 
 DEFAULT_TOP = 200
 """Matches asked for a query: recall@100 with room for neutral images; mAP hardly sees the rest."""
@@ -26,7 +26,7 @@ DEFAULT_TOP = 200
 
 def run_evaluation(
     dataset: Dataset,
-    search: Callable[[Path], SearchResult],
+    search: Callable[[Path], SearchResult | FusedResult],
     *,
     plan: str = "auto",
     top: int = DEFAULT_TOP,
@@ -76,7 +76,9 @@ def run_evaluation(
 
 
 def judge_result(
-    result: SearchResult, query: EvaluationQuery, names: Callable[[Iterable[str]], set[str]]
+    result: SearchResult | FusedResult,
+    query: EvaluationQuery,
+    names: Callable[[Iterable[str]], set[str]],
 ) -> list[bool]:
     """Judge the matches of an answer; `names` turns locations into paths of the data set."""
     ranking = (names(match.locations) for match in result.matches)
@@ -87,7 +89,7 @@ def _ask(
     dataset: Dataset,
     names: _Names,
     query: EvaluationQuery,
-    search: Callable[[Path], SearchResult],
+    search: Callable[[Path], SearchResult | FusedResult],
 ) -> QueryOutcome:
     """Time one search and judge its answer."""
     started = time.perf_counter()

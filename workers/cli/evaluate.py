@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,31 +12,35 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pipeline.config import Settings, digest
-from pipeline.errors import StateError, UnknownNameError
+from pipeline.errors import InputError, StateError, UnknownNameError
 from workers.cli import exits
 from workers.cli.indexing import do_by_workers, do_locally
 from workers.cli.metadata import metadata_engine
 from workers.cli.options import JsonOption, LocalOption, epilog
 from workers.cli.output import counted, say, show_table, to_stderr, write_json
 from workers.cli.progress import Bar
-from workers.cli.search import Searcher, open_collection
+from workers.cli.search import Searcher, open_collections
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
+    from pipeline.config import ExtractorConfig
     from pipeline.evaluation import Dataset, EvaluationReport, Figures
-    from pipeline.records import SearchResult
+    from pipeline.records import FusedResult, SearchResult
 
 HELP = epilog(
     """
 vantage eval photos/
 vantage eval photos/ --parts dvd --plan probed --local
 vantage eval photos/ --keep --json > figures.json
+vantage eval photos/ --extractor sift --extractor cnn:resnet50.onnx --fuse
 """,
     """
 The folder holds a groundtruth.json: images, relevant, and optionally database, neutral,
-no_match_queries and parts. Its database images are indexed into a temporary collection. In the
-JSON, "overall" and "parts" are those of the plan named in "plan"; "plans" has every plan's.
+no_match_queries and parts. Its database images are indexed into a temporary collection for each
+extractor. In the JSON, "overall" and "parts" are those of the plan named in "plan" and, of several
+extractors, of the one named in "extractor"; "plans" has every plan's, "extractors" every
+extractor's, "fused" being all of them together.
 """,
 )
 
@@ -50,6 +54,13 @@ class EvaluatedPlan(StrEnum):
     probed = "probed"
     exhaustive = "exhaustive"
     auto = "auto"
+
+
+FUSED = "fused"
+"""Name of the figures of all extractors together."""
+
+Reports = dict[str, dict[str, "EvaluationReport"]]
+"""By extractor, then by plan."""
 
 
 def evaluate(
@@ -68,6 +79,18 @@ def evaluate(
             show_default=False,
         ),
     ] = "",
+    extractor: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Extractor to measure: sift, surf, cnn:FILE or another of `vantage extractors`; "
+            "may be given several times. Default: VANTAGE_EXTRACTOR.",
+            show_default=False,
+        ),
+    ] = None,
+    fuse: Annotated[
+        bool, typer.Option("--fuse", help="Also measure all the extractors together.")
+    ] = False,
     top: Annotated[int, typer.Option(min=1, max=10_000, help="Matches asked for a query.")] = _TOP,
     keep: Annotated[
         bool, typer.Option("--keep", help="Keep the collection, for the next evaluation.")
@@ -76,39 +99,81 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well and how fast a data set's queries are answered."""
+    from pipeline.creation import choose_extractor
     from pipeline.evaluation import read_dataset
 
     settings = Settings.from_env()
+    specs = extractor or [settings.extractor_spec]
+    if fuse and len(specs) < 2:
+        raise InputError(
+            f"--fuse takes at least two extractors, not {len(specs)}; give --extractor again"
+        )
     chosen = read_dataset(dataset).select([name for name in parts.split(",") if name])
     plans = ["probed", "exhaustive"] if plan is EvaluatedPlan.both else [plan.value]
-    with (
-        metadata_engine(settings) as engine,
-        _evaluation_collection(settings, engine, chosen, keep) as name,
-    ):
-        work = do_locally if local else do_by_workers
-        try:
-            progress = work(settings, engine, name, chosen.database_files())
-        except exits.InterruptError:
-            # Its own sentence promises a job that goes on; this collection is about to go.
-            raise exits.InterruptError("Interrupted. What was extracted is kept.") from None
-        if progress.state != "done":
-            raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
-        bad = progress.counters.get("images_failed", 0) + progress.counters.get("unreadable", 0)
-        if bad:
-            to_stderr(f"{counted(bad, 'image')} of the database could not be indexed.")
-        with open_collection(name, settings, local) as searcher:
-            reports = {kind: _run(searcher, chosen, kind, top) for kind in plans}
+    configs = {spec: choose_extractor(settings, spec).config for spec in specs}
+    labels = dict(zip(specs, _labels(specs, configs), strict=True))
+    reports: Reports = {}
+    with metadata_engine(settings) as engine, ExitStack() as collections:
+        names = []
+        for spec, config in configs.items():
+            opened = _evaluation_collection(settings, engine, chosen, config, keep)
+            names.append(collections.enter_context(opened))
+            _index(settings, engine, names[-1], chosen, spec, local)
+            reports[labels[spec]] = _measure(settings, [names[-1]], chosen, plans, top, local)
+        if fuse:
+            reports[FUSED] = _measure(settings, names, chosen, plans, top, local)
     if as_json:
         write_json(_to_dict(reports))
     else:
         _show(reports)
-    if any(report.overall.incomplete for report in reports.values()):
+    if any(report.overall.incomplete for report in _all(reports)):
         raise typer.Exit(exits.INCOMPLETE)
+
+
+def _labels(specs: Sequence[str], configs: Mapping[str, ExtractorConfig]) -> list[str]:
+    """Return a short name for each extractor: ``cnn``, or ``cnn:FILE`` where two are alike."""
+    twice = next((spec for spec in specs if list(specs).count(spec) > 1), None)
+    if twice is not None:
+        raise InputError(f"--extractor {twice!r} is given twice; give different ones")
+    names = [configs[spec].name for spec in specs]
+    return [
+        name if names.count(name) == 1 else spec for name, spec in zip(names, specs, strict=True)
+    ]
+
+
+def _index(
+    settings: Settings, engine: Engine, name: str, dataset: Dataset, spec: str, local: bool
+) -> None:
+    """Index the database images of a data set by one extractor."""
+    work = do_locally if local else do_by_workers
+    try:
+        progress = work(settings, engine, name, dataset.database_files(), extractor=spec)
+    except exits.InterruptError:
+        # Its own sentence promises a job that goes on; this collection is about to go.
+        raise exits.InterruptError("Interrupted. What was extracted is kept.") from None
+    if progress.state != "done":
+        raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
+    bad = progress.counters.get("images_failed", 0) + progress.counters.get("unreadable", 0)
+    if bad:
+        to_stderr(f"{counted(bad, 'image')} of the database could not be indexed.")
+
+
+def _measure(
+    settings: Settings,
+    names: Sequence[str],
+    dataset: Dataset,
+    plans: Sequence[str],
+    top: int,
+    local: bool,
+) -> dict[str, EvaluationReport]:
+    """Search in a collection, or in several together, by each plan."""
+    with open_collections(names, settings, local) as searcher:
+        return {kind: _run(searcher, dataset, kind, top) for kind in plans}
 
 
 @contextmanager
 def _evaluation_collection(
-    settings: Settings, engine: Engine, dataset: Dataset, keep: bool
+    settings: Settings, engine: Engine, dataset: Dataset, extractor: ExtractorConfig, keep: bool
 ) -> Iterator[str]:
     """Name the collection to use; delete it afterwards unless it is to be, or was, kept.
 
@@ -119,7 +184,7 @@ def _evaluation_collection(
     from workers.cli.metadata import collection_names
 
     identity = [str(dataset.root), list(dataset.database)]
-    configs = [settings.extractor.to_dict(), settings.index.to_dict()]
+    configs = [extractor.to_dict(), settings.index.to_dict()]
     kept = f"eval-{digest(identity, configs)[:12]}"
     if keep or kept in collection_names(settings):
         yield kept
@@ -141,7 +206,7 @@ def _run(searcher: Searcher, dataset: Dataset, plan: str, top: int) -> Evaluatio
     """Search with every query by one plan."""
     from pipeline.evaluation import run_evaluation
 
-    def ask(query: Path) -> SearchResult:
+    def ask(query: Path) -> SearchResult | FusedResult:
         return searcher.search(query, top=top, plan=plan)  # type: ignore[arg-type]
 
     with Bar() as bar:
@@ -154,48 +219,65 @@ def _run(searcher: Searcher, dataset: Dataset, plan: str, top: int) -> Evaluatio
         )
 
 
-def _to_dict(reports: dict[str, EvaluationReport]) -> dict[str, Any]:
+def _all(reports: Reports) -> list[EvaluationReport]:
+    """Return the reports of all extractors and plans."""
+    return [report for by_plan in reports.values() for report in by_plan.values()]
+
+
+def _to_dict(reports: Reports) -> dict[str, Any]:
+    """Return the first extractor's and plan's figures at the top, and everyone's by their names."""
+    by_extractor = {name: _plans_to_dict(by_plan) for name, by_plan in reports.items()}
+    first = next(iter(by_extractor))
+    if len(by_extractor) == 1:
+        return {"extractor": first, **by_extractor[first]}
+    return {"extractor": first, **by_extractor[first], "extractors": by_extractor}
+
+
+def _plans_to_dict(by_plan: Mapping[str, EvaluationReport]) -> dict[str, Any]:
     """Return the first plan's figures at the top, and every plan's by its name."""
-    dicts = {plan: report.to_dict() for plan, report in reports.items()}
+    dicts = {plan: report.to_dict() for plan, report in by_plan.items()}
     return {**next(iter(dicts.values())), "plans": dicts}
 
 
-def _show(reports: dict[str, EvaluationReport]) -> None:
-    """Print the figures, the plans side by side."""
-    first = next(iter(reports.values()))
+def _show(reports: Reports) -> None:
+    """Print the figures, extractors and plans side by side."""
+    several = len(reports) > 1
+    first = _all(reports)[0]
     say(
         f"{counted(first.database_images, 'image')} indexed, "
         f"{counted(len(first.outcomes), 'query', 'queries')}, top {first.top}"
     )
+    figures = ("mAP", "R@1", "R@10", "R@100", "p50 ms", "p95 ms", "scanned", "queries")
     show_table(
-        ("part", "plan", "mAP", "R@1", "R@10", "R@100", "p50 ms", "p95 ms", "scanned", "queries"),
+        ("part", *(["extractor"] if several else []), "plan", *figures),
         [
-            row
+            [part or "all", *([name] if several else []), plan, *_row(part, report)]
             for part in [*first.parts, None]
-            for plan, report in reports.items()
-            for row in [_row(part, plan, report)]
+            for name, by_plan in reports.items()
+            for plan, report in by_plan.items()
         ],
-        numbers=("mAP", "R@1", "R@10", "R@100", "p50 ms", "p95 ms", "scanned", "queries"),
+        numbers=figures,
     )
-    for plan, report in reports.items():
-        values = report.to_dict()
-        say(
-            f"{plan}: {values['cells_probed'] or 0:,.4g} of {values['cells'] or 0:,.0f} cells a "
-            "query descriptor"
-        )
-    for problem in first.to_dict()["errors"]:
-        say(f"not searched: {problem['error']}")
-    incomplete = sum(report.overall.incomplete for report in reports.values())
+    for name, by_plan in reports.items():
+        for plan, report in by_plan.items():
+            values = report.to_dict()
+            if values["cells"]:
+                say(
+                    f"{f'{name}, ' if several else ''}{plan}: {values['cells_probed'] or 0:,.4g} "
+                    f"of {values['cells']:,.0f} cells a query descriptor"
+                )
+    for name, by_plan in reports.items():
+        for problem in next(iter(by_plan.values())).to_dict()["errors"]:
+            say(f"not searched{f' by {name}' if several else ''}: {problem['error']}")
+    incomplete = sum(report.overall.incomplete for report in _all(reports))
     if incomplete:
         say(f"{counted(incomplete, 'answer')} came without some groups.")
 
 
-def _row(part: str | None, plan: str, report: EvaluationReport) -> tuple[str, ...]:
-    """Return one line of the table."""
+def _row(part: str | None, report: EvaluationReport) -> tuple[str, ...]:
+    """Return the figures of one line of the table."""
     figures: Figures = report.overall if part is None else report.parts[part]
     return (
-        "all" if part is None else part,
-        plan,
         _share(figures.mean_average_precision),
         *(_share(figures.recall[k]) for k in (1, 10, 100)),
         _number(figures.p50_ms),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,22 +15,32 @@ from pipeline.config import PlanKind, Settings
 from pipeline.errors import InputError, UnknownNameError
 from pipeline.text import displayable
 from workers.cli import exits
-from workers.cli.options import CollectionArgument, JsonOption, LocalOption, Plan, epilog
+from workers.cli.options import (
+    CollectionArgument,
+    JsonOption,
+    LocalOption,
+    Plan,
+    complete_collection,
+    epilog,
+)
 from workers.cli.output import say, show_table, to_stderr, write_json
 
 if TYPE_CHECKING:
-    from pipeline.records import Match, SearchResult
+    from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 
 HELP = epilog(
     """
 vantage search holiday beach.jpg
 vantage search holiday *.jpg --top 3 --html answers.html
 vantage search holiday beach.jpg --plan exhaustive --json
+vantage search holiday beach.jpg --fuse holiday-looks
 curl -s https://example.org/photo.jpg | vantage search holiday -
 """,
     """
 Score: 0 to 1, the share of the query's evidence that an image collects. Votes: how many of the
-query's features found a near one in it. Exit code 4: some groups of the index did not answer.
+query's features found a near one in it. With --fuse, the score says how far an image stands out of
+the noise of all answers together, and a column for each extractor its rank and score there ("-":
+not among its best 200). Exit code 4: some groups of the index did not answer.
 """,
 )
 
@@ -38,11 +48,11 @@ _STDIN = "-"
 
 
 class Searcher(Protocol):
-    """A collection, here or with the workers."""
+    """A collection, or several together, here or with the workers."""
 
     def search(
         self, image: Any, top: int = 10, plan: PlanKind = "auto", probe_share: float | None = None
-    ) -> SearchResult:
+    ) -> SearchResult | FusedResult:
         """Find the images that show the same thing."""
         ...
 
@@ -57,7 +67,7 @@ class Answer:
 
     name: str
     image: bytes | str
-    result: SearchResult | None = None
+    result: SearchResult | FusedResult | None = None
     error: InputError | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,6 +98,17 @@ def search(
             "auto takes exhaustive where it is fast enough."
         ),
     ] = Plan.auto,
+    fuse: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--fuse",
+            metavar="OTHER",
+            help="Rank together with another collection of the same images, made with another "
+            "extractor; may be given several times.",
+            autocompletion=complete_collection,
+            show_default=False,
+        ),
+    ] = None,
     html: Annotated[
         Path | None,
         typer.Option(
@@ -104,7 +125,7 @@ def search(
     settings = Settings.from_env()
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
-    with open_collection(collection, settings, local) as searcher:
+    with open_collections([collection, *(fuse or [])], settings, local) as searcher:
         answers = []
         for image in images:
             answer = _ask(searcher, image, top, plan)
@@ -112,10 +133,11 @@ def search(
             if not as_json:
                 _show(answer)
     if html is not None:
-        _write_page(settings, collection, answers, html)
+        _write_page(settings, " and ".join([collection, *(fuse or [])]), answers, html)
     if as_json:
+        fused = {"fused_with": fuse} if fuse else {}
         shown = [answer.to_dict() for answer in answers]
-        write_json({"collection": collection, "searches": shown})
+        write_json({"collection": collection, **fused, "searches": shown})
     _leave(answers)
 
 
@@ -135,6 +157,26 @@ def open_collection(name: str, settings: Settings, local: bool) -> Iterator[Sear
         yield searcher
 
 
+@contextmanager
+def open_collections(names: Sequence[str], settings: Settings, local: bool) -> Iterator[Searcher]:
+    """Give one collection, or several to search together."""
+    if len(names) == 1:
+        with open_collection(names[0], settings, local) as searcher:
+            yield searcher
+        return
+    fused: Searcher
+    if local:
+        from pipeline.fused import FusedCollection as LocalFusedCollection
+
+        fused = LocalFusedCollection.open(names, settings)
+    else:
+        from workers.fused import FusedCollection
+
+        fused = FusedCollection.open(names, settings)
+    with fused as searcher:
+        yield searcher
+
+
 def _ask(searcher: Searcher, image: str, top: int, plan: Plan) -> Answer:
     """Search once; a bad image is part of the answer."""
     source: bytes | str = sys.stdin.buffer.read() if image == _STDIN else image
@@ -150,24 +192,55 @@ def _ask(searcher: Searcher, image: str, top: int, plan: Plan) -> Answer:
 
 def _show(answer: Answer) -> None:
     """Print one answer for people."""
+    from pipeline.records import FusedResult
+
     result = answer.result
     if result is None:
         return
-    query = result.query
+    parts = result.parts if isinstance(result, FusedResult) else (result,)
+    query = parts[0].query
+    features = " + ".join(f"{part.query['descriptors']:,}" for part in parts)
     say(
         f"{displayable(answer.name)}: {query['width']} x {query['height']} pixels, "
-        f"{query['descriptors']:,} features"
+        f"{features} features"
     )
-    if result.matches:
+    if not result.matches:
+        say("  nothing similar was found")
+    elif isinstance(result, FusedResult):
+        _show_fused(result)
+    else:
         show_table(
             ("#", "score", "votes", "location"),
             [(m.rank, f"{m.score:.3f}", f"{m.votes:,}", _places(m)) for m in result.matches],
             numbers=("#", "score", "votes"),
             indent=2,
         )
+    if isinstance(result, FusedResult):
+        for label, part in zip(result.labels, parts, strict=True):
+            say(f"  {displayable(label)}: {describe(part)}")
+        say("")
     else:
-        say("  nothing similar was found")
-    say(f"  {describe(result)}\n")
+        say(f"  {describe(result)}\n")
+
+
+def _show_fused(result: FusedResult) -> None:
+    """Print the images that several collections found, and what each of them said."""
+    show_table(
+        ("#", "score", *result.labels, "location"),
+        [
+            (m.rank, f"{m.score:.3f}", *(_said(found) for found in m.found_by), _places(m))
+            for m in result.matches
+        ],
+        numbers=("#", "score", *result.labels),
+        indent=2,
+    )
+
+
+def _said(found: FoundBy) -> str:
+    """Return a collection's rank and score of an image, as ``3: 0.412``."""
+    if found.rank is None:
+        return "-" if found.indexed else "not indexed"
+    return f"{found.rank}: {found.score:.3f}"
 
 
 def _places(match: Match) -> str:
@@ -180,6 +253,8 @@ def _places(match: Match) -> str:
 def describe(result: SearchResult) -> str:
     """Return which plan ran, how much it computed, how long it took, and what is missing."""
     plan = result.plan
+    if not plan:
+        return "finds nothing to describe in the query"
     cells = (
         f"{plan['cells_probed']:,} of {plan['cells']:,} cells, " if plan["kind"] == "probed" else ""
     )

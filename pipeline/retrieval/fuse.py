@@ -1,0 +1,182 @@
+"""Rank fusion: one ranking from the answers of several collections of the same images.
+
+Each collection's scores are brought to one scale by how far they stand out of that answer's own
+noise, and added up. A collection that knows the query has one or a few scores hundreds of
+deviations above the rest and decides; one that knows nothing has a flat answer and hardly counts.
+Nothing is trained, and no weight is set for any extractor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.records import FoundBy, FusedResult, Match, SearchResult
+
+DEPTH = 200
+"""Matches to ask of each collection, and those that its noise is measured on. Noise is what the
+middle of them looks like: right up to a hundred right answers, and as good from 100 to 500."""
+
+HALF_EVIDENCE = 7.0
+"""Evidence, in deviations of the noise, that gives the score 0.5: about what the best wrong image
+of a query collects. Only shown; the ranking does not depend on it."""
+
+_SIGMA = 0.6745
+"""Median absolute deviation of a normal distribution of deviation 1."""
+
+_FEW = 3
+"""Scores that a median deviation takes at least."""
+
+_FLAT = 1e-9
+"""Median deviations below are those of equal scores."""
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """What one collection's answer says of images.
+
+    Attributes
+    ----------
+    part : SearchResult
+    listed : dict of str to (Match, float)
+        By SHA-256, with the evidence for the image, in deviations of the noise.
+    unlisted : float or None
+        Evidence for an image that the collection holds and does not list; None when that says
+        nothing, because groups are missing.
+    lacking : set of str
+        Images that the collection does not hold.
+    """
+
+    part: SearchResult
+    listed: dict[str, tuple[Match, float]]
+    unlisted: float | None
+    lacking: AbstractSet[str]
+
+    def of(self, image: str) -> float | None:
+        """Return the evidence for an image; None when the collection cannot know."""
+        if image in self.listed:
+            return self.listed[image][1]
+        return None if image in self.lacking else self.unlisted
+
+    def found_by(self, image: str) -> FoundBy:
+        """Return what the collection said of an image."""
+        said = FoundBy(self.part.collection, self.part.extractor)
+        if image in self.listed:
+            match = self.listed[image][0]
+            return replace(said, rank=match.rank, score=match.score)
+        return replace(said, indexed=image not in self.lacking)
+
+
+def fuse(
+    results: Sequence[SearchResult],
+    top: int = 10,
+    lacking: Sequence[AbstractSet[str]] | None = None,
+) -> FusedResult:
+    """Rank the images of several answers together.
+
+    The evidence of an answer for an image is its modified z-score, ``0.6745 (score - median) /
+    MAD`` over the answer's best `DEPTH` scores; the fused evidence is their sum over the
+    collections that can know the image, divided by the square root of the number of those
+    (Stouffer's method), so that an image that one collection does not hold is ranked by the others.
+
+    Parameters
+    ----------
+    results : sequence of SearchResult
+        Of different collections and one query, `DEPTH` deep or deeper; their order only orders
+        `Match.found_by`.
+    top : int
+        Images in the answer.
+    lacking : sequence of set of str, optional
+        For each result, the SHA-256 of images that its collection does not hold. Default: each
+        holds all.
+
+    Returns
+    -------
+    FusedResult
+        Ties are broken by SHA-256. A score is ``e / (e + HALF_EVIDENCE)`` of the fused evidence e,
+        0 for what does not stand out of the noise.
+
+    References
+    ----------
+    B. Iglewicz, D. Hoaglin, "How to detect and handle outliers", ASQC 1993 (modified z-score);
+    S. Stouffer et al., "The American Soldier", 1949, vol. 1 (sum of z over root of their number);
+    E. Fox, J. Shaw, "Combination of multiple searches", TREC-2, 1994 (adding normalised scores);
+    docs/decisions/0008-rank-fusion.md for the measurement.
+    """
+    lacks = lacking if lacking is not None else [frozenset[str]()] * len(results)
+    parts = [_weigh(result, lack) for result, lack in zip(results, lacks, strict=True)]
+    images = {image for part in parts for image in part.listed}
+    evidence = {image: _combine([part.of(image) for part in parts]) for image in images}
+    order = sorted(images, key=lambda image: (-evidence[image], image))
+    matches = tuple(
+        _match(image, rank, evidence[image], parts)
+        for rank, image in enumerate(order[:top], start=1)
+    )
+    return FusedResult(matches, tuple(results))
+
+
+def deviations(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how far scores, and the score 0, stand out of the noise.
+
+    Parameters
+    ----------
+    scores : ndarray of shape (R,), float64
+        0 to 1, best first. Where there are fewer than three, the missing ones count as 0: an
+        answer lists every image that has any score.
+
+    Returns
+    -------
+    ndarray of shape (R + 1,), float64
+        Modified z-scores; the last one is that of the score 0.
+    """
+    noise = scores[:DEPTH]
+    noise = np.append(noise, np.zeros(max(0, _FEW - len(noise))))
+    middle = np.median(noise)
+    away = np.abs(noise - middle)
+    spread = float(np.median(away)) / _SIGMA
+    if spread < _FLAT:
+        # More than half of the scores are equal: the mean deviation, as Iglewicz and Hoaglin do.
+        spread = float(np.mean(away)) * math.sqrt(math.pi / 2)
+    found: NDArray[np.float64] = (np.append(scores, 0.0) - middle) / max(spread, _FLAT)
+    return found
+
+
+def _weigh(result: SearchResult, lacking: AbstractSet[str]) -> _Evidence:
+    """Turn an answer's scores into evidence."""
+    found = deviations(np.array([match.score for match in result.matches], np.float64))
+    listed = {
+        match.image: (match, float(evidence))
+        for match, evidence in zip(result.matches, found[:-1], strict=True)
+    }
+    # A short answer lists all that has any score; behind a full one a score as its last may stand.
+    full = len(result.matches) >= DEPTH
+    unlisted = float(found[-2] if full else found[-1]) if result.complete else None
+    return _Evidence(result, listed, unlisted, lacking)
+
+
+def _combine(evidence: Sequence[float | None]) -> float:
+    """Return the evidence of all collections that know an image together; at least one does."""
+    known = [value for value in evidence if value is not None]
+    # An exactly rounded sum does not depend on the order of the collections.
+    return math.fsum(known) / math.sqrt(len(known))
+
+
+def _match(image: str, rank: int, evidence: float, parts: Sequence[_Evidence]) -> Match:
+    """Return the fused match of an image."""
+    matches = [part.listed[image][0] for part in parts if image in part.listed]
+    above = max(0.0, evidence)
+    return Match(
+        rank=rank,
+        image=image,
+        locations=tuple(sorted({place for match in matches for place in match.locations})),
+        score=above / (above + HALF_EVIDENCE),
+        votes=sum(match.votes for match in matches),
+        width=max(match.width for match in matches),
+        height=max(match.height for match in matches),
+        found_by=tuple(part.found_by(image) for part in parts),
+    )
