@@ -249,7 +249,7 @@ def _make_surf(config: ExtractorConfig, _open_model: OpenModel) -> Extractor:
     from pipeline.extraction.surf import SurfExtractor
 
     try:
-        return SurfExtractor(**config.options)
+        return SurfExtractor.from_options(config.options)
     except TypeError as exc:
         raise ConfigError("options", config.options, f"not what surf understands ({exc})") from exc
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +24,15 @@ from pipeline.extraction.surf.detector import check_parameters, find_keypoints
 from pipeline.extraction.surf.integral import integral_image
 from pipeline.images import DecodedImage
 from pipeline.records import Features
+
+_OPTIONS: dict[str, tuple[type, ...]] = {
+    "hessian_threshold": (int, float),
+    "octaves": (int,),
+    "layers": (int,),
+    "extended": (bool,),
+    "upright": (bool,),
+    "variant": (str,),
+}
 
 
 class SurfExtractor(Extractor):
@@ -72,6 +84,23 @@ class SurfExtractor(Extractor):
         self._extended = extended
         self._upright = upright
         self._variant: Variant = variant
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> SurfExtractor:
+        """Make the extractor of a stored configuration's options.
+
+        Raises
+        ------
+        ConfigError
+            An option is unknown, of another type or out of range.
+        """
+        for name, value in options.items():
+            if name not in _OPTIONS:
+                raise ConfigError("options", name, f"surf knows {', '.join(sorted(_OPTIONS))}")
+            if type(value) not in _OPTIONS[name]:
+                kind = _OPTIONS[name][-1].__name__
+                raise ConfigError(f"surf's option {name}", value, f"it is a {kind}")
+        return cls(**options)
 
     def extract(self, image: DecodedImage, max_features: int) -> Features:
         """Return at most `max_features` keypoints, the strongest (see `select_strongest`).
