@@ -316,3 +316,60 @@ def test_doctor_says_what_it_found(filled: Path) -> None:
     shown = vantage(filled, "doctor")
     assert shown.exit_code == result.exit_code
     assert "opencv" in shown.stdout
+
+
+def test_a_collection_is_made_with_the_extractor_that_is_asked_for(
+    home: Path, photos: Path
+) -> None:
+    small = ("index", "views", photos / "coffee.png", photos / "rocket.jpg", "--local")
+    assert vantage_json(home, *small, "--extractor", "surf")["state"] == "done"
+    answer = vantage_json(home, "search", "views", photos / "coffee.png", "--local")
+    assert answer["searches"][0]["matches"][0]["locations"] == [str(photos / "coffee.png")]
+    (listed,) = vantage_json(home, "collections")["collections"]
+    assert listed["extractor_id"].startswith("surf-")
+    # Without the option it stays what it is; with another one nothing is mixed.
+    assert vantage_json(home, *small)["version"] == 1
+    refused = vantage(home, *small, "--extractor", "sift")
+    assert refused.exit_code == exits.USAGE
+    message = " ".join(refused.stderr.split())
+    assert "extractor is 'sift': collection 'views' was made with surf and keeps it" in message
+    assert "index into a collection of another name" in message
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        ("surff", "did you mean 'surf'?"),
+        ("cnn", "write cnn:FILE"),
+        ("sift:x.onnx", "sift works without a model"),
+        ("cnn:/none/such.onnx", "there is no such file"),
+    ],
+)
+def test_what_is_no_extractor_is_refused_before_anything_is_made(
+    home: Path, photos: Path, spec: str, sentence: str
+) -> None:
+    result = vantage(home, "index", "odd", photos, "--local", "--extractor", spec)
+    assert result.exit_code == exits.USAGE
+    assert sentence in " ".join(result.stderr.split())
+    assert vantage_json(home, "collections")["collections"] == []
+
+
+def test_the_extractors_are_listed_with_what_is_known_of_patents(home: Path) -> None:
+    found = {info["name"]: info for info in vantage_json(home, "extractors")["extractors"]}
+    assert {"sift", "surf", "cnn"} <= set(found)
+    assert "US 8,165,401 may still be in force" in found["surf"]["patents"]
+    assert "expired" in found["sift"]["patents"]
+    assert (found["sift"]["dimensions"], found["sift"]["row_bytes"]) == (128, 64)
+    assert (found["surf"]["dimensions"], found["surf"]["row_bytes"]) == (64, 64)
+    assert not found["sift"]["one_vector"]
+    assert found["cnn"]["reason"] == "needs a model: cnn:FILE"
+    assert all(info["usable"] and info["licence"] for info in found.values())
+    result = vantage(home, "extractors")
+    assert result.exit_code == exits.OK
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == [
+        *("extractor", "dimensions", "row", "bytes", "descriptors", "usable", "licence")
+    ]
+    for info in found.values():
+        assert f"{info['name']}: patents: {info['patents']}" in lines
+    assert vantage(home, "extractors", "surff").exit_code == exits.USAGE

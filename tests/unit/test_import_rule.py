@@ -18,7 +18,7 @@ FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.records"}
 STAGES = {
     "pipeline.index": set[str](),
     "pipeline.retrieval": {"pipeline.index"},
-    "pipeline.extraction": {"pipeline.images", "pipeline.index.rows"},
+    "pipeline.extraction": {"pipeline.images", "pipeline.pixels", "pipeline.index.rows"},
     "pipeline.metadata": set[str](),
     "pipeline.arrays": set[str](),
     "pipeline.storage": {"pipeline.arrays"},
