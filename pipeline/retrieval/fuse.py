@@ -121,18 +121,17 @@ def fuse(
 
 
 def deviations(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return how far scores, and the score 0, stand out of the noise.
+    """Return how far scores stand out of the noise.
 
     Parameters
     ----------
     scores : ndarray of shape (R,), float64
-        0 to 1, best first. Where there are fewer than three, the missing ones count as 0: an
-        answer lists every image that has any score.
+        0 to 1, best first. Fewer than three are filled up with zeros to measure the noise.
 
     Returns
     -------
-    ndarray of shape (R + 1,), float64
-        Modified z-scores; the last one is that of the score 0.
+    ndarray of shape (R,), float64
+        Modified z-scores.
     """
     noise = scores[:DEPTH]
     noise = np.append(noise, np.zeros(max(0, _FEW - len(noise))))
@@ -142,7 +141,7 @@ def deviations(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     if spread < _FLAT:
         # More than half of the scores are equal: the mean deviation, as Iglewicz and Hoaglin do.
         spread = float(np.mean(away)) * math.sqrt(math.pi / 2)
-    found: NDArray[np.float64] = (np.append(scores, 0.0) - middle) / max(spread, _FLAT)
+    found: NDArray[np.float64] = (scores - middle) / max(spread, _FLAT)
     return found
 
 
@@ -151,12 +150,11 @@ def _weigh(result: SearchResult, lacking: AbstractSet[str]) -> _Evidence:
     found = deviations(np.array([match.score for match in result.matches], np.float64))
     listed = {
         match.image: (match, float(evidence))
-        for match, evidence in zip(result.matches, found[:-1], strict=True)
+        for match, evidence in zip(result.matches, found, strict=True)
     }
-    # A short answer lists all that has any score; behind a full one a score as its last may stand.
-    full = len(result.matches) >= DEPTH
-    unlisted = float(found[-2] if full else found[-1]) if result.complete else None
-    return _Evidence(result, listed, unlisted, lacking)
+    # What is not listed is as good as the last at best, and no better than noise.
+    unlisted = min(0.0, *found.tolist()) if len(found) else 0.0
+    return _Evidence(result, listed, unlisted if result.complete else None, lacking)
 
 
 def _combine(evidence: Sequence[float | None]) -> float:
