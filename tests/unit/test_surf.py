@@ -229,8 +229,8 @@ class TestExtractor:
             ({"hessian_threshold": -3}, "hessian_threshold is -3"),
             ({"variant": "best"}, "'best'"),
             ({"treshold": 3}, "'treshold': surf knows extended, hessian_threshold"),
-            ({"layers": "3"}, "layers is '3': it is a int"),
-            ({"upright": 1}, "upright is 1: it is a bool"),
+            ({"layers": "3"}, "layers is '3': it takes int"),
+            ({"upright": 1}, "upright is 1: it takes bool"),
             ({"octaves": True}, "octaves is True"),
         ],
     )

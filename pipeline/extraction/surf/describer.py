@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError, UnknownNameError
-from pipeline.extraction.surf.descriptor import LAYOUTS, Variant, compute_descriptors
+from pipeline.extraction.surf.descriptor import LAYOUTS, compute_descriptors
 from pipeline.extraction.surf.detector import check_parameters, find_keypoints, grey_pixels
 from pipeline.extraction.surf.integral import integral_image
 from pipeline.extraction.surf.orientation import assign_orientation
+from pipeline.extraction.surf.variants import Variant
 from pipeline.records import KEYPOINT_COLUMNS
 
 HESSIAN_THRESHOLD = 500.0
@@ -56,8 +57,9 @@ def surf(
     max_features : int, optional
         Most keypoints, those of the strongest response. Default: all.
     variant : {"faithful", "interpolated"}
-        OpenCV's descriptor, the default, so that numbers can be compared with others' work; or
-        one that matches better (`pipeline.extraction.surf.descriptor`). They do not mix.
+        OpenCV's directions and descriptors, the default, so that numbers can be compared with
+        others' work; or those that match better (`pipeline.extraction.surf.orientation` and
+        `descriptor`). They do not mix.
 
     Returns
     -------
@@ -85,8 +87,8 @@ def surf(
     pixels = grey_pixels(image)
     sums = integral_image(pixels)
     keypoints = find_keypoints(sums, hessian_threshold, octaves, layers)[:max_features]
-    keypoints = with_angles(sums, keypoints, upright)
-    return keypoints, compute_descriptors(pixels, sums, keypoints, extended, upright, variant)
+    keypoints = with_angles(sums, keypoints, upright, variant)
+    return keypoints, compute_descriptors(sums, keypoints, extended, upright, variant)
 
 
 def detect(
@@ -96,6 +98,7 @@ def detect(
     layers: int = LAYERS,
     upright: bool = False,
     max_features: int | None = None,
+    variant: Variant = "faithful",
 ) -> NDArray[np.float32]:
     """Find keypoints, with their angles, and describe none.
 
@@ -106,9 +109,10 @@ def detect(
     ndarray of shape (N, 7), float32
     """
     check_parameters(hessian_threshold, octaves, layers, max_features)
+    check_variant(variant)
     sums = integral_image(grey_pixels(image))
     keypoints = find_keypoints(sums, hessian_threshold, octaves, layers)[:max_features]
-    return with_angles(sums, keypoints, upright)
+    return with_angles(sums, keypoints, upright, variant)
 
 
 def describe(
@@ -153,18 +157,21 @@ def describe(
     unknown = np.full(len(rows), True) if upright else rows[:, _ANGLE] < 0
     kept = np.full(len(rows), True)
     if unknown.any():
-        angles, fits = assign_orientation(sums, rows[unknown], upright)
+        angles, fits = assign_orientation(sums, rows[unknown], upright, variant)
         rows[unknown, _ANGLE] = angles
         kept[unknown] = fits
     rows = np.ascontiguousarray(rows[kept])
-    return rows, compute_descriptors(pixels, sums, rows, extended, upright, variant)
+    return rows, compute_descriptors(sums, rows, extended, upright, variant)
 
 
 def with_angles(
-    sums: NDArray[np.int32], keypoints: NDArray[np.float32], upright: bool
+    sums: NDArray[np.int32],
+    keypoints: NDArray[np.float32],
+    upright: bool,
+    variant: Variant = "faithful",
 ) -> NDArray[np.float32]:
     """Return a copy of keypoints with their directions, without those that have none."""
-    angles, fits = assign_orientation(sums, keypoints, upright)
+    angles, fits = assign_orientation(sums, keypoints, upright, variant)
     directed = keypoints.copy()
     directed[:, _ANGLE] = angles
     return np.ascontiguousarray(directed[fits])

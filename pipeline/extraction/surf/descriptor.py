@@ -8,49 +8,28 @@ of the same second moments, with its edges between pixels (16 look-ups, any size
 and an upright one of equal side spread equally far in every direction, so the two ways agree to a
 cosine of 0.9999.
 
-Two kinds of descriptor:
-
 ``faithful``
     OpenCV's: Gaussian of 3.3 samples, hard cells, sums of dx, dy, |dx|, |dy| (128 numbers: split by
     the sign of the other derivative), unit length.
 ``interpolated``
-    Samples are shared among the nearest cells (Abeles, arXiv 1202.0492, found this to matter
-    most), the Gaussian is wider, the samples are smoother, and the sums are of the positive and of
-    the negative parts of the derivatives (the same numbers turned: ``(|dx| + dx) / 2``), of which
-    the square roots are taken after division by their sum (Hellinger distance, Arandjelovic and
-    Zisserman, CVPR 2012). 128 numbers: eight directions instead of four.
-
-Everything that is compiled is in this one file (see `pipeline.extraction.surf.hessian`).
+    A sample is shared among the nearest cells (Abeles, arXiv 1202.0492, found this to matter
+    most). The cells have the same size, but the square reaches half a cell further, and the
+    Gaussian is wide. The sums are of the positive and of the negative parts of the derivatives,
+    which are the faithful numbers in another basis: ``(|dx| + dx) / 2``. Of these the square roots
+    are taken after division by their total (Hellinger distance: Arandjelovic and Zisserman, CVPR
+    2012). 128 numbers: eight directions instead of four.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.extraction.surf.cells import CELLS, FEATURES, describe_all
+from pipeline.extraction.surf.variants import Variant
 from pipeline.index.rows import read_only
-
-Variant = Literal["faithful", "interpolated"]
-
-CELLS = 4
-"""Cells along a side of the square."""
-
-SUMS, SIGNED_SUMS, FOUR_DIRECTIONS, EIGHT_DIRECTIONS = range(4)
-"""What is summed up in a cell."""
-
-FEATURES = np.array([4, 8, 4, 8], np.int64)
-"""Numbers of a cell, by kind."""
-
-NARROW = np.float32(0.6)
-"""An eighth direction takes ``max(0, |g| (cos a - 0.6))`` of a gradient g at angle a from it."""
-
-DIAGONAL = np.float32(math.sqrt(0.5))
-
-PIXELS_PER_SCALE = np.float32(9 / 1.2)
 
 
 class Layout(NamedTuple):
@@ -60,42 +39,50 @@ class Layout(NamedTuple):
     ----------
     weights : ndarray of shape (4, n), float32
         Share that each cell (along one side) has in each of n gradients; n + 1 samples a side.
-    smooth : float
-        Width of a sample's box over the distance of samples.
+    spacing : float32
+        Distance of samples, units of s.
+    smooth : float32
+        Width of a sample's box, distances of samples.
     whole_window : bool
         Round the window to whole pixels, as OpenCV does.
     """
 
     weights: NDArray[np.float32]
+    spacing: np.float32
     smooth: np.float32
     whole_window: bool
 
 
-def _faithful_layout() -> Layout:
-    """Five gradients to a cell, Gaussian of 3.3."""
-    place = np.arange(20) - 9.5
-    cell = np.arange(20) // 5
-    weights = (cell == np.arange(CELLS)[:, None]) * np.exp(-(place**2) / (2 * 3.3**2))
-    return Layout(weights.astype(np.float32), np.float32(1.0), True)
+def _gaussian(places: NDArray[np.floating[Any]], sigma: float) -> NDArray[np.float64]:
+    """Return weights by the distance from the middle, gradients."""
+    weights: NDArray[np.float64] = np.exp(-(places**2) / (2 * sigma**2))
+    return weights
 
 
-def _interpolated_layout() -> Layout:
-    """Cells five gradients apart, a share that falls linearly; Gaussian of 8."""
-    place = np.arange(20) - 9.5
-    middle = 5 * (np.arange(CELLS)[:, None] - (CELLS - 1) / 2)
-    share = np.maximum(0, 1 - np.abs(place - middle) / 5)
-    weights = share * np.exp(-(place**2) / (2 * 8.0**2))
-    return Layout(weights.astype(np.float32), np.float32(1.3), False)
+def _faithful() -> Layout:
+    """Five gradients to a cell; Gaussian of 3.3 s."""
+    places = np.arange(20) - 9.5
+    share = np.arange(20) // 5 == np.arange(CELLS)[:, None]
+    weights = share * _gaussian(places, 3.3)
+    return Layout(weights.astype(np.float32), np.float32(1.0), np.float32(1.0), True)
 
 
-LAYOUTS: dict[str, Layout] = {
-    "faithful": _faithful_layout(),
-    "interpolated": _interpolated_layout(),
-}
+def _interpolated() -> Layout:
+    """Cells four gradients (5 s) apart, a share that falls linearly to the next; Gaussian of 8 s.
+
+    Samples 1.25 s apart, so that the larger square has no more of them.
+    """
+    places = np.arange(20) - 9.5
+    middles = 4 * (np.arange(CELLS)[:, None] - (CELLS - 1) / 2)
+    share = np.maximum(0, 1 - np.abs(places - middles) / 4)
+    weights = share * _gaussian(places, 8 / 1.25)
+    return Layout(weights.astype(np.float32), np.float32(1.25), np.float32(1.0), False)
+
+
+LAYOUTS: dict[Variant, Layout] = {"faithful": _faithful(), "interpolated": _interpolated()}
 
 
 def compute_descriptors(
-    image: NDArray[np.uint8],
     integral: NDArray[np.int32],
     keypoints: NDArray[np.float32],
     extended: bool = False,
@@ -114,6 +101,8 @@ def compute_descriptors(
     extended : bool
         128 numbers instead of 64. Off by default: twice the memory for little, as measured in
         docs/decisions/0006-surf.md.
+    upright : bool
+        Take every angle as 270 degrees.
     variant : {"faithful", "interpolated"}
         See the module.
 
@@ -124,13 +113,14 @@ def compute_descriptors(
         flat, or a keypoint is not finite.
     """
     layout = LAYOUTS[variant]
-    kind = 2 * (variant == "interpolated") + extended
+    kind = 2 * (variant == "interpolated") + int(extended)
     rows = np.empty((len(keypoints), CELLS * CELLS * int(FEATURES[kind])), np.float32)
-    _describe(
+    describe_all(
         read_only(integral),
         read_only(np.asarray(keypoints, np.float32)),
         upright,
         read_only(layout.weights),
+        layout.spacing,
         layout.smooth,
         layout.whole_window,
         kind,
@@ -140,263 +130,6 @@ def compute_descriptors(
 
 
 def warm_up() -> None:
-    """Compile the loop, or load it from the cache on disk."""
+    """Compile the loops, or load them from the cache on disk."""
     keypoint = np.array([[16, 16, 9, 0, 1, 0, 1]], np.float32)
-    compute_descriptors(np.zeros((32, 32), np.uint8), np.zeros((33, 33), np.int32), keypoint)
-
-
-@numba.njit(nogil=True, cache=True)
-def _describe(integral, keypoints, upright, weights, smooth, whole_window, kind, rows):  # type: ignore[no-untyped-def]
-    """Fill `rows`; scratch arrays are made once a call."""
-    side = weights.shape[1] + 1
-    samples = np.zeros((side, side), np.float32)
-    corners = np.zeros((2, side), np.int32)
-    spans = np.zeros((2, side), np.int32)
-    parts = np.zeros((4, side), np.float32)
-    sums = integral.reshape(-1)
-    height, width = integral.shape[0] - 1, integral.shape[1] - 1
-    features = FEATURES[kind]
-    responses = np.zeros((features, side - 1), np.float32)
-    pooled = np.zeros((CELLS * features, side - 1), np.float32)
-    turned = np.zeros((side - 1, CELLS * features), np.float32)
-    cells = np.zeros((CELLS, CELLS * features), np.float32)
-    for k in range(keypoints.shape[0]):
-        x, y = keypoints[k, 0], keypoints[k, 1]
-        scale = keypoints[k, 2] / PIXELS_PER_SCALE
-        angle = np.float32(270) if upright else keypoints[k, 3]
-        if not math.isfinite(x + y + scale + angle):
-            rows[k] = np.float32(0)
-            continue
-        step = scale
-        if whole_window:
-            step = np.float32(int(side * scale)) / np.float32(side)
-        box = np.float32(math.sqrt((smooth * step) ** 2 + np.float32(1)))
-        radians = math.radians(angle)
-        along, aside = np.float32(math.cos(radians)) * step, np.float32(math.sin(radians)) * step
-        reach = (abs(along) + abs(aside)) * np.float32(0.5 * (side - 1)) + box + np.float32(2)
-        inside = x > reach and y > reach and x + reach < width and y + reach < height
-        if inside:
-            _sample_inside(sums, width + 1, x, y, along, aside, box, corners, spans, parts, samples)
-        else:
-            _sample_edge(integral, x, y, along, aside, box, samples)
-        _pool(samples, weights, kind, responses, pooled)
-        _cells(pooled, weights, turned, cells)
-        _finish(cells, kind, rows[k])
-
-
-@numba.njit(nogil=True)
-def _sample_inside(  # type: ignore[no-untyped-def]
-    sums, stride, x, y, along, aside, box, corners, spans, parts, samples
-):
-    """Sums over boxes that lie in the picture, at the points of the turned grid.
-
-    Each row is laid out in vectors first, then looked up. All differences are taken in integers,
-    which stay exact in float32.
-    """
-    side = samples.shape[0]
-    middle = np.float32(0.5 * (side - 1))
-    # Pixel i covers i to i + 1 in the integral image, its middle at i + 0.5.
-    shift = np.float32(0.5) - np.float32(0.5) * box
-    left, top = corners[0], corners[1]
-    wide, tall = spans[0], spans[1]
-    part_left, part_right, part_top, part_bottom = parts[0], parts[1], parts[2], parts[3]
-    for i in range(side):
-        first_x = x + shift - middle * along - (np.float32(i) - middle) * aside
-        first_y = y + shift - middle * aside + (np.float32(i) - middle) * along
-        for j in range(side):
-            start = first_x + np.float32(j) * along
-            stop = start + box
-            left[j] = np.int32(start)
-            last = np.int32(stop)
-            wide[j] = last - left[j]
-            part_left[j] = start - np.float32(left[j])
-            part_right[j] = stop - np.float32(last)
-        for j in range(side):
-            start = first_y + np.float32(j) * aside
-            stop = start + box
-            top[j] = np.int32(start)
-            last = np.int32(stop)
-            tall[j] = last - top[j]
-            part_top[j] = start - np.float32(top[j])
-            part_bottom[j] = stop - np.float32(last)
-        for j in range(side):
-            a = np.uint64(top[j] * stride + left[j])
-            c = np.uint64(a + np.uint64(tall[j] * stride))
-            w = np.uint64(wide[j])
-            one, line = np.uint64(1), np.uint64(stride)
-            samples[i, j] = _box_sum(
-                sums, a, c, w, one, line, part_left[j], part_right[j], part_top[j], part_bottom[j]
-            )
-
-
-@numba.njit(nogil=True)
-def _box_sum(sums, a, c, w, one, line, left, right, top, bottom):  # type: ignore[no-untyped-def]
-    """Sum over a box: `a` its upper left corner, `c` its lower left one, `w` its width.
-
-    The integral image between its points is taken as linear in x and in y. The whole pixels come
-    first, then the strips that the parts of pixels add or take away at each side.
-    """
-    a1, c1 = a + line, c + line
-    top_left, top_right = sums[a], sums[a + w]
-    bottom_left, bottom_right = sums[c], sums[c + w]
-    row = np.float32(np.int32(bottom_right - bottom_left - top_right + top_left))
-    row += right * np.float32(
-        np.int32(sums[c + w + one] - bottom_right - sums[a + w + one] + top_right)
-    )
-    row -= left * np.float32(np.int32(sums[c + one] - bottom_left - sums[a + one] + top_left))
-    low = np.float32(np.int32(sums[c1 + w] - sums[c1] - bottom_right + bottom_left))
-    low += right * np.float32(
-        np.int32(sums[c1 + w + one] - sums[c1 + w] - sums[c + w + one] + bottom_right)
-    )
-    low -= left * np.float32(np.int32(sums[c1 + one] - sums[c1] - sums[c + one] + bottom_left))
-    high = np.float32(np.int32(sums[a1 + w] - sums[a1] - top_right + top_left))
-    high += right * np.float32(
-        np.int32(sums[a1 + w + one] - sums[a1 + w] - sums[a + w + one] + top_right)
-    )
-    high -= left * np.float32(np.int32(sums[a1 + one] - sums[a1] - sums[a + one] + top_left))
-    return row + bottom * low - top * high
-
-
-@numba.njit(nogil=True)
-def _sample_edge(integral, x, y, along, aside, box, samples):  # type: ignore[no-untyped-def]
-    """As `_sample_inside` for any place: a box is cut at the picture's edge and made up for.
-
-    What lies wholly outside takes the outermost line of pixels.
-    """
-    side = samples.shape[0]
-    stride = integral.shape[1]
-    height, width = integral.shape[0] - 1, integral.shape[1] - 1
-    sums = integral.reshape(-1)
-    middle = 0.5 * (side - 1)
-    for i in range(side):
-        for j in range(side):
-            u, v = j - middle, i - middle
-            centre_x = x + 0.5 + u * along - v * aside
-            centre_y = y + 0.5 + u * aside + v * along
-            left = min(max(centre_x - 0.5 * box, 0.0), width - 1.0)
-            right = max(min(centre_x + 0.5 * box, float(width)), 1.0)
-            top = min(max(centre_y - 0.5 * box, 0.0), height - 1.0)
-            bottom = max(min(centre_y + 0.5 * box, float(height)), 1.0)
-            column, last_column = int(left), min(int(right), width - 1)
-            row, last_row = int(top), min(int(bottom), height - 1)
-            total = _box_sum(
-                sums,
-                np.uint64(row * stride + column),
-                np.uint64(last_row * stride + column),
-                np.uint64(last_column - column),
-                np.uint64(1),
-                np.uint64(stride),
-                np.float32(left - column),
-                np.float32(right - last_column),
-                np.float32(top - row),
-                np.float32(bottom - last_row),
-            )
-            samples[i, j] = total * np.float32(box * box / ((right - left) * (bottom - top)))
-
-
-@numba.njit(nogil=True)
-def _pool(samples, weights, kind, responses, pooled):  # type: ignore[no-untyped-def]
-    """Sum the responses of each column over the rows of each cell."""
-    n = weights.shape[1]
-    features = responses.shape[0]
-    pooled[:] = np.float32(0)
-    for i in range(n):
-        _responses(samples[i], samples[i + 1], kind, responses)
-        for cell in range(CELLS):
-            weight = weights[cell, i]
-            if weight == 0:
-                continue
-            for feature in range(features):
-                row, response = pooled[cell * features + feature], responses[feature]
-                for j in range(n):
-                    row[j] += weight * response[j]
-
-
-@numba.njit(nogil=True)
-def _responses(upper, lower, kind, responses):  # type: ignore[no-untyped-def]
-    """Derivatives between two rows of samples, and what is made of them."""
-    n = responses.shape[1]
-    zero = np.float32(0)
-    for j in range(n):
-        falling, rising = lower[j + 1] - upper[j], upper[j + 1] - lower[j]
-        responses[0, j] = falling + rising
-        responses[1, j] = falling - rising
-    if kind == SUMS or kind == FOUR_DIRECTIONS:
-        for j in range(n):
-            responses[2, j] = abs(responses[0, j])
-            responses[3, j] = abs(responses[1, j])
-    elif kind == SIGNED_SUMS:
-        for j in range(n):
-            dx, dy = responses[0, j], responses[1, j]
-            responses[0, j] = dx if dy >= 0 else zero
-            responses[1, j] = abs(dx) if dy >= 0 else zero
-            responses[2, j] = zero if dy >= 0 else dx
-            responses[3, j] = zero if dy >= 0 else abs(dx)
-            responses[4, j] = dy if dx >= 0 else zero
-            responses[5, j] = abs(dy) if dx >= 0 else zero
-            responses[6, j] = zero if dx >= 0 else dy
-            responses[7, j] = zero if dx >= 0 else abs(dy)
-    else:
-        for j in range(n):
-            dx, dy = responses[0, j], responses[1, j]
-            least = NARROW * math.sqrt(dx * dx + dy * dy)
-            one, other = DIAGONAL * (dx + dy), DIAGONAL * (dy - dx)
-            responses[0, j] = max(zero, dx - least)
-            responses[1, j] = max(zero, one - least)
-            responses[2, j] = max(zero, dy - least)
-            responses[3, j] = max(zero, other - least)
-            responses[4, j] = max(zero, -dx - least)
-            responses[5, j] = max(zero, -one - least)
-            responses[6, j] = max(zero, -dy - least)
-            responses[7, j] = max(zero, -other - least)
-
-
-@numba.njit(nogil=True)
-def _cells(pooled, weights, turned, cells):  # type: ignore[no-untyped-def]
-    """Sum over the columns of each cell; `cells` is (cell column, cell row and feature)."""
-    for j in range(turned.shape[0]):
-        for m in range(turned.shape[1]):
-            turned[j, m] = pooled[m, j]
-    cells[:] = np.float32(0)
-    for cell in range(CELLS):
-        total = cells[cell]
-        for j in range(turned.shape[0]):
-            weight = weights[cell, j]
-            if weight == 0:
-                continue
-            row = turned[j]
-            for m in range(turned.shape[1]):
-                total[m] += weight * row[m]
-
-
-@numba.njit(nogil=True)
-def _finish(cells, kind, row):  # type: ignore[no-untyped-def]
-    """Put the numbers in order, and bring them to unit length."""
-    features = cells.shape[1] // CELLS
-    place = 0
-    for cell_row in range(CELLS):
-        for cell in range(CELLS):
-            values = cells[cell, cell_row * features : (cell_row + 1) * features]
-            if kind == FOUR_DIRECTIONS:
-                half = np.float32(0.5)
-                row[place] = max(np.float32(0), half * (values[2] + values[0]))
-                row[place + 1] = max(np.float32(0), half * (values[3] + values[1]))
-                row[place + 2] = max(np.float32(0), half * (values[2] - values[0]))
-                row[place + 3] = max(np.float32(0), half * (values[3] - values[1]))
-            else:
-                for feature in range(features):
-                    row[place + feature] = values[feature]
-            place += features
-    total = 0.0
-    if kind == SUMS or kind == SIGNED_SUMS:
-        for i in range(row.shape[0]):
-            total += np.float64(row[i]) * row[i]
-        factor = np.float32(1 / math.sqrt(total)) if total > 0 else np.float32(0)
-        for i in range(row.shape[0]):
-            row[i] *= factor
-    else:
-        for i in range(row.shape[0]):
-            total += row[i]
-        factor = np.float32(1 / total) if total > 0 else np.float32(0)
-        for i in range(row.shape[0]):
-            row[i] = math.sqrt(row[i] * factor)
+    compute_descriptors(np.zeros((33, 33), np.int32), keypoint)

@@ -19,9 +19,10 @@ from pipeline.extraction.surf.describer import (
     check_variant,
     with_angles,
 )
-from pipeline.extraction.surf.descriptor import Variant, compute_descriptors
+from pipeline.extraction.surf.descriptor import compute_descriptors
 from pipeline.extraction.surf.detector import check_parameters, find_keypoints
 from pipeline.extraction.surf.integral import integral_image
+from pipeline.extraction.surf.variants import Variant
 from pipeline.images import DecodedImage
 from pipeline.records import Features
 
@@ -99,7 +100,7 @@ class SurfExtractor(Extractor):
                 raise ConfigError("options", name, f"surf knows {', '.join(sorted(_OPTIONS))}")
             if type(value) not in _OPTIONS[name]:
                 kind = _OPTIONS[name][-1].__name__
-                raise ConfigError(f"surf's option {name}", value, f"it is a {kind}")
+                raise ConfigError(f"surf's option {name}", value, f"it takes {kind}")
         return cls(**options)
 
     def extract(self, image: DecodedImage, max_features: int) -> Features:
@@ -119,10 +120,11 @@ class SurfExtractor(Extractor):
         pixels = np.ascontiguousarray(image.pixels)
         sums = integral_image(pixels)
         found = find_keypoints(sums, self._threshold, self._octaves, self._layers)
-        kept = with_angles(sums, found[select_strongest(found, max_features)], self._upright)
+        chosen = found[select_strongest(found, max_features)]
+        kept = with_angles(sums, chosen, self._upright, self._variant)
         return Features(
             in_original_pixels(kept, image),
-            compute_descriptors(pixels, sums, kept, self._extended, self._upright, self._variant),
+            compute_descriptors(sums, kept, self._extended, self._upright, self._variant),
             image.width,
             image.height,
         )

@@ -1,27 +1,30 @@
 """The direction of a keypoint: where most of the Haar responses around it point.
 
-Bay et al., CVIU 2008, section 4.1, with OpenCV's constants: Haar filters of side ``2 round(2 s)``
-at the 113 points of a disc of radius ``6 s``, weighted by a Gaussian of ``2.5 s``; windows of 60
-degrees every 5 degrees; the direction of the longest sum.
+Bay et al., CVIU 2008, section 4.1: Haar filters at the 113 points of a disc of radius ``6 s``,
+weighted by a Gaussian; a window slides round by 5 degrees; the direction of the longest sum of the
+responses in it. `FAITHFUL` has OpenCV's constants. `STEADY` has larger filters, a window of half a
+turn and nearly equal weights: its directions are found again more often in another picture
+(docs/decisions/0006-surf.md).
 
 How it is made fast. The disc is cut out of a 13 x 13 grid, so 13 rounded rows and 13 rounded
 columns stand for all 113 points. Both responses of a point share eight look-ups. Angles come from
 a polynomial, which runs in vectors. They are rounded to whole degrees as OpenCV does, and a window
-holds what is less than 30 degrees from a multiple of 5; so only two kinds of degree matter,
-multiples of 5 and the four between two of them. That makes 144 bins, of which a window is 23 in a
-row: a difference of two running sums.
+holds what is less than half its width from a multiple of 5; so only two kinds of degree matter,
+multiples of 5 and the four between two of them. That makes 144 bins, of which a window is an odd
+number in a row: a difference of two running sums.
 
 Everything that is compiled is in this one file (see `pipeline.extraction.surf.hessian`).
 """
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.extraction.surf.variants import Variant
 from pipeline.index.rows import read_only
 
 UPRIGHT_DEG = np.float32(270.0)
@@ -30,17 +33,11 @@ UPRIGHT_DEG = np.float32(270.0)
 RADIUS = 6
 """Radius of the disc, in units of the keypoint's scale s."""
 
-SIGMA = 2.5
-"""Gaussian of the weights, in units of s: OpenCV's, of the 2006 paper (CVIU 2008 has 2)."""
-
 SCALE = np.float32(1.2 / 9)
 """Scale s per pixel of size: the 9 x 9 filter stands for a Gaussian of 1.2 pixels."""
 
 WINDOWS = 72
 BINS = 2 * WINDOWS
-HALF_WINDOW = 11
-"""Bins to each side of a window's middle: up to 29 degrees, as the 30th is outside."""
-
 ATAN_DEG = np.array(
     [57.2944993, -19.0581888, 11.0902298, -6.67273671, 3.01798272, -0.671880994], np.float32
 )
@@ -51,21 +48,58 @@ numbers on every system, and vectors.
 """
 
 
-def _disc() -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return column and row of each point of the disc in the grid, and its weight."""
+class Method(NamedTuple):
+    """Constants of a way to find directions.
+
+    Attributes
+    ----------
+    half_side : float32
+        Half the side of the Haar filters, units of s; rounded to pixels after scaling.
+    half_window : int
+        Bins to each side of a window's middle.
+    weights : ndarray of shape (113,), float32
+        Of the points of the disc.
+    """
+
+    half_side: np.float32
+    half_window: int
+    weights: NDArray[np.float32]
+
+
+def _disc() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return column and row of each point of the disc in its grid."""
     row, column = np.mgrid[-RADIUS : RADIUS + 1, -RADIUS : RADIUS + 1]
     inside = row**2 + column**2 <= RADIUS**2
-    row, column = row[inside], column[inside]
-    weight = np.exp(-(row**2 + column**2) / (2 * SIGMA**2)).astype(np.float32)
-    return column + RADIUS, row + RADIUS, weight
+    return column[inside] + RADIUS, row[inside] + RADIUS
 
 
-COLUMNS, ROWS, WEIGHTS = _disc()
+COLUMNS, ROWS = _disc()
+
+
+def _gaussian(sigma: float) -> NDArray[np.float32]:
+    """Return the weights of the disc's points for a Gaussian of `sigma` s."""
+    squares = (COLUMNS - RADIUS) ** 2 + (ROWS - RADIUS) ** 2
+    return np.exp(-squares / (2 * sigma**2)).astype(np.float32)
+
+
+FAITHFUL_HALF = np.float32(2.0)
+FAITHFUL = Method(FAITHFUL_HALF, 11, _gaussian(2.5))
+"""OpenCV's: sides of ``2 round(2 s)``, windows of 60 degrees (the 30th is outside: 11 bins), and
+the Gaussian of the 2006 paper (CVIU 2008 has 2)."""
+
+STEADY = Method(np.float32(5.0), 35, _gaussian(4.0))
+"""Sides of 10 s, windows of 180 degrees."""
+
+METHODS: dict[Variant, Method] = {"faithful": FAITHFUL, "interpolated": STEADY}
+
 BIN_OF_DEGREE = np.array([2 * (d % 360 // 5) + (d % 5 != 0) for d in range(362)], np.int64)
 
 
 def assign_orientation(
-    integral: NDArray[np.int32], keypoints: NDArray[np.float32], upright: bool = False
+    integral: NDArray[np.int32],
+    keypoints: NDArray[np.float32],
+    upright: bool = False,
+    variant: Variant = "faithful",
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
     """Return the directions of keypoints, and which of them have one.
 
@@ -78,19 +112,31 @@ def assign_orientation(
     upright : bool
         Do not look for directions: every angle is 270 degrees, as in OpenCV. Off by default:
         pictures are turned.
+    variant : {"faithful", "interpolated"}
+        `FAITHFUL`, the default, or `STEADY`.
 
     Returns
     -------
     angles : ndarray of shape (N,), float32
         Degrees in [0, 360), clockwise from the x axis as y points down.
     fits : ndarray of shape (N,), bool
-        False where the Haar filter is larger than the picture, or no point of the disc has the
-        filter inside it. OpenCV drops such keypoints.
+        False where the faithful filter is larger than the picture, or lies in it at no point of
+        the disc: OpenCV drops such keypoints.
     """
+    method = METHODS[variant]
     angles = np.full(len(keypoints), UPRIGHT_DEG, np.float32)
     fits = np.zeros(len(keypoints), np.bool_)
     places = read_only(np.asarray(keypoints, np.float32))
-    _assign(read_only(integral), places, upright, angles, fits)
+    _assign(
+        read_only(integral),
+        places,
+        upright,
+        method.half_side,
+        method.half_window,
+        read_only(method.weights),
+        angles,
+        fits,
+    )
     return angles, fits
 
 
@@ -101,36 +147,44 @@ def warm_up() -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def _assign(integral, keypoints, upright, angles, fits):  # type: ignore[no-untyped-def]
+def _assign(integral, keypoints, upright, half_side, half_window, weights, angles, fits):  # type: ignore[no-untyped-def]
     """Fill `angles` and `fits`; scratch arrays are made once a call."""
-    across = np.zeros(WEIGHTS.shape[0], np.float32)
-    down = np.zeros(WEIGHTS.shape[0], np.float32)
-    degrees = np.zeros(WEIGHTS.shape[0], np.int32)
+    across = np.zeros(weights.shape[0], np.float32)
+    down = np.zeros(weights.shape[0], np.float32)
+    degrees = np.zeros(weights.shape[0], np.int32)
     lefts = np.zeros(2 * RADIUS + 1, np.int64)
     tops = np.zeros(2 * RADIUS + 1, np.int64)
     bins = np.zeros((BINS, 2), np.float64)
-    running = np.zeros((BINS + 2 * HALF_WINDOW + 2, 2), np.float64)
+    running = np.zeros((BINS + 2 * half_window + 2, 2), np.float64)
     height, width = integral.shape
     for k in range(keypoints.shape[0]):
         scale = keypoints[k, 2] * SCALE
-        half = int(np.rint(np.float32(2) * scale))
-        side = 2 * half
-        if half < 1 or side > height or side > width:
+        half, count = int(np.rint(half_side * scale)), 0
+        fits[k] = _fits(int(np.rint(FAITHFUL_HALF * scale)), height, width)
+        if upright or not fits[k]:
             continue
-        if upright:
-            fits[k] = True
-            continue
-        _edges(keypoints[k, 0], scale, side, width - side, lefts)
-        _edges(keypoints[k, 1], scale, side, height - side, tops)
-        count = _haar(integral, lefts, tops, half, across, down)
+        # The narrow filter where no wide one lies in the picture: the same keypoints for both.
+        for attempt in range(2):
+            if attempt == 1:
+                half = int(np.rint(FAITHFUL_HALF * scale))
+            if count == 0 and _fits(half, height, width):
+                _edges(keypoints[k, 0], scale, 2 * half, width - 2 * half, lefts)
+                _edges(keypoints[k, 1], scale, 2 * half, height - 2 * half, tops)
+                count = _haar(integral, lefts, tops, half, weights, across, down)
+        fits[k] = count > 0
         if count == 0:
             continue
-        fits[k] = True
         _whole_degrees(across, down, count, degrees)
-        x, y = _longest(across, down, degrees, count, bins, running)
+        x, y = _longest(across, down, degrees, count, half_window, bins, running)
         angles[k] = _degrees_of(np.float32(x), np.float32(y))
         if angles[k] >= np.float32(360):
             angles[k] = np.float32(0)
+
+
+@numba.njit(nogil=True)
+def _fits(half, height, width):  # type: ignore[no-untyped-def]
+    """Whether a filter lies in an integral image of this shape."""
+    return half >= 1 and 2 * half <= height and 2 * half <= width
 
 
 @numba.njit(nogil=True)
@@ -143,13 +197,13 @@ def _edges(centre, scale, side, limit, edges):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def _haar(integral, lefts, tops, half, across, down):  # type: ignore[no-untyped-def]
+def _haar(integral, lefts, tops, half, weights, across, down):  # type: ignore[no-untyped-def]
     """Weighted responses at the points whose filter lies in the picture; returns how many do.
 
     Right half less left half, and lower half less upper half, in exact integers.
     """
     count = 0
-    for point in range(WEIGHTS.shape[0]):
+    for point in range(weights.shape[0]):
         left, top = lefts[COLUMNS[point]], tops[ROWS[point]]
         if left < 0 or top < 0:
             continue
@@ -158,8 +212,8 @@ def _haar(integral, lefts, tops, half, across, down):  # type: ignore[no-untyped
         whole = np.int32(lower[right] - lower[left] - upper[right] + upper[left])
         left_half = np.int32(lower[middle] - lower[left] - upper[middle] + upper[left])
         upper_half = np.int32(centre[right] - centre[left] - upper[right] + upper[left])
-        across[count] = np.float32(whole - 2 * left_half) * WEIGHTS[point]
-        down[count] = np.float32(whole - 2 * upper_half) * WEIGHTS[point]
+        across[count] = np.float32(whole - 2 * left_half) * weights[point]
+        down[count] = np.float32(whole - 2 * upper_half) * weights[point]
         count += 1
     return count
 
@@ -189,7 +243,7 @@ def _whole_degrees(across, down, count, degrees):  # type: ignore[no-untyped-def
 
 
 @numba.njit(nogil=True)
-def _longest(across, down, degrees, count, bins, running):  # type: ignore[no-untyped-def]
+def _longest(across, down, degrees, count, half_window, bins, running):  # type: ignore[no-untyped-def]
     """The longest sum of the responses within a window; the first one of equals."""
     bins[:] = 0.0
     for i in range(count):
@@ -198,17 +252,17 @@ def _longest(across, down, degrees, count, bins, running):  # type: ignore[no-un
         bins[place, 1] += down[i]
     x, y = 0.0, 0.0
     for i in range(running.shape[0] - 1):
-        place = (i - HALF_WINDOW + BINS) % BINS
+        place = (i - half_window + BINS) % BINS
         x += bins[place, 0]
         y += bins[place, 1]
         running[i + 1, 0] = x
         running[i + 1, 1] = y
     best, best_x, best_y = -1.0, 0.0, 0.0
     for window in range(WINDOWS):
-        first, last = 2 * window, 2 * window + 2 * HALF_WINDOW + 1
+        first, last = 2 * window, 2 * window + 2 * half_window + 1
         x = running[last, 0] - running[first, 0]
         y = running[last, 1] - running[first, 1]
-        length = math.fabs(x * x + y * y)
+        length = x * x + y * y
         if length > best:
             best, best_x, best_y = length, x, y
     return best_x, best_y
