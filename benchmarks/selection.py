@@ -1,6 +1,7 @@
 """Compare rules of keypoint selection by what they do to the ranking of real photographs.
 
     python benchmarks/selection.py FOLDER [--rules "strongest;grid 8"] [--contrast 0.04]
+    python benchmarks/selection.py FOLDER --surf '{"hessian_threshold": 300}'
 
 FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). Every image's keypoints are
 found once; each rule then keeps 500 of a collection image and 1000 of a query, and an exhaustive
@@ -11,6 +12,7 @@ once for each image, with how much nearer its best match there is than its 16th 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +26,10 @@ from numpy.typing import NDArray
 from pipeline.config import ImageLimits
 from pipeline.evaluation.dataset import Dataset, read_dataset
 from pipeline.evaluation.measures import average_precision, judge, recall_at
+from pipeline.extraction.base import Extractor
 from pipeline.extraction.selection import select_strongest
 from pipeline.extraction.sift import SiftExtractor
+from pipeline.extraction.surf import SurfExtractor
 from pipeline.images import decode_image
 from pipeline.records import Features
 
@@ -158,10 +162,9 @@ def _every(items: Sequence[T], count: int) -> list[T]:
 
 
 def extract(
-    dataset: Dataset, paths: Sequence[str], contrast: float, side: int
+    dataset: Dataset, paths: Sequence[str], extractor: Extractor, side: int
 ) -> dict[str, Features]:
     """Take every keypoint of some images."""
-    extractor = SiftExtractor(contrast_threshold=contrast)
     found = {}
     for path in paths:
         data = dataset.file(path).read_bytes()
@@ -177,13 +180,14 @@ def rotation(rows: Floats) -> Floats:
     return axes[:, ::-1][:, :DIMENSIONS].astype(np.float32)
 
 
-def measure(task: Task, features: dict[str, Features], rule: Rule) -> tuple[float, float]:
+def measure(
+    task: Task, features: dict[str, Features], extractor: Extractor, rule: Rule
+) -> tuple[float, float]:
     """Return mAP and recall@1 of one rule on one part."""
-    normalize = SiftExtractor().normalize
 
     def rows(path: str, count: int) -> Floats:
         image = features[path]
-        return normalize(image.descriptors[rule(image, count)])
+        return extractor.normalize(image.descriptors[rule(image, count)])
 
     images = [p for p in task.dataset.database if len(features[p])]
     blocks = [rows(path, COLLECTION_FEATURES) for path in images]
@@ -234,6 +238,7 @@ def main() -> None:
     parser.add_argument("--rules", default=";".join(RULES), help="names, separated by semicolons")
     parser.add_argument("--parts", default="dvd,instre,landmarks")
     parser.add_argument("--contrast", type=float, default=0.04, help="SIFT's contrast threshold")
+    parser.add_argument("--surf", type=json.loads, help="SURF with these options, JSON, not SIFT")
     parser.add_argument(
         "--side", type=int, default=1024, help="longer side of the pictures, pixels"
     )
@@ -243,13 +248,16 @@ def main() -> None:
     dataset = read_dataset(options.folder)
     work = tasks(dataset, options.parts.split(","), options.queries, options.distractors)
     paths = sorted({p for t in work for p in t.dataset.database} | _query_paths(work))
+    extractor: Extractor = SiftExtractor(contrast_threshold=options.contrast)
+    if options.surf is not None:
+        extractor = SurfExtractor.from_options(options.surf)
+        extractor.warm_up()
     started = time.process_time()
-    features = extract(dataset, paths, options.contrast, options.side)
+    features = extract(dataset, paths, extractor, options.side)
     spent = (time.process_time() - started) / len(paths)
     count = np.mean([len(image) for image in features.values()])
-    print(
-        f"contrast {options.contrast}, side {options.side}, {len(paths)} images; each on average:"
-    )
+    what = f"contrast {options.contrast}" if options.surf is None else f"SURF {options.surf}"
+    print(f"{what}, side {options.side}, {len(paths)} images; each on average:")
     print(f"{count:.0f} keypoints, {1000 * spent:.0f} ms of CPU time to decode and describe all\n")
     for task in work:
         sizes = f"{len(task.dataset.queries)} queries, {len(task.dataset.database)} images"
@@ -259,7 +267,10 @@ def main() -> None:
     for name in options.rules.split(";"):
         cells = []
         for task in work:
-            figures = (*measure(task, features, RULES[name]), coverage(task, features, RULES[name]))
+            figures = (
+                *measure(task, features, extractor, RULES[name]),
+                coverage(task, features, RULES[name]),
+            )
             cells += [f"{figure:.3f}" for figure in figures]
         print(f"| {name} | " + " | ".join(cells) + " |")
         sys.stdout.flush()
