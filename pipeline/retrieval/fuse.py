@@ -47,7 +47,7 @@ class _Evidence:
         By SHA-256, with the evidence for the image, in deviations of the noise.
     unlisted : float or None
         Evidence for an image that the collection holds and does not list; None when that says
-        nothing, because groups are missing.
+        nothing, because groups are missing or the answer is empty.
     lacking : set of str
         Images that the collection does not hold.
     """
@@ -152,9 +152,10 @@ def _weigh(result: SearchResult, lacking: AbstractSet[str]) -> _Evidence:
         match.image: (match, float(evidence))
         for match, evidence in zip(result.matches, found, strict=True)
     }
+    knows = result.complete and result.matches
     # What is not listed is as good as the last at best, and no better than noise.
-    unlisted = min(0.0, *found.tolist()) if len(found) else 0.0
-    return _Evidence(result, listed, unlisted if result.complete else None, lacking)
+    unlisted = min(0.0, float(found[-1])) if knows else None
+    return _Evidence(result, listed, unlisted, lacking)
 
 
 def _combine(evidence: Sequence[float | None]) -> float:
