@@ -58,11 +58,17 @@ class CnnExtractor(Extractor):
         self._threads = threads
         self._loading = threading.Lock()
         self._loaded = (os.getpid(), TriedNetwork(model, settings, threads))
+        self._of_parents: list[TriedNetwork] = []
         self._preprocess = Preprocessor(settings)
         self.color = settings.channels != "grey"
         self.whiten = settings.whiten
         self.dimensions = self._vector_length()
         self.row_bytes = settings.row_bytes or _row_bytes(self.dimensions)
+
+    @property
+    def batch(self) -> int:
+        """Images that go through the network at once."""
+        return self._network().batch
 
     def extract(self, image: DecodedImage, max_features: int) -> Features:
         """Return the vector of an image; see `extract_many`."""
@@ -89,10 +95,11 @@ class CnnExtractor(Extractor):
         InputError
             The network fails, or gives NaN or infinite values.
         """
-        network, batch = self._network(), max(1, self._network().batch)
+        network = self._network()
         found: list[Features] = []
-        for first in range(0, len(images), batch):
-            some = images[first : first + batch]
+        # Batch by batch: prepared pictures are larger than decoded ones.
+        for first in range(0, len(images), network.batch):
+            some = images[first : first + network.batch]
             outputs = network.run([self._preprocess(image.pixels) for image in some])
             found += [self._features(*pair) for pair in zip(some, outputs, strict=True)]
         return found
@@ -112,6 +119,8 @@ class CnnExtractor(Extractor):
         if process != os.getpid():
             with self._loading:
                 if self._loaded[0] != os.getpid():
+                    # Kept: to let go of it would wait for threads that did not come along.
+                    self._of_parents.append(self._loaded[1])
                     network = TriedNetwork(self._path, self._settings, self._threads)
                     self._loaded = (os.getpid(), network)
                 return self._loaded[1]

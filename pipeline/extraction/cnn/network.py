@@ -89,11 +89,13 @@ class TriedNetwork:
         """
         declared = self._input.shape[0] if self._input.shape else "?"
         as_declared = declared if isinstance(declared, int) else 1
-        reason = "no reason given"
+        setting, value, reason = "model", str(self._path), ""
         for batch, fixed in ((self._settings.batch, False), (as_declared, True)):
             self._fixed_batch = fixed
             try:
+                setting, value = "model", str(self._path)
                 network = self._loaded(threads, free_batch=not fixed)
+                setting, value = "size", str(self._settings.size)
                 return network, batch, self._try(network, batch)
             except ConfigError:
                 raise
@@ -102,8 +104,8 @@ class TriedNetwork:
                 reason = first_line(exc)
         shape = " x ".join(map(str, self._one_shape))
         raise self._error(
-            "size",
-            self._settings.size,
+            setting,
+            value,
             f"its part up to {self._output!r} cannot be computed from {self._input.describe()}, "
             f"given {shape} for an image: {reason}",
         )
