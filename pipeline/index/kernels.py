@@ -5,7 +5,9 @@ Then ``|a - b|^2 = |a|^2 + |b|^2 - 2 a.b`` with ``a.b = u.a - 128 sum(a)``, all 
 integers (`MAX_DIMENSIONS` times 255^2 < 2^29). A pair is nearer than squared distance `radius` to a
 query iff ``2 u.a - |b|^2 > |a|^2 + 256 sum(a) - radius``: the right side is one number a query, its
 *limit*, so that a tile of 8 queries and 32 rows is decided by one compare a register and one
-branch. The loops themselves are in `pipeline.index.simd`.
+branch. The first `HEAD` components are summed and compared first, in the same way: where none of a
+tile's pairs is near enough by them, the others are not looked at. The loops themselves are in
+`pipeline.index.simd`.
 
 Every kernel releases the GIL, allocates nothing that grows with the data, and gives the same
 integers on every code path.
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.index.rows import PackedRows, pack_rows, read_only
-from pipeline.index.simd import BLOCK, NEVER, PATHS, nearest_ranges, scan_ranges, usable_paths
+from pipeline.index.simd import BLOCK, HEAD, NEVER, PATHS, nearest_ranges, scan_ranges, usable_paths
 
 PATH = usable_paths()[-1]
 """The kernels' code path by default: this processor's fastest (`pipeline.index.simd`)."""
@@ -38,10 +40,13 @@ class Queries(NamedTuple):
     codes : ndarray of shape (Q, D), int8
     bias : ndarray of shape (Q,), int32
         ``|a|^2 + 256 sum(a)``: the limit of a query is its bias less its squared radius.
+    head_bias : ndarray of shape (Q,), int32
+        The same of the first `HEAD` components.
     """
 
     codes: NDArray[np.int8]
     bias: NDArray[np.int32]
+    head_bias: NDArray[np.int32]
 
 
 class Hits(NamedTuple):
@@ -69,8 +74,14 @@ def prepare_queries(codes: NDArray[np.int8]) -> Queries:
     """
     codes = np.ascontiguousarray(codes, dtype=np.int8)
     wide = codes.astype(np.int32)
-    bias = (wide * wide).sum(axis=1) + 256 * wide.sum(axis=1)
-    return Queries(codes, bias.astype(np.int32))
+    return Queries(codes, _bias(wide), _bias(wide[:, :HEAD]))
+
+
+def _bias(wide: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return ``|a|^2 + 256 sum(a)`` of each row."""
+    bias: NDArray[np.int32] = (wide * wide).sum(axis=1, dtype=np.int32)
+    bias += 256 * wide.sum(axis=1, dtype=np.int32)
+    return bias
 
 
 class Work(NamedTuple):
@@ -111,6 +122,7 @@ def range_scan(
     work: Work,
     *,
     buffer: int = 1 << 18,
+    bounds: bool = True,
     path: str = PATH,
 ) -> Hits:
     """Return every pair of a work item whose squared distance is below the query's radius.
@@ -129,21 +141,21 @@ def range_scan(
         Row ranges and their queries.
     buffer : int
         Hits held before they are copied out; only changes speed.
+    bounds : bool
+        Leave out what the heads of the rows say is too far; only changes speed.
     path : str
         Code path; the integers are the same.
     """
     _require_same_length(rows, queries)
     marker = PATHS[path].marker
-    inputs = [
-        read_only(array) for array in (rows.codes, rows.norms, alive, *queries, radius, *work)
-    ]
+    inputs = [read_only(array) for array in (*rows[:3], alive, *queries, radius, *work)]
     parts: list[Hits] = []
     item = 0
     while item < len(work.row_start):
         query = np.empty(buffer, np.int32)
         row = np.empty(buffer, np.int64)
         distance = np.empty(buffer, np.int32)
-        done, written = scan_ranges(*inputs, item, query, row, distance, marker)  # type: ignore[call-arg]
+        done, written = scan_ranges(*inputs, item, bounds, query, row, distance, marker)  # type: ignore[call-arg]
         if done == item:
             buffer *= 4
             continue
@@ -212,6 +224,8 @@ def nearest(
     *,
     alive: NDArray[np.bool_] | None = None,
     work: Work | None = None,
+    reach: NDArray[np.int64] | None = None,
+    bounds: bool = True,
     path: str = PATH,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the k nearest rows of each query among the rows that its work items visit.
@@ -230,6 +244,10 @@ def nearest(
     work : Work, optional
         Row ranges and their queries; no row may be visited twice for one query. Default: all rows
         for all queries.
+    reach : ndarray of shape (Q,), int64, optional
+        Squared distance below which a row must be. Default: any.
+    bounds : bool
+        Leave out what the heads of the rows say is too far; only changes speed.
     path : str
         Code path; the integers are the same.
 
@@ -248,8 +266,10 @@ def nearest(
         alive = np.ones(rows.size, np.bool_)
     if work is None:
         work = full_work(rows.size, count, dimensions)
-    inputs = [read_only(array) for array in (rows.codes, rows.norms, alive, *queries, *work)]
-    nearest_ranges(*inputs, distance, row, PATHS[path].marker)  # type: ignore[call-arg]
+    if reach is None:
+        reach = np.full(count, NEVER, np.int64)
+    inputs = [read_only(array) for array in (*rows[:3], alive, *queries, reach, *work)]
+    nearest_ranges(*inputs, bounds, distance, row, PATHS[path].marker)  # type: ignore[call-arg]
     return distance, row
 
 

@@ -57,6 +57,7 @@ class Model:
             "steps": self.tree.steps,
             "background_codes": self.background.codes,
             "background_norms": self.background.norms,
+            "background_heads": self.background.heads,
             "counts": np.array([self.background.size, self.groups], np.int64),
         }
 
@@ -72,7 +73,12 @@ class Model:
                 bool(arrays["whiten"][0]),
             ),
             VPTree(arrays["points"], arrays["radii"], arrays["offsets"], arrays["steps"]),
-            PackedRows(arrays["background_codes"], arrays["background_norms"], count),
+            PackedRows(
+                arrays["background_codes"],
+                arrays["background_norms"],
+                arrays["background_heads"],
+                count,
+            ),
             groups,
         )
 

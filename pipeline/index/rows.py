@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.index.simd import BLOCK
+from pipeline.index.simd import BLOCK, HEAD
 
 ROW_UNIT = 64
 """A row's length is a multiple of this: a register of the widest kind, a line of the cache."""
@@ -40,12 +40,15 @@ class PackedRows(NamedTuple):
         Blocks of 16 rows of D bytes; bytes are the signed components plus 128.
     norms : ndarray of shape (16 B,), int32
         Squared length of each signed row; of padding rows, zero.
+    heads : ndarray of shape (16 B,), int32
+        Half the squared length of the first `HEAD` components, rounded down.
     size : int
         Rows N; the last block may be padded.
     """
 
     codes: NDArray[np.uint8]
     norms: NDArray[np.int32]
+    heads: NDArray[np.int32]
     size: int
 
     @property
@@ -78,8 +81,10 @@ def pack_rows(unpacked: NDArray[np.uint8]) -> PackedRows:
     padded[:count] = unpacked
     signed = padded.astype(np.int32) - 128
     norms = np.einsum("nd,nd->n", signed, signed).astype(np.int32)
+    head = signed[:, :HEAD]
+    heads = np.einsum("nd,nd->n", head, head).astype(np.int32) // 2
     codes = padded.reshape(blocks, BLOCK, dimensions // 4, 4).transpose(0, 2, 1, 3)
-    return PackedRows(np.ascontiguousarray(codes), norms, count)
+    return PackedRows(np.ascontiguousarray(codes), norms, heads, count)
 
 
 def unpack_rows(rows: PackedRows) -> NDArray[np.uint8]:

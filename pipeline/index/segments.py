@@ -165,6 +165,7 @@ class Segment:
         return {
             "codes": self.rows.codes,
             "norms": self.rows.norms,
+            "heads": self.rows.heads,
             "images": self.images,
             "geometry": self.geometry,
             "paths": self.paths,
@@ -176,7 +177,7 @@ class Segment:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Segment:
         """Inverse of `to_arrays`."""
         return cls(
-            PackedRows(arrays["codes"], arrays["norms"], len(arrays["images"])),
+            PackedRows(arrays["codes"], arrays["norms"], arrays["heads"], len(arrays["images"])),
             arrays["images"],
             arrays["geometry"],
             arrays["paths"],

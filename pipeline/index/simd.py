@@ -41,13 +41,17 @@ BLOCK = 16
 """Rows in a block: the 32-bit lanes of a 512-bit register."""
 
 TILE = 8
-"""Queries in a tile."""
+"""Queries that a pass over the rows of a work item serves."""
 
 WIDE = 2
 """Blocks in a wide tile: each broadcast of query bytes is used for all of them."""
 
-UNROLLED = 4
-"""Steps written out in a round of a tile's loop: 16 bytes of a row."""
+HEAD = 32
+"""Leading bytes of a row that are compared first. In principal axes they hold most of a distance:
+if they alone are too far apart for every pair of a register tile, the rest is not computed."""
+
+UNROLLED = 1
+"""Steps written out in a round of a tile's loop: with more, sums are driven out of the registers."""
 
 NEVER = np.iinfo(np.int32).max
 """A limit that no pair passes, and the distance of a neighbour that there is not."""
@@ -86,7 +90,7 @@ class Path(NamedTuple):
 PATHS = {
     path.name: path
     for path in (
-        Path("portable", (), lanes=16, queries=2, blocks=1, words=2),
+        Path("portable", (), lanes=16, queries=4, blocks=1, words=2),
         Path("avx2", (0,), lanes=8, queries=4, blocks=1, words=2),
         Path("vnni256", (0, 0), lanes=8, queries=4, blocks=1, words=1),
         Path("vnni512", (0, 0, 0), lanes=16, queries=8, blocks=2, words=1),
@@ -95,6 +99,7 @@ PATHS = {
 """Every path, slowest first."""
 
 _BY_LENGTH = {len(path.marker): path for path in PATHS.values()}
+LONGEST_MARKER = max(_BY_LENGTH)
 
 
 def usable_paths() -> list[str]:
@@ -188,10 +193,10 @@ class _Tile:
     path : Path
     wide : bool
         Two blocks, else one.
-    codes, queries, norms, limits, out : ir.Value
-        Pointers to bytes; see `tile`.
-    block, rounds : ir.Value
-        64-bit integers: first block, rounds of `UNROLLED` steps in a row.
+    pointers : dict of str to ir.Value
+        The arrays' bytes; see `tile`.
+    block, slot, rounds : ir.Value
+        64-bit integers: first block, first query, rounds of `UNROLLED` steps in a row.
     """
 
     def __init__(
@@ -201,10 +206,11 @@ class _Tile:
         wide: bool,
         pointers: dict[str, ir.Value],
         block: ir.Value,
+        slot: ir.Value,
         rounds: ir.Value,
     ) -> None:
         self.builder, self.path, self.pointers, self.rounds = builder, path, pointers, rounds
-        self.block = block
+        self.block, self.slot = block, slot
         self.width = WIDE if wide else 1
         self.lanes = ir.VectorType(_I32, path.lanes)
         self.split, self.dot = _ARITHMETIC[path.name]
@@ -224,74 +230,99 @@ class _Tile:
         Register tiles are rounds of a loop, so that the code stays in the processor's cache of
         decoded instructions.
         """
-        builder, path = self.builder, self.path
+        builder = self.builder
         passed = cgutils.alloca_once(builder, _I64)  # type: ignore[no-untyped-call]
         builder.store(_I64(0), passed)
-        blocks = min(path.blocks, self.width)
-        # The inner loop is over queries: the rows come from the nearest cache from the second on.
-        with cgutils.for_range(builder, _I64(self.width // blocks)) as outer:
-            first = builder.mul(outer.index, _I64(blocks))
-            with cgutils.for_range(builder, _I64(TILE // path.queries)) as inner:
-                query = builder.mul(inner.index, _I64(path.queries))
-                bits = self._register_tile(query, first, blocks)
-                builder.store(builder.or_(builder.load(passed), bits), passed)
+        blocks = min(self.path.blocks, self.width)
+        with cgutils.for_range(builder, _I64(self.width // blocks)) as loop:
+            self._register_tile(builder.mul(loop.index, _I64(blocks)), blocks, passed)
         return builder.load(passed)
 
-    def _register_tile(self, query: ir.Value, first: ir.Value, blocks: int) -> ir.Value:
-        """Write sums, compare and store of the queries and blocks that fit the registers."""
-        path, builder = self.path, self.builder
-        parts = blocks * BLOCK // path.lanes
-        sums = self._sums(query, first, parts)
+    def _register_tile(self, first: ir.Value, blocks: int, passed: ir.Value) -> None:
+        """Write the sums and comparisons of as many blocks as fit the registers."""
+        parts = blocks * BLOCK // self.path.lanes
+        sums = [[self._zero() for _ in range(parts)] for _ in range(self.path.queries)]
+        self._rounds(0, _I64(HEAD // 4 // UNROLLED), first, sums)
+        with self.builder.if_then(self._any_near(first, sums)):
+            self._rounds(HEAD // 4 // UNROLLED, self.rounds, first, sums)
+            self._compare(first, sums, passed)
+
+    def _any_near(self, first: ir.Value, sums: list[_Values]) -> ir.Value:
+        """Write the comparison of the heads: is any pair near enough so far?"""
+        builder = self.builder
         lane = builder.mul(first, _I64(BLOCK))
         row = builder.add(builder.mul(self.block, _I64(BLOCK)), lane)
-        bits = _I64(0)
-        limits = [
-            _splat(builder, self.load("limits", self._scaled(query, slot, 4), _I32), path.lanes)
-            for slot in range(path.queries)
-        ]
-        for part in range(parts):
+        limits = self._limits("head_limits")
+        flags = _every(ir.VectorType(ir.IntType(1), self.path.lanes), 0)
+        for part in range(len(sums[0])):
+            head = self.load("heads", self._scaled(row, part * self.path.lanes, 4), self.lanes)
+            for line, limit in zip(sums, limits, strict=True):
+                value = builder.sub(builder.load(line[part]), head)
+                flags = builder.or_(flags, builder.icmp_signed(">", value, limit))
+        number = builder.bitcast(flags, ir.IntType(self.path.lanes))
+        return builder.icmp_unsigned("!=", number, ir.Constant(number.type, 0))
+
+    def _compare(self, first: ir.Value, sums: list[_Values], passed: ir.Value) -> None:
+        """Write the comparison of whole rows; stores the values and adds the rows' bits."""
+        path, builder = self.path, self.builder
+        lane = builder.mul(first, _I64(BLOCK))
+        row = builder.add(builder.mul(self.block, _I64(BLOCK)), lane)
+        limits = self._limits("limits")
+        for part in range(len(sums[0])):
             norm = self.load("norms", self._scaled(row, part * path.lanes, 4), self.lanes)
-            passed = _every(ir.VectorType(ir.IntType(1), path.lanes), 0)
-            for slot in range(path.queries):
-                value = builder.sub(builder.shl(sums[slot][part], _every(self.lanes, 1)), norm)
-                line = self._scaled(query, slot, 4 * WIDE * BLOCK)
-                offset = builder.add(line, self._scaled(lane, part * path.lanes, 4))
+            flags = _every(ir.VectorType(ir.IntType(1), path.lanes), 0)
+            for slot, (line, limit) in enumerate(zip(sums, limits, strict=True)):
+                twice = builder.shl(builder.load(line[part]), _every(self.lanes, 1))
+                value = builder.sub(twice, norm)
+                place = self._scaled(self.slot, slot, 4 * WIDE * BLOCK)
+                offset = builder.add(place, self._scaled(lane, part * path.lanes, 4))
                 builder.store(value, self.at("out", offset, self.lanes), align=1)
-                passed = builder.or_(passed, builder.icmp_signed(">", value, limits[slot]))
-            number = builder.zext(builder.bitcast(passed, ir.IntType(path.lanes)), _I64)
+                flags = builder.or_(flags, builder.icmp_signed(">", value, limit))
+            number = builder.zext(builder.bitcast(flags, ir.IntType(path.lanes)), _I64)
             shift = builder.add(lane, _I64(part * path.lanes))
-            bits = builder.or_(bits, builder.shl(number, shift))
-        return bits
+            bits = builder.or_(builder.load(passed), builder.shl(number, shift))
+            builder.store(bits, passed)
+
+    def _limits(self, name: str) -> _Values:
+        """Load each query's limit into every lane."""
+        values = [
+            self.load(name, self._scaled(self.slot, slot, 4), _I32)
+            for slot in range(self.path.queries)
+        ]
+        return [_splat(self.builder, value, self.path.lanes) for value in values]
 
     def _scaled(self, base: ir.Value, more: int, size: int) -> ir.Value:
         """Return ``(base + more) * size``."""
         return self.builder.add(self.builder.mul(base, _I64(size)), _I64(more * size))
 
-    def _sums(self, query: ir.Value, first: ir.Value, parts: int) -> list[_Values]:
-        """Write the loop over a row's steps; returns the sums of each query and row register."""
+    def _rounds(self, start: int, stop: ir.Value, first: ir.Value, sums: list[_Values]) -> None:
+        """Write a loop over rounds of steps."""
+        step = _I64(1)
+        with cgutils.for_range_slice(self.builder, _I64(start), stop, step) as (number, _):
+            self._round(number, first, sums)
+
+    def _round(self, number: ir.Value, first: ir.Value, sums: list[_Values]) -> None:
+        """Write `UNROLLED` steps of a row; the sums are kept in places."""
         path, builder = self.path, self.builder
-        cells = [[self._zero() for _ in range(parts)] for _ in range(path.queries)]
         block_bytes = builder.mul(self.rounds, _I64(UNROLLED * BLOCK * 4))
         query_bytes = builder.mul(self.rounds, _I64(UNROLLED * 8))
-        blocks = [
-            builder.add(builder.add(self.block, first), _I64(number))
-            for number in range(parts * path.lanes // BLOCK)
+        far_row = builder.mul(number, _I64(UNROLLED * BLOCK * 4))
+        far_word = builder.mul(number, _I64(UNROLLED * path.words * 4))
+        start = builder.add(self.block, first)
+        starts = [
+            builder.add(builder.mul(builder.add(start, _I64(i)), block_bytes), far_row)
+            for i in range(len(sums[0]) * path.lanes // BLOCK)
         ]
-        with cgutils.for_range(builder, self.rounds) as loop:
-            sums = [[builder.load(cell) for cell in line] for line in cells]
-            far_row = builder.mul(loop.index, _I64(UNROLLED * BLOCK * 4))
-            far_word = builder.mul(loop.index, _I64(UNROLLED * path.words * 4))
-            starts = [builder.add(builder.mul(block, block_bytes), far_row) for block in blocks]
-            asked = [
-                builder.add(builder.mul(builder.add(query, _I64(slot)), query_bytes), far_word)
-                for slot in range(path.queries)
-            ]
-            for step in range(UNROLLED):
-                self._step(step, starts, asked, sums)
-            for line, values in zip(cells, sums, strict=True):
-                for cell, value in zip(line, values, strict=True):
-                    builder.store(value, cell)
-        return [[builder.load(cell) for cell in line] for line in cells]
+        asked = [
+            builder.add(builder.mul(builder.add(self.slot, _I64(i)), query_bytes), far_word)
+            for i in range(path.queries)
+        ]
+        values = [[builder.load(cell) for cell in line] for line in sums]
+        for step in range(UNROLLED):
+            self._step(step, starts, asked, values)
+        for line, results in zip(sums, values, strict=True):
+            for cell, result in zip(line, results, strict=True):
+                builder.store(result, cell)
 
     def _step(self, step: int, starts: _Values, asked: _Values, sums: list[_Values]) -> None:
         """Add the products of four bytes of every row and query to the sums."""
@@ -319,88 +350,94 @@ class _Tile:
         return self.load("codes", self.builder.add(starts[number], offset), self.lanes)
 
 
+_ARRAYS = ("codes", "queries", "norms", "heads", "limits", "head_limits", "out")
+
+
 def _make_codegen(path: Path, wide: bool) -> Callable[..., ir.Value]:
-    """Return the code generator of a tile."""
-    names = ("codes", "block", "queries", "norms", "limits", "out")
+    """Return the code generator of a tile, which is called with the arrays, block and slot."""
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        def pointer(position: int) -> ir.Value:
-            kind = signature.args[position]
-            array = context.make_array(kind)(context, builder, args[position])
-            return builder.bitcast(array.data, _I8.as_pointer())
+        def array(position: int) -> Any:
+            return context.make_array(signature.args[position])(context, builder, args[position])
 
-        pointers = {name: pointer(i) for i, name in enumerate(names) if name != "block"}
-        codes = context.make_array(signature.args[0])(context, builder, args[0])
-        steps = builder.extract_value(codes.shape, 1)
+        pointers = {
+            name: builder.bitcast(array(position).data, _I8.as_pointer())
+            for position, name in enumerate(_ARRAYS)
+        }
+        steps = builder.extract_value(array(0).shape, 1)
         rounds = builder.udiv(steps, _I64(UNROLLED))
-        return _Tile(builder, path, wide, pointers, args[1], rounds).write()
+        block, slot = args[len(_ARRAYS)], args[len(_ARRAYS) + 1]
+        return _Tile(builder, path, wide, pointers, block, slot, rounds).write()
 
     return codegen
 
 
-def _signature(*kinds: Any) -> Any:
-    return types.int64(*kinds)
+def _signature(arrays: tuple[Any, ...], path: Any) -> Any:
+    return types.int64(*arrays, types.int64, types.int64, path)
 
 
 @intrinsic
-def _tile_narrow(
-    typing_context: Any,
-    codes: Any,
-    block: Any,
-    queries: Any,
-    norms: Any,
-    limits: Any,
-    out: Any,
-    path: Any,
-) -> Any:
+def _tile_narrow(  # type: ignore[no-untyped-def]
+    typing_context, codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+):
     """Emit a tile of one block."""
-    codegen = _make_codegen(_BY_LENGTH[len(path)], wide=False)
-    return _signature(codes, types.int64, queries, norms, limits, out, path), codegen
+    arrays = (codes, queries, norms, heads, limits, head_limits, out)
+    return _signature(arrays, path), _make_codegen(_BY_LENGTH[len(path)], wide=False)
 
 
 @intrinsic
-def _tile_wide(
-    typing_context: Any,
-    codes: Any,
-    block: Any,
-    queries: Any,
-    norms: Any,
-    limits: Any,
-    out: Any,
-    path: Any,
-) -> Any:
+def _tile_wide(  # type: ignore[no-untyped-def]
+    typing_context, codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+):
     """Emit a tile of two blocks."""
-    codegen = _make_codegen(_BY_LENGTH[len(path)], wide=True)
-    return _signature(codes, types.int64, queries, norms, limits, out, path), codegen
+    arrays = (codes, queries, norms, heads, limits, head_limits, out)
+    return _signature(arrays, path), _make_codegen(_BY_LENGTH[len(path)], wide=True)
 
 
 @numba.njit(nogil=True)
-def tile(codes, block, last, queries, norms, limits, out, path):  # type: ignore[no-untyped-def]
-    """Fill `out` with ``2 * dot - norm`` and return the rows in which any query passes its limit.
+def queries_at_once(path):  # type: ignore[no-untyped-def]
+    """Return the queries of a tile; a constant when it is compiled."""
+    return TILE if len(path) == LONGEST_MARKER else TILE // 2
+
+
+@numba.njit(nogil=True, inline="always")
+def tile(  # type: ignore[no-untyped-def]
+    codes, queries, norms, heads, limits, head_limits, out, block, last, slot, path
+):
+    """Compare some queries with one or two blocks of rows.
 
     Parameters
     ----------
     codes : uint8 (B, D / 4, 16, 4)
         D a multiple of 64.
+    queries : int16 (8, D)
+        As `fill_slot` lays them out.
+    norms, heads : int32 (16 B,)
+        Squared length of each row, and half of that of its first `HEAD` bytes.
+    limits, head_limits : int32 (8,)
+        Of each query, what ``2 * dot - norm`` and ``dot - head`` over the head must be above.
+    out : int32 (8, 32)
+        Filled with ``2 * dot - norm`` where a bit of the answer is set.
     block, last : int
         First block of the tile, and the end of the blocks: where there is another one, the tile is
         two blocks wide.
-    queries : int16 (8, D)
-        As `fill_slot` lays them out.
-    norms : int32 (16 B,)
-    limits : int32 (8,)
-    out : int32 (8, 32)
+    slot : int
+        First of the `queries_at_once` queries.
     path : tuple of int
         A path's marker.
 
     Returns
     -------
     int
-        Bit r is set when row r of the tile is above the limit of any query.
+        Bit r is set when row r of the tile is above the limit of any of these queries.
     """
     if block + 1 < last:
-        return _tile_wide(codes, block, queries, norms, limits, out, path)  # type: ignore[call-arg]
-    return _tile_narrow(codes, block, queries, norms, limits, out, path)  # type: ignore[call-arg]
+        return _tile_wide(  # type: ignore[call-arg]
+            codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+        )
+    return _tile_narrow(  # type: ignore[call-arg]
+        codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+    )
 
 
 @numba.njit(nogil=True)
@@ -425,15 +462,18 @@ def fill_slot(queries, slot, row, path):  # type: ignore[no-untyped-def]
 def scan_ranges(  # type: ignore[no-untyped-def]
     codes,
     norms,
+    heads,
     alive,
     query_codes,
     bias,
+    head_bias,
     radius,
     row_start,
     row_stop,
     query_start,
     query_list,
     first_item,
+    bounds,
     out_query,
     out_row,
     out_distance,
@@ -444,8 +484,9 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     An item whose hits do not fit any more is undone, so that the caller can go on from it with
     emptied buffers.
     """
-    tile_codes = np.zeros((TILE, query_codes.shape[1]), np.int16)
+    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
     limits = np.empty(TILE, np.int32)
+    head_limits = np.empty(TILE, np.int32)
     values = np.empty((TILE, WIDE * BLOCK), np.int32)
     capacity = out_query.shape[0]
     written = 0
@@ -456,39 +497,45 @@ def scan_ranges(  # type: ignore[no-untyped-def]
         for start in range(query_start[item], query_start[item + 1], TILE):
             filled = min(TILE, query_start[item + 1] - start)
             for slot in range(TILE):
+                limits[slot] = head_limits[slot] = NEVER
                 if slot < filled:
                     query = query_list[start + slot]
-                    fill_slot(tile_codes, slot, query_codes[query], path)
+                    fill_slot(queries, slot, query_codes[query], path)
                     limits[slot] = max(bias[query] - radius[query], -NEVER)
-                else:
-                    limits[slot] = NEVER
+                    head_limits[slot] = _head_limit(head_bias[query], radius[query], bounds)
             for block in range(begin // BLOCK, last, WIDE):
-                bits = tile(codes, block, last, tile_codes, norms, limits, values, path)
-                lane = -1
-                while bits != 0:
-                    lane += 1
-                    row = block * BLOCK + lane
-                    chosen = bits & 1
-                    bits >>= 1
-                    if chosen == 0 or row < begin or row >= end or not alive[row]:
-                        continue
-                    for slot in range(filled):
-                        value = values[slot, lane]
-                        if value > limits[slot]:
-                            if written == capacity:
-                                return item, at_item
-                            query = query_list[start + slot]
-                            out_query[written] = query
-                            out_row[written] = row
-                            out_distance[written] = bias[query] - value
-                            written += 1
+                for group in range(0, filled, queries_at_once(path)):
+                    bits = tile(
+                        codes, queries, norms, heads, limits, head_limits, values,
+                        block, last, group, path,
+                    )  # fmt: skip
+                    lane = -1
+                    while bits != 0:
+                        lane += 1
+                        row = block * BLOCK + lane
+                        chosen = bits & 1
+                        bits >>= 1
+                        if chosen == 0 or row < begin or row >= end or not alive[row]:
+                            continue
+                        for slot in range(group, min(filled, group + queries_at_once(path))):
+                            value = values[slot, lane]
+                            if value > limits[slot]:
+                                if written == capacity:
+                                    return item, at_item
+                                query = query_list[start + slot]
+                                out_query[written] = query
+                                out_row[written] = row
+                                out_distance[written] = bias[query] - value
+                                written += 1
     return row_start.shape[0], written
 
 
 @numba.njit(nogil=True)
-def _limit(distance, bias):  # type: ignore[no-untyped-def]
-    """Return the limit that a pair as far as the current k-th neighbour still passes."""
-    return np.int32(-NEVER if distance == NEVER else bias - distance - 1)
+def _head_limit(head_bias, distance, bounds):  # type: ignore[no-untyped-def]
+    """Return what a head must be above to be part of a row nearer than a squared distance."""
+    if not bounds:
+        return np.int32(-NEVER)
+    return np.int32(max((np.int64(head_bias) - distance) >> 1, -NEVER))
 
 
 @numba.njit(nogil=True)
@@ -509,20 +556,28 @@ def _insert(distances, rows, distance, row):  # type: ignore[no-untyped-def]
 def nearest_ranges(  # type: ignore[no-untyped-def]
     codes,
     norms,
+    heads,
     alive,
     query_codes,
     bias,
+    head_bias,
+    reach,
     row_start,
     row_stop,
     query_start,
     query_list,
+    bounds,
     out_distance,
     out_row,
     path,
 ):
-    """Keep the k nearest living rows of each query over its work items, by (distance, row)."""
-    tile_codes = np.zeros((TILE, query_codes.shape[1]), np.int16)
+    """Keep the k nearest living rows of each query over its work items, by (distance, row).
+
+    Only rows nearer than the query's `reach`.
+    """
+    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
     limits = np.empty(TILE, np.int32)
+    head_limits = np.empty(TILE, np.int32)
     values = np.empty((TILE, WIDE * BLOCK), np.int32)
     k = out_distance.shape[1]
     for item in range(row_start.shape[0]):
@@ -531,29 +586,40 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
         for start in range(query_start[item], query_start[item + 1], TILE):
             filled = min(TILE, query_start[item + 1] - start)
             for slot in range(TILE):
-                limits[slot] = NEVER
+                limits[slot] = head_limits[slot] = NEVER
                 if slot < filled:
                     query = query_list[start + slot]
-                    fill_slot(tile_codes, slot, query_codes[query], path)
-                    limits[slot] = _limit(out_distance[query, k - 1], bias[query])
+                    fill_slot(queries, slot, query_codes[query], path)
+                    # As far as the k-th may still come before it: another row, by its number.
+                    worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
+                    limits[slot] = max(np.int64(bias[query]) - worst, -NEVER)
+                    head_limits[slot] = _head_limit(head_bias[query], worst, bounds)
             for block in range(begin // BLOCK, last, WIDE):
-                bits = tile(codes, block, last, tile_codes, norms, limits, values, path)
-                lane = -1
-                while bits != 0:
-                    lane += 1
-                    row = block * BLOCK + lane
-                    chosen = bits & 1
-                    bits >>= 1
-                    if chosen == 0 or row < begin or row >= end or not alive[row]:
-                        continue
-                    for slot in range(filled):
-                        value = values[slot, lane]
-                        if value <= limits[slot]:
+                for group in range(0, filled, queries_at_once(path)):
+                    bits = tile(
+                        codes, queries, norms, heads, limits, head_limits, values,
+                        block, last, group, path,
+                    )  # fmt: skip
+                    lane = -1
+                    while bits != 0:
+                        lane += 1
+                        row = block * BLOCK + lane
+                        chosen = bits & 1
+                        bits >>= 1
+                        if chosen == 0 or row < begin or row >= end or not alive[row]:
                             continue
-                        query = query_list[start + slot]
-                        distance = bias[query] - value
-                        worst = out_distance[query, k - 1]
-                        if distance == worst and row > out_row[query, k - 1]:
-                            continue
-                        _insert(out_distance[query], out_row[query], distance, row)
-                        limits[slot] = _limit(out_distance[query, k - 1], bias[query])
+                        for slot in range(group, min(filled, group + queries_at_once(path))):
+                            value = values[slot, lane]
+                            if value <= limits[slot]:
+                                continue
+                            query = query_list[start + slot]
+                            distance = bias[query] - value
+                            if (
+                                distance == out_distance[query, k - 1]
+                                and row > out_row[query, k - 1]
+                            ):
+                                continue
+                            _insert(out_distance[query], out_row[query], distance, row)
+                            worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
+                            limits[slot] = max(np.int64(bias[query]) - worst, -NEVER)
+                            head_limits[slot] = _head_limit(head_bias[query], worst, bounds)

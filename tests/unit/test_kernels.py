@@ -24,7 +24,7 @@ from pipeline.index.kernels import (
     range_scan_reference,
 )
 from pipeline.index.rows import pack_rows, unpack_rows
-from pipeline.index.simd import PATHS, nearest_ranges, scan_ranges, usable_paths
+from pipeline.index.simd import HEAD, PATHS, nearest_ranges, scan_ranges, usable_paths
 from pipeline.index.warm import warm_up
 
 USABLE = usable_paths()
@@ -196,6 +196,49 @@ def test_the_order_of_the_work_does_not_change_the_nearest(
         assert np.array_equal(row[query], expected[1][0])
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    width=st.sampled_from([64, 128]),
+    share=st.sampled_from([0.001, 0.03, 0.3]),
+    steep=st.booleans(),
+    path=st.sampled_from(USABLE),
+)
+def test_bounds_change_nothing(seed: int, width: int, share: float, steep: bool, path: str) -> None:
+    """Rows in principal axes, of which the head decides, and rows of which it says nothing."""
+    rng = np.random.default_rng(seed)
+    spread = np.geomspace(60, 4, width) if steep else np.full(width, 30.0)
+    signed = np.clip(np.rint(rng.normal(0, spread, (310, width))), -128, 127)
+    unpacked = (signed[10:] + 128).astype(np.uint8)
+    queries = prepare_queries(signed[:10].astype(np.int8))
+    rows, work = pack_rows(unpacked), make_work(rng, 300, 10, 5)
+    alive = rng.random(300) > 0.1
+    every = nearest_reference(unpacked, queries, 300)[0]
+    radius = every[:, round(share * 299)] + 1
+    hits = range_scan(rows, alive, queries, radius, work, path=path)
+    assert as_set(hits) == range_scan_reference(unpacked, alive, queries, radius, work)
+    assert same_hits(hits, range_scan(rows, alive, queries, radius, work, bounds=False, path=path))
+    found = nearest(rows, queries, 7, alive=alive, path=path)
+    expected = nearest_reference(unpacked, queries, 7, alive)
+    plain = nearest(rows, queries, 7, alive=alive, bounds=False, path=path)
+    for one, other, third in zip(found, expected, plain, strict=True):
+        assert np.array_equal(one, other)
+        assert np.array_equal(one, third)
+
+
+@every_path
+def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
+    rng = np.random.default_rng(6)
+    unpacked, queries = make_rows(rng, 150), make_queries(rng, 12)
+    distance, row = nearest_reference(unpacked, queries, 150)
+    for rank in (0, 3, 149):
+        reach = distance[:, rank].astype(np.int64)
+        found = nearest(pack_rows(unpacked), queries, 9, reach=reach, path=path)
+        for query in range(12):
+            kept = row[query][distance[query] < reach[query]][:9]
+            assert found[1][query].tolist() == kept.tolist() + [-1] * (9 - len(kept))
+
+
 def test_queries_of_another_length_and_lengths_that_are_not_built_are_refused() -> None:
     rows = pack_rows(np.zeros((3, 128), np.uint8))
     queries = prepare_queries(np.zeros((1, 64), np.int8))
@@ -249,6 +292,7 @@ def test_packing_loses_nothing(count: int, width: int) -> None:
     assert np.array_equal(unpack_rows(rows), unpacked)
     wide = unpacked.astype(np.int64) - 128
     assert np.array_equal(rows.norms[:count], (wide * wide).sum(axis=1))
+    assert np.array_equal(rows.heads[:count], (wide[:, :HEAD] ** 2).sum(axis=1) // 2)
     assert not rows.norms[count:].any()
 
 
