@@ -40,6 +40,7 @@ from pipeline.extraction.surf.detector import find_keypoints
 from pipeline.extraction.surf.hessian import find_maxima
 from pipeline.extraction.surf.integral import integral_image
 from pipeline.extraction.surf.orientation import assign_orientation
+from pipeline.extraction.surf.variants import Variant
 from pipeline.files import read_file
 from pipeline.images import decode_image
 
@@ -48,6 +49,8 @@ LEAST_SIDE = 300
 
 LOADS_A_LAYER, LOADS_A_MAXIMUM = 20, 7
 MEMORY_SIDES = (4000, 3000)
+
+VARIANTS: tuple[Variant, ...] = ("faithful", "interpolated")
 
 Pixels = NDArray[np.uint8]
 Step = Callable[[], object]
@@ -140,13 +143,13 @@ def stages(pictures: Sequence[Pixels], rounds: int) -> list[dict[str, Any]]:
                 steps[f"octave {octave} {name}"] = lambda s=sums, o=octave, t=least: find_maxima(
                     s, o, layers, t
                 )
-        steps |= {
-            "detection": lambda s=sums: find_keypoints(s, threshold, octaves, layers),
-            "orientation": lambda s=sums, k=found: assign_orientation(s, k),
-        }
-        for variant in ("faithful", "interpolated"):
-            steps[f"description {variant}"] = lambda i=image, s=sums, k=directed, v=variant: (
-                compute_descriptors(i, s, k, variant=v)  # type: ignore[arg-type]
+        steps["detection"] = lambda s=sums: find_keypoints(s, threshold, octaves, layers)
+        for variant in VARIANTS:
+            steps[f"orientation {variant}"] = lambda s=sums, k=found, v=variant: assign_orientation(
+                s, k, variant=v
+            )
+            steps[f"description {variant}"] = lambda s=sums, k=directed, v=variant: (
+                compute_descriptors(s, k, variant=v)
             )
         for name, value in take_turns(steps, rounds).items():
             totals[name] = totals.get(name, 0.0) + value
