@@ -32,6 +32,9 @@ DEFAULT_EXTRACTOR = "sift"
 
 VantageStrategy = Literal["random", "spread", "principal"]
 PlanKind = Literal["auto", "probed", "exhaustive"]
+EXTRACTOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
+"""What an extractor can be called: its name is part of names of files."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GROUP_COUNTS = ("1", "2", "4", "8", "16")
 
@@ -121,6 +124,10 @@ class ExtractorConfig(_Config):
     revision: int = 1
 
     def __post_init__(self) -> None:
+        if not EXTRACTOR_NAME.fullmatch(self.name):
+            raise ConfigError(
+                "name", self.name, "must be 1 to 32 of the characters A-Z a-z 0-9 . _ -"
+            )
         if self.model and not _SHA256.fullmatch(self.model):
             raise ConfigError("model", self.model, "must be a SHA-256: 64 hex digits, lower case")
         object.__setattr__(self, "options", _plain_json("options", self.options))
@@ -416,8 +423,8 @@ class _Environment:
         """Read ``NAME`` or ``NAME:FILE``; whether there is such an extractor is asked when used."""
         text = self.text(name, DEFAULT_EXTRACTOR)
         extractor, colon, file = text.partition(":")
-        if not extractor or (colon and not file):
-            raise ConfigError(name, text, "must be an extractor: sift, surf or cnn:FILE")
+        if not EXTRACTOR_NAME.fullmatch(extractor) or (colon and not file):
+            raise ConfigError(name, text, "must be an extractor, like sift, surf or cnn:FILE")
         return extractor, Path(file).expanduser().absolute() if file else None
 
     def refuse_unknown(self) -> None:

@@ -15,7 +15,7 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from pipeline.config import ExtractorConfig
+from pipeline.config import EXTRACTOR_NAME, ExtractorConfig
 from pipeline.errors import ConfigError, UnknownNameError, VantageError
 from pipeline.extraction.base import Extractor
 
@@ -211,13 +211,16 @@ def _load(offers: tuple[metadata.EntryPoint, ...]) -> Registration:
         raise ConfigError(
             "extractor", point.name, f"is offered by {places}; uninstall all but one of them"
         )
+    if not EXTRACTOR_NAME.fullmatch(point.name):
+        wrong = ValueError("an extractor's name is 1 to 32 of the characters A-Z a-z 0-9 . _ -")
+        raise _unusable(point.name, _origin(point), wrong)
     try:
         factory = point.load()
     except Exception as exc:
         raise _unusable(point.name, _origin(point), exc) from exc
     if not callable(factory):
-        wrong = TypeError(f"{point.value} cannot be called")
-        raise _unusable(point.name, _origin(point), wrong)
+        uncallable = TypeError(f"{point.value} cannot be called")
+        raise _unusable(point.name, _origin(point), uncallable)
     return Registration(
         point.name,
         factory,

@@ -157,6 +157,9 @@ def test_broken_packages_break_nothing_and_are_listed_with_the_reason(home: Path
     make = "def make(config, open_model):\n    return "
     offer(site, "fails", "fails", "fails_late:make", fails_late=f"{make}{{}}[1]\n")
     offer(site, "other", "other", "makes_other:make", makes_other=f"{make}3\n")
+    offer(site, "oddly", "odd name", "no_callable:make")
+    function = f"{make}open_model(config.model)\nmake.needs_model = True\n"
+    offer(site, "filed", "filed", "filed:make", filed=f"{function}make.licence = 'MIT'\n")
     offer(site, "first", "twice", "no_callable:make")
     offer(site, "second", "twice", "no_callable:make")
     offer(site, "taker", "sift", "no_callable:make")
@@ -169,12 +172,24 @@ def test_broken_packages_break_nothing_and_are_listed_with_the_reason(home: Path
         "nothing": "nothing 0.3 is broken (TypeError: no_callable:make cannot be called)",
         "fails": "fails 0.3 is broken (KeyError: 1)",
         "other": "(of other 0.3) made the object 3;",
+        "odd name": "oddly 0.3 is broken (ValueError: an extractor's name is 1 to 32",
         "twice": "is offered by first 0.3 and second 0.3; uninstall all but one of them",
     }
     for name, reason in reasons.items():
-        ((info),) = listed[name]
+        (info,) = listed[name]
         assert info["usable"] is False
         assert reason in info["reason"]
+    (filed,) = listed["filed"]
+    assert (filed["usable"], filed["reason"]) == (True, "needs a model: filed:FILE")
+    assert (filed["licence"], filed["origin"]) == ("MIT", "filed 0.3")
+    # A model is hashed, its options are read, the factory is called, and here found wrong.
+    (home / "model.bin").write_bytes(b"model")
+    (home / "model.toml").write_text("a = 1\n")
+    (made,) = vantage(site, home, "extractors", "filed:model.bin", code=1)["extractors"]
+    assert "(of filed 0.3) made the object PosixPath(" in made["reason"]
+    (home / "model.toml").write_text("a = \n")
+    wrong = vantage(site, home, "extractors", "filed:model.bin", code=2)["error"]["message"]
+    assert "model.toml': cannot be read as TOML" in wrong
     ours, theirs = sorted(listed["sift"], key=lambda info: not info["usable"])
     assert (ours["usable"], ours["dimensions"], theirs["usable"]) == (True, 128, False)
     assert "Vantage has an extractor of this name" in theirs["reason"]
