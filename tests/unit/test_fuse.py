@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
@@ -181,6 +181,7 @@ answers = st.lists(score_lists, min_size=1, max_size=4).map(
 )
 
 
+@settings(deadline=None)
 @given(answers, st.randoms(use_true_random=False))
 def test_the_order_of_the_collections_does_not_matter(
     parts: list[SearchResult], random: object
@@ -193,6 +194,7 @@ def test_the_order_of_the_collections_does_not_matter(
     ]
 
 
+@settings(deadline=None)
 @given(answers)
 def test_the_best_are_the_beginning_of_all(parts: list[SearchResult]) -> None:
     everything = fuse(parts, 50).matches
@@ -200,6 +202,7 @@ def test_the_best_are_the_beginning_of_all(parts: list[SearchResult]) -> None:
     assert fuse(parts, 5).matches == everything[:5]
 
 
+@settings(deadline=None)
 @given(answers)
 def test_scores_fall_with_the_rank_within_0_and_1(parts: list[SearchResult]) -> None:
     matches = fuse(parts, 50).matches
@@ -209,6 +212,7 @@ def test_scores_fall_with_the_rank_within_0_and_1(parts: list[SearchResult]) -> 
     assert [match.rank for match in matches] == list(range(1, len(matches) + 1))
 
 
+@settings(deadline=None)
 @given(answers)
 def test_an_image_better_everywhere_is_not_ranked_behind(parts: list[SearchResult]) -> None:
     order = ranked(fuse(parts, 50))
@@ -223,6 +227,7 @@ def test_an_image_better_everywhere_is_not_ranked_behind(parts: list[SearchResul
         assert not (all(ahead) and any(strictly))
 
 
+@settings(deadline=None)
 @given(score_lists, st.integers(1, 3))
 def test_equal_images_are_ordered_by_their_hash(scores: dict[str, float], count: int) -> None:
     flat = dict.fromkeys(scores, 0.5)
@@ -230,6 +235,7 @@ def test_equal_images_are_ordered_by_their_hash(scores: dict[str, float], count:
     assert ranked(result) == sorted(flat)
 
 
+@settings(deadline=None)
 @given(score_lists)
 def test_one_collection_alone_keeps_its_ranking(scores: dict[str, float]) -> None:
     part = answer("a", scores)

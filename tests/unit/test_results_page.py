@@ -2,16 +2,17 @@
 
 import base64
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.errors import ImageReadError
-from pipeline.records import Match, SearchResult
+from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 from pipeline.report_html import THUMBNAIL_SIDE, displayable, results_page, thumbnail_uri
 
 VOID = {"meta", "img", "link", "br", "hr", "input"}
@@ -102,6 +103,40 @@ def test_the_page_says_everything_about_a_search():
     assert [image["alt"] for image in page.images] == ["Query: beach", "Match 1: a.jpg"]
 
 
+def test_the_page_says_which_extractor_found_what():
+    parts = tuple(
+        replace(result(**values), collection=name, extractor=extractor)
+        for name, extractor, values in (
+            ("holiday", "sift", {}),
+            ("looks", "<b>cnn</b>", {"complete": False, "missing": (2,), "kind": "exhaustive"}),
+        )
+    )
+    found_by = (FoundBy("holiday", "sift", 4, 0.25), FoundBy("looks", "<b>cnn</b>"))
+    absent = (FoundBy("holiday", "sift", 5, 0.2), FoundBy("looks", "<b>cnn</b>", indexed=False))
+    fused = FusedResult(
+        (
+            replace(match(1, "/a.jpg"), found_by=found_by),
+            replace(match(2, "/b.jpg"), found_by=absent),
+        ),
+        parts,
+    )
+    page = Page(results_page([("beach", picture(), fused)], load))
+    for words in (
+        "1 query in collections holiday, looks",
+        "600 × 400 pixels",
+        "sift + <b>cnn</b>",
+        "sift: probed, 31.5 of 512 cells",
+        "<b>cnn</b>: exhaustive",
+        "incomplete: no answer from group <b>cnn</b> 2",
+        "sift #4, score 0.250",
+        "<b>cnn</b> did not find it",
+        "<b>cnn</b> has not indexed it",
+        "sift extract",
+    ):
+        assert words in page.words
+    assert "votes" not in page.words
+
+
 def test_nothing_comes_from_elsewhere_and_nothing_runs():
     html = results_page([("q", picture(), result(match(1, "/a.jpg")))], load)
     page = Page(html)
@@ -132,6 +167,7 @@ def test_names_cannot_become_markup():
     assert page.images[0]["alt"] == f"Query: {EVIL}"
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.text(alphabet=st.characters(), max_size=30))
 def test_any_name_is_shown_and_can_be_written(name):
     html = results_page([(name, b"", result(match(1, "/p/" + name)))], load)
