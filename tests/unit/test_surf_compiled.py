@@ -1,0 +1,74 @@
+"""The compiled loops of SURF: one version of each, without the GIL, within their memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from numba.core.caching import NullCache
+from numba.core.registry import CPUDispatcher
+
+from pipeline.extraction import surf as package
+from pipeline.extraction.surf import cells, describe, hessian, integral, orientation, surf
+
+MODULES = (integral, hessian, orientation, cells)
+
+PEAK = """
+import sys
+from pathlib import Path
+import numpy as np
+from pipeline.extraction.surf import surf, warm_up
+
+def status(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024
+
+warm_up()
+rows, columns = np.mgrid[:1500, :2000]
+image = (128 + 60 * np.sin(rows / 7.0) * np.sin(columns / 9.0)).astype(np.uint8)
+del rows, columns
+before = status("VmRSS")
+Path("/proc/self/clear_refs").write_text("5")
+keypoints, descriptors = surf(image)
+print((status("VmHWM") - before) / image.size, len(keypoints))
+"""
+
+
+def compiled(module: ModuleType) -> dict[str, CPUDispatcher]:
+    """Return the functions of a module that are kept on disk: those that Python calls."""
+    found = {key: value for key, value in vars(module).items() if isinstance(value, CPUDispatcher)}
+    return {key: value for key, value in found.items() if not isinstance(value._cache, NullCache)}
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+def test_the_gil_is_released_and_what_is_compiled_is_kept(module: ModuleType) -> None:
+    assert compiled(module)
+    for function in compiled(module).values():
+        assert function.targetoptions["nogil"]
+        assert not function.targetoptions.get("fastmath")
+
+
+def test_whatever_is_given_no_second_version_is_compiled() -> None:
+    package.warm_up()
+    image = np.random.default_rng(1).integers(0, 256, (120, 130), np.uint8)
+    locked = image.copy()
+    locked.flags.writeable = False
+    for picture in (image, locked, image[::-1], image.T, image[:, ::2], image / 255):
+        keypoints, _ = surf(picture, 100, extended=True, variant="interpolated")
+        surf(picture, np.float32(100), octaves=7, layers=5, upright=True)
+        describe(picture, keypoints[:, :3].tolist())
+    for module in MODULES:
+        for name, function in compiled(module).items():
+            assert len(function.signatures) == 1, name
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_no_more_than_12_bytes_a_pixel_are_held_beside_the_picture() -> None:
+    done = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
+    bytes_a_pixel, keypoints = done.stdout.split()
+    assert int(keypoints) > 500
+    assert 4 < float(bytes_a_pixel) <= 12  # the integral image alone has 4
