@@ -24,6 +24,10 @@ NARROW = np.float32(0.6)
 
 DIAGONAL = np.float32(math.sqrt(0.5))
 
+FLAT = np.float32(0.02)
+"""Mean derivative, grey levels, up to which a square counts as flat: more than rounding makes of
+one grey level all over, less than OpenCV's rounding to whole levels leaves of anything."""
+
 SCALE = np.float32(1.2 / 9)
 """Scale s per pixel of size."""
 
@@ -45,6 +49,7 @@ def describe_all(integral, keypoints, upright, weights, spacing, smooth, whole_w
     pooled = np.zeros((CELLS * features, side - 1), np.float32)
     turned = np.zeros((side - 1, CELLS * features), np.float32)
     cells = np.zeros((CELLS, CELLS * features), np.float32)
+    whole = np.float32(np.sum(weights) ** 2)
     for k in range(keypoints.shape[0]):
         x, y = keypoints[k, 0], keypoints[k, 1]
         scale = keypoints[k, 2] * SCALE
@@ -59,14 +64,20 @@ def describe_all(integral, keypoints, upright, weights, spacing, smooth, whole_w
         radians = math.radians(angle)
         along, aside = np.float32(math.cos(radians)) * step, np.float32(math.sin(radians)) * step
         reach = (abs(along) + abs(aside)) * np.float32(0.5 * (side - 1)) + box + np.float32(2)
-        inside = x > reach and y > reach and x + reach < width and y + reach < height
+        inside = x > reach + 1 and y > reach + 1
+        inside = inside and x + reach < width and y + reach < height
         if inside:
-            _sample_inside(sums, width + 1, x, y, along, aside, box, corners, spans, parts, samples)
+            # Places are counted from a pixel nearby: a part of a pixel keeps its digits anywhere.
+            reach = np.float32(math.ceil(reach))
+            near_x, near_y = int(x - reach), int(y - reach)
+            near = sums[near_y * (width + 1) + near_x :]
+            x, y = x - np.float32(near_x), y - np.float32(near_y)
+            _sample_inside(near, width + 1, x, y, along, aside, box, corners, spans, parts, samples)
         else:
             _sample_edge(integral, x, y, along, aside, box, samples)
         _pool(samples, weights, kind, responses, pooled)
         _cells(pooled, weights, turned, cells)
-        _finish(cells, kind, rows[k])
+        _finish(cells, kind, FLAT * box * box * whole, rows[k])
 
 
 @numba.njit(nogil=True)
@@ -74,6 +85,8 @@ def _sample_inside(  # type: ignore[no-untyped-def]
     sums, stride, x, y, along, aside, box, corners, spans, parts, samples
 ):
     """Sums over boxes that lie in the picture, at the points of the turned grid.
+
+    `x` and `y` count from the first of the `sums` that are handed over.
 
     Each row is laid out in vectors first, then looked up. All differences are taken in integers,
     which stay exact in float32.
@@ -255,8 +268,8 @@ def _cells(pooled, weights, turned, cells):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def _finish(cells, kind, row):  # type: ignore[no-untyped-def]
-    """Put the numbers in order, and bring them to unit length."""
+def _finish(cells, kind, least, row):  # type: ignore[no-untyped-def]
+    """Put the numbers in order, and bring them to unit length; below `least`, to zero."""
     features = cells.shape[1] // CELLS
     place = 0
     for cell_row in range(CELLS):
@@ -273,15 +286,19 @@ def _finish(cells, kind, row):  # type: ignore[no-untyped-def]
                     row[place + feature] = values[feature]
             place += features
     total = 0.0
-    if kind in (SUMS, SIGNED_SUMS):
-        for i in range(row.shape[0]):
-            total += np.float64(row[i]) * row[i]
-        factor = np.float32(1 / math.sqrt(total)) if total > 0 else np.float32(0)
-        for i in range(row.shape[0]):
-            row[i] *= factor
-    else:
-        for i in range(row.shape[0]):
-            total += row[i]
-        factor = np.float32(1 / total) if total > 0 else np.float32(0)
+    for i in range(row.shape[0]):
+        total += abs(row[i])
+    if total <= least:
+        row[:] = np.float32(0)
+        return
+    if kind in (FOUR_DIRECTIONS, EIGHT_DIRECTIONS):
+        factor = np.float32(1 / total)
         for i in range(row.shape[0]):
             row[i] = math.sqrt(row[i] * factor)
+        return
+    total = 0.0
+    for i in range(row.shape[0]):
+        total += np.float64(row[i]) * row[i]
+    factor = np.float32(1 / math.sqrt(total))
+    for i in range(row.shape[0]):
+        row[i] *= factor

@@ -87,8 +87,8 @@ FAITHFUL = Method(FAITHFUL_HALF, 11, _gaussian(2.5))
 """OpenCV's: sides of ``2 round(2 s)``, windows of 60 degrees (the 30th is outside: 11 bins), and
 the Gaussian of the 2006 paper (CVIU 2008 has 2)."""
 
-STEADY = Method(np.float32(5.0), 35, _gaussian(4.0))
-"""Sides of 10 s, windows of 180 degrees."""
+STEADY = Method(np.float32(4.0), 35, _gaussian(4.0))
+"""Sides of 8 s, windows of 180 degrees."""
 
 METHODS: dict[Variant, Method] = {"faithful": FAITHFUL, "interpolated": STEADY}
 
