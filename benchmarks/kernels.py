@@ -33,9 +33,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import show
-from pipeline.index.kernels import full_work, nearest, prepare_queries, range_scan
+from pipeline.index.kernels import nearest, prepare_queries, range_scan
 from pipeline.index.rows import pack_rows
 from pipeline.index.simd import usable_paths
+from pipeline.index.work import full_work
 
 ROWS, NEAREST_ROWS, QUERIES, NEIGHBOURS = 1_000_000, 32_768, 256, 16
 SHARE = 2e-5

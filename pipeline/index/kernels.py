@@ -23,13 +23,10 @@ from numpy.typing import NDArray
 from pipeline.errors import InputError
 from pipeline.index.rows import PackedRows, pack_rows, read_only
 from pipeline.index.simd import BLOCK, HEAD, NEVER, PATHS, nearest_ranges, scan_ranges, usable_paths
+from pipeline.index.work import Work, full_work
 
 PATH = usable_paths()[-1]
 """The kernels' code path by default: this processor's fastest (`pipeline.index.simd`)."""
-
-ITEM_BYTES = 1 << 17
-"""Bytes of a work item of an exhaustive scan: they stay in the L2 cache while the tiles of queries
-pass over them."""
 
 
 class Queries(NamedTuple):
@@ -82,28 +79,6 @@ def _bias(wide: NDArray[np.int32]) -> NDArray[np.int32]:
     bias: NDArray[np.int32] = (wide * wide).sum(axis=1, dtype=np.int32)
     bias += 256 * wide.sum(axis=1, dtype=np.int32)
     return bias
-
-
-class Work(NamedTuple):
-    """What a scan visits: row ranges, each with the queries that want it.
-
-    Attributes
-    ----------
-    row_start, row_stop : ndarray of shape (W,), int64
-    query_start : ndarray of shape (W + 1,), int64
-        Item w is wanted by ``query_list[query_start[w]:query_start[w + 1]]``.
-    query_list : ndarray of int32
-    """
-
-    row_start: NDArray[np.int64]
-    row_stop: NDArray[np.int64]
-    query_start: NDArray[np.int64]
-    query_list: NDArray[np.int32]
-
-    @property
-    def pairs(self) -> int:
-        """Number of descriptor pairs that the scan computes."""
-        return int(((self.row_stop - self.row_start) * np.diff(self.query_start)).sum())
 
 
 def _require_same_length(rows: PackedRows, queries: Queries) -> None:
@@ -194,27 +169,6 @@ def range_scan_reference(
                 for row, d in zip(rows[good], distance[good], strict=True)
             )
     return found
-
-
-def full_work(rows: int, queries: int, dimensions: int = 64) -> Work:
-    """Return the work of a scan of all rows for all queries, in items that fit the cache.
-
-    Parameters
-    ----------
-    rows, queries : int
-        How many.
-    dimensions : int
-        Bytes of a row.
-    """
-    # A multiple of two blocks, so that only the last tile is narrow.
-    step = max(2 * BLOCK, ITEM_BYTES // dimensions // (2 * BLOCK) * (2 * BLOCK))
-    starts = np.arange(0, rows, step, dtype=np.int64)
-    return Work(
-        starts,
-        np.minimum(starts + step, rows),
-        np.arange(len(starts) + 1, dtype=np.int64) * queries,
-        np.tile(np.arange(queries, dtype=np.int32), len(starts)),
-    )
 
 
 def nearest(

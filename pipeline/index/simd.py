@@ -51,7 +51,7 @@ HEAD = 32
 if they alone are too far apart for every pair of a register tile, the rest is not computed."""
 
 UNROLLED = 1
-"""Steps written out in a round of a tile's loop: with more, sums are driven out of the registers."""
+"""Steps written out in a round of a tile's loop: with more, sums are driven out of registers."""
 
 NEVER = np.iinfo(np.int32).max
 """A limit that no pair passes, and the distance of a neighbour that there is not."""

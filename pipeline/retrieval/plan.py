@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import SearchConfig
-from pipeline.index.kernels import Queries, Work, full_work, nearest, prepare_queries
+from pipeline.index.kernels import Queries, nearest, prepare_queries
 from pipeline.index.model import Model
 from pipeline.index.rows import ROW_UNIT
 from pipeline.index.segments import Segment
+from pipeline.index.work import Work, cell_work, full_work
 
 EXHAUSTIVE_BELOW = 1_000_000
 """Descriptors of 64 bytes below which the ``auto`` plan scans everything: 1,000 query descriptors
@@ -183,17 +184,4 @@ def plan_work(plan: QueryPlan, segment: Segment) -> Work:
     """Return what a scan of one segment visits: each wanted cell once, with its queries."""
     if plan.kind == "exhaustive":
         return full_work(segment.rows.size, len(plan.codes), segment.rows.dimensions)
-    local = plan.cells.astype(np.int64) - segment.first_cell
-    sizes = np.diff(segment.cell_offsets)
-    mine = (local >= 0) & (local < len(sizes))
-    mine[mine] = sizes[local[mine]] > 0
-    query, _ = np.nonzero(mine)
-    cell = local[mine]
-    order = np.argsort(cell, kind="stable")
-    wanted, first = np.unique(cell[order], return_index=True)
-    return Work(
-        segment.cell_offsets[wanted],
-        segment.cell_offsets[wanted + 1],
-        np.append(first, len(order)).astype(np.int64),
-        query[order].astype(np.int32),
-    )
+    return cell_work(plan.cells.astype(np.int64) - segment.first_cell, segment.cell_offsets)

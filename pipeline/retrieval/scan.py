@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.kernels import Hits, Work, nearest, range_scan
+from pipeline.index.kernels import Hits, nearest, range_scan
 from pipeline.index.segments import Segment
+from pipeline.index.work import Work
 from pipeline.retrieval.plan import QueryPlan, plan_work
 
 

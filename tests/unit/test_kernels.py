@@ -15,8 +15,6 @@ from pipeline.index import vptree
 from pipeline.index.kernels import (
     Hits,
     Queries,
-    Work,
-    full_work,
     nearest,
     nearest_reference,
     prepare_queries,
@@ -26,6 +24,7 @@ from pipeline.index.kernels import (
 from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.simd import HEAD, PATHS, nearest_ranges, scan_ranges, usable_paths
 from pipeline.index.warm import warm_up
+from pipeline.index.work import Work, full_work
 
 USABLE = usable_paths()
 every_path = pytest.mark.parametrize(

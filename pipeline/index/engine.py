@@ -1,0 +1,411 @@
+"""The search engine alone: nearest neighbours of vectors, without images, databases or servers.
+
+::
+
+    from pipeline.index import VantageIndex
+
+    index = VantageIndex.build(vectors)              # float32 (N, D)
+    distances, ids = index.search(queries, 10)       # both (Q, 10), as faiss returns them
+    index.add(more)                                  # ids go on counting, or give your own
+    index.remove([3, 5])
+    index.save("vectors.vantage")
+    index = VantageIndex.open("vectors.vantage")     # mapped into memory
+
+In the words of FAISS it is an inverted file with a scalar quantiser: vectors are rotated into
+their principal axes and stored as 8-bit rows, sorted by the cells of a vantage-point tree.
+``effort`` is ``nprobe`` as a share of the cells; ``exact=True`` compares with every row. Distances
+are squared Euclidean distances of the stored rows, in the units of the input.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipeline.arrays import ArrayFile, write_arrays
+from pipeline.config import IndexConfig
+from pipeline.errors import CorruptFileError, InputError
+from pipeline.index.parts import CHUNK, Part, living_rows, make_part, search_parts, unite_parts
+from pipeline.index.quantizer import Quantizer, train_quantizer
+from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
+from pipeline.index.simd import NEVER
+from pipeline.index.vptree import VPTree, levels_for, train_tree
+
+DEFAULT_EFFORT = 0.06
+"""Share of the cells that a search opens for a query; see docs/decisions/0004-scoring.md."""
+
+EXACT_BELOW = 20_000
+"""Rows below which a search without a given effort compares with every row."""
+
+REGROWTH = 4
+"""The tree is trained again when there are so many times the rows that it was trained for."""
+
+FORMAT = 1
+"""Number of the file format that `VantageIndex.save` writes."""
+
+
+class DamagedIndexError(CorruptFileError):
+    """A saved index is not what was written: its path, what is wrong."""
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return (
+            f"the saved index {path!r} is damaged ({reason}); take it from a backup, or build it "
+            "again from the vectors"
+        )
+
+
+class VantageIndex:
+    """Approximate or exact nearest neighbours of float32 vectors.
+
+    Made by `build` or `open`. One object may be searched by several threads at once; `add` and
+    `remove` must not run beside anything else.
+
+    Parameters
+    ----------
+    dimensions : int
+        Numbers D of a vector.
+    config : IndexConfig
+        ``dimensions`` is the length of a stored row: more than D is rounded up, less than D keeps
+        only the leading principal axes. ``groups`` is not used.
+    threads : int
+        Threads of a call.
+    """
+
+    def __init__(self, dimensions: int, config: IndexConfig, threads: int) -> None:
+        self.dimensions = dimensions
+        self.config = config
+        self.threads = threads
+        self._quantizer: Quantizer | None = None
+        self._tree: VPTree | None = None
+        self._trained_for = 0
+        self._parts: list[Part] = []
+        self._next_id = 0
+        self._pool = ThreadPoolExecutor(threads)
+
+    @classmethod
+    def build(
+        cls,
+        vectors: ArrayLike,
+        *,
+        ids: ArrayLike | None = None,
+        config: IndexConfig | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """Make an index of vectors.
+
+        Parameters
+        ----------
+        vectors : array_like of shape (N, D), float32
+            Finite; N may be 0. Rotation and scale are fitted to the first vectors that an index
+            gets: they should look like those to come.
+        ids : array_like of shape (N,), int64, optional
+            Not negative, all different. Default: 0 to N - 1.
+        config : IndexConfig, optional
+            Default: rows as long as the vectors, everything else as `IndexConfig` says.
+        threads : int, optional
+            Threads of this and every later call. Default: the processor's cores.
+
+        Raises
+        ------
+        InputError
+            Not a matrix, NaN or infinite values, more than 4096 columns, ids that do not fit.
+        """
+        rows = _as_matrix(vectors)
+        width = rows.shape[1]
+        if not 1 <= width <= MAX_DIMENSIONS:
+            raise InputError(f"vectors of {width} numbers: an index takes 1 to {MAX_DIMENSIONS}")
+        length = -(-width // ROW_UNIT) * ROW_UNIT
+        index = cls(width, config or IndexConfig(dimensions=length), _threads(threads))
+        index.add(rows, ids)
+        return index
+
+    def __len__(self) -> int:
+        """Return the number of vectors that are not removed."""
+        return sum(int(part.alive.sum()) for part in self._parts)
+
+    @property
+    def stats(self) -> dict[str, Any]:
+        """Tell rows, cells, parts and bytes."""
+        rows = sum(len(part.ids) for part in self._parts)
+        return {
+            "vectors": len(self),
+            "removed": rows - len(self),
+            "dimensions": self.dimensions,
+            "row_bytes": self.config.dimensions,
+            "cells": self._tree.cells if self._tree else 0,
+            "parts": len(self._parts),
+            "bytes": sum(
+                array.nbytes for part in self._parts for array in (*part.rows[:3], part.ids)
+            ),
+        }
+
+    def add(self, vectors: ArrayLike, ids: ArrayLike | None = None) -> None:
+        """Add vectors.
+
+        Parameters
+        ----------
+        vectors : array_like of shape (N, D), float32
+        ids : array_like of shape (N,), int64, optional
+            Not negative and not in the index. Default: from the largest id so far plus one.
+
+        Raises
+        ------
+        InputError
+            See `build`.
+        """
+        rows = _as_matrix(vectors, self.dimensions)
+        numbers = self._checked_ids(ids, len(rows))
+        if not len(rows):
+            return
+        if self._quantizer is None:
+            _require_finite(rows)
+            self._quantizer = train_quantizer(self._sample(rows), self.config.dimensions)
+        codes = self._encode(self._quantizer, rows)
+        total = sum(len(part.ids) for part in self._parts) + len(rows)
+        if self._tree is None or total > REGROWTH * self._trained_for:
+            # The cells would grow too large: all rows get new ones.
+            kept = living_rows(self._parts) if self._parts else (codes[:0], numbers[:0])
+            codes = np.concatenate([kept[0], codes])
+            numbers = np.concatenate([kept[1], numbers])
+            self._tree = self._train_tree(codes)
+            self._trained_for = len(codes)
+            self._parts = []
+        self._parts.append(make_part(codes, numbers, self._tree, self._pool))
+        self._parts = unite_parts(self._parts, self._tree, self._pool)
+        self._next_id = max(self._next_id, int(numbers.max()) + 1)
+
+    def remove(self, ids: ArrayLike) -> int:
+        """Remove vectors; returns how many there were. Ids that there are not do not matter."""
+        gone = np.asarray(ids, np.int64).ravel()
+        removed = 0
+        for part in self._parts:
+            hit = part.alive & np.isin(part.ids, gone)
+            part.alive[hit] = False
+            removed += int(hit.sum())
+        return removed
+
+    def search(
+        self,
+        queries: ArrayLike,
+        k: int,
+        *,
+        effort: float | None = None,
+        exact: bool = False,
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Find the k nearest vectors of each query.
+
+        Parameters
+        ----------
+        queries : array_like of shape (Q, D), float32
+        k : int
+            At least 1.
+        effort : float, optional
+            Share of the cells that are opened for a query, above 0 and at most 1: more finds more
+            of the true neighbours and takes longer. Default: `DEFAULT_EFFORT`, in an index of
+            fewer than `EXACT_BELOW` vectors everything.
+        exact : bool
+            Compare with every row.
+
+        Returns
+        -------
+        distances : ndarray of shape (Q, k), float32
+            Squared Euclidean distances of the stored rows, ascending; infinite where there are
+            fewer than k.
+        ids : ndarray of shape (Q, k), int64
+            -1 where there are fewer than k.
+
+        Raises
+        ------
+        InputError
+            Queries of another length, NaN or infinite values, k or effort out of range.
+        """
+        rows = _as_matrix(queries, self.dimensions)
+        if k < 1:
+            raise InputError(f"k is {k}: it must be at least 1")
+        if effort is not None and not 0 < effort <= 1:
+            raise InputError(f"effort is {effort}: it must be above 0 and at most 1")
+        if self._quantizer is None or self._tree is None:
+            _require_finite(rows)
+            nothing = np.full((len(rows), k), np.inf, np.float32)
+            return nothing, np.full((len(rows), k), -1, np.int64)
+        codes = self._quantizer.encode(rows)
+        few = sum(len(part.ids) for part in self._parts) < EXACT_BELOW
+        everything = exact or (effort is None and few)
+        share = DEFAULT_EFFORT if effort is None else effort
+        probes = None if everything else max(1, round(share * self._tree.cells))
+        distance, ids = search_parts(
+            self._parts, self._tree, codes, k, probes, self._pool, self.threads
+        )
+        squared = distance.astype(np.float64) / self._quantizer.scale**2
+        return np.where(distance == NEVER, np.inf, squared).astype(np.float32), ids
+
+    def save(self, path: str | Path) -> None:
+        """Write the index to a file, which is replaced as a whole or not at all."""
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
+        try:
+            with temporary.open("wb") as stream:
+                write_arrays(stream, self._arrays(), self._meta())
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True, threads: int | None = None) -> Self:
+        """Open a saved index; its rows are mapped into memory, not read.
+
+        Parameters
+        ----------
+        path : str or Path
+        verify : bool
+            Compare everything with its checksum first, which reads the file once.
+        threads : int, optional
+            See `build`.
+
+        Raises
+        ------
+        DamagedIndexError
+            The file is cut off, changed, or something else.
+        FileNotFoundError, PermissionError
+        """
+        try:
+            file = ArrayFile(Path(path))
+            if verify:
+                file.verify()
+            if file.meta.get("format") != FORMAT:
+                found = file.meta.get("format", "none")
+                raise DamagedIndexError(str(path), f"format {found} instead of {FORMAT}")
+            meta = file.meta
+            config = IndexConfig.from_dict(meta["config"])
+            index = cls(meta["dimensions"], config, _threads(threads))
+            index._read(file, meta)
+        except DamagedIndexError:
+            raise
+        except CorruptFileError as exc:
+            raise DamagedIndexError(str(path), exc.args[1]) from exc
+        except KeyError as exc:
+            raise DamagedIndexError(str(path), f"it holds no {exc.args[0]}") from exc
+        return index
+
+    def _meta(self) -> dict[str, Any]:
+        """Return the plain values of a saved index."""
+        return {
+            "format": FORMAT,
+            "dimensions": self.dimensions,
+            "config": self.config.to_dict(),
+            "next_id": self._next_id,
+            "trained_for": self._trained_for,
+            "parts": len(self._parts),
+            "scale": self._quantizer.scale if self._quantizer else 0.0,
+        }
+
+    def _arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays of a saved index."""
+        if self._quantizer is None or self._tree is None:
+            return {}
+        arrays: dict[str, NDArray[Any]] = {
+            "mean": self._quantizer.mean,
+            "rotation": self._quantizer.rotation,
+            **vars(self._tree),
+        }
+        for number, part in enumerate(self._parts):
+            columns: dict[str, NDArray[Any]] = {
+                "codes": part.rows.codes,
+                "norms": part.rows.norms,
+                "heads": part.rows.heads,
+                "ids": part.ids,
+                "cell_offsets": part.cell_offsets,
+                "alive": part.alive,
+            }
+            arrays.update({f"{number}.{name}": array for name, array in columns.items()})
+        return arrays
+
+    def _read(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+        """Inverse of `_arrays` and `_meta`."""
+        self._next_id, self._trained_for = meta["next_id"], meta["trained_for"]
+        if not meta["scale"]:
+            return
+        self._quantizer = Quantizer(arrays["mean"], arrays["rotation"], meta["scale"])
+        self._tree = VPTree(*(arrays[name] for name in VPTree.__dataclass_fields__))
+        for number in range(meta["parts"]):
+            codes, norms, heads, ids, offsets, alive = (
+                arrays[f"{number}.{name}"]
+                for name in ("codes", "norms", "heads", "ids", "cell_offsets", "alive")
+            )
+            rows = PackedRows(codes, norms, heads, len(ids))
+            self._parts.append(Part(rows, ids, offsets, alive.copy()))
+
+    def _checked_ids(self, ids: ArrayLike | None, count: int) -> NDArray[np.int64]:
+        """Return the ids of new vectors."""
+        if ids is None:
+            return np.arange(self._next_id, self._next_id + count, dtype=np.int64)
+        numbers = np.asarray(ids)
+        if numbers.shape != (count,) or numbers.dtype.kind not in "iu":
+            raise InputError(
+                f"ids of shape {numbers.shape} and type {numbers.dtype} do not fit {count} "
+                "vectors: one whole number each"
+            )
+        numbers = numbers.astype(np.int64)
+        if count and numbers.min() < 0:
+            raise InputError(f"the id {numbers.min()} is negative: -1 means no neighbour")
+        if len(np.unique(numbers)) != count:
+            raise InputError("ids appear more than once")
+        for part in self._parts:
+            known = part.ids[part.alive & np.isin(part.ids, numbers)]
+            if len(known):
+                raise InputError(f"the id {known[0]} is in the index already; remove it first")
+        return numbers
+
+    def _sample(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Return as many rows as the settings ask for, at random."""
+        if len(rows) <= self.config.sample_size:
+            return rows
+        rng = np.random.default_rng(self.config.seed)
+        chosen = rng.choice(len(rows), self.config.sample_size, replace=False)
+        chosen.sort()
+        return rows[chosen]
+
+    def _encode(self, quantizer: Quantizer, rows: NDArray[np.float32]) -> NDArray[np.int8]:
+        """Return the stored bytes of vectors."""
+        pieces = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
+        return np.concatenate(list(self._pool.map(quantizer.encode, pieces)))
+
+    def _train_tree(self, codes: NDArray[np.int8]) -> VPTree:
+        """Return a tree with cells of the wanted size."""
+        levels = levels_for(len(codes), self.config.cell_size, 1)
+        return train_tree(self._sample(codes), levels, self.config.vantage, self.config.seed)
+
+
+def _threads(threads: int | None) -> int:
+    """Return the number of threads; by default the cores that this process may use."""
+    if threads is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if threads < 1:
+        raise InputError(f"threads is {threads}: it must be at least 1")
+    return threads
+
+
+def _as_matrix(vectors: ArrayLike, width: int | None = None) -> NDArray[np.float32]:
+    """Return vectors as a float32 matrix."""
+    rows = np.asarray(vectors, np.float32)
+    if rows.ndim != 2 or (width is not None and rows.shape[1] != width):
+        wanted = "any number of" if width is None else width
+        raise InputError(
+            f"an array of shape {rows.shape} is not a list of vectors of {wanted} numbers"
+        )
+    return rows
+
+
+def _require_finite(rows: NDArray[np.float32]) -> None:
+    """Refuse NaN and infinite values."""
+    if not np.isfinite(rows).all():
+        raise InputError("vectors hold NaN or infinite values; remove those rows")

@@ -1,0 +1,201 @@
+"""Parts of an engine's index: rows sorted by cell, and the search over several of them.
+
+A part is what one call added. Parts are united by and by, so that there are never many of them
+(`unite_parts`): each row is copied a logarithmic number of times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index.kernels import Queries, nearest, prepare_queries
+from pipeline.index.model import to_signed, to_unsigned
+from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
+from pipeline.index.simd import NEVER
+from pipeline.index.vptree import VPTree
+from pipeline.index.work import Work, cell_work, full_work, split_work
+
+CHUNK = 65_536
+"""Rows that one thread works on at a time."""
+
+QUERIES_AT_ONCE = 4096
+"""Queries that are searched together: their lists and neighbours stay small."""
+
+GROWTH = 2
+"""A part is united with the one before it when that is not so many times larger."""
+
+Neighbours = tuple[NDArray[np.int32], NDArray[np.int64]]
+"""Squared distances of bytes and ids, both of shape (Q, k); int32's maximum and -1 at the end."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass
+class Part:
+    """Rows sorted by cell.
+
+    Attributes
+    ----------
+    rows : PackedRows
+    ids : ndarray of shape (N,), int64
+    cell_offsets : ndarray of shape (C + 1,), int64
+        Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
+    alive : ndarray of shape (N,), bool
+        Rows that are not removed.
+    """
+
+    rows: PackedRows
+    ids: NDArray[np.int64]
+    cell_offsets: NDArray[np.int64]
+    alive: NDArray[np.bool_]
+
+
+def make_part(
+    codes: NDArray[np.int8], ids: NDArray[np.int64], tree: VPTree, pool: Executor
+) -> Part:
+    """Sort rows by their cells.
+
+    Parameters
+    ----------
+    codes : ndarray of shape (N, W), int8
+    ids : ndarray of shape (N,), int64
+    tree : VPTree
+    pool : Executor
+        Finds the cells, `CHUNK` rows a piece.
+    """
+    pieces = [codes[at : at + CHUNK] for at in range(0, len(codes), CHUNK)]
+    found = [cells for cells, _ in pool.map(tree.assign, pieces)]
+    cells = np.concatenate([np.empty(0, np.uint32), *found])
+    order = np.argsort(cells, kind="stable")
+    offsets = np.searchsorted(cells[order], np.arange(tree.cells + 1)).astype(np.int64)
+    rows = pack_rows(to_unsigned(codes[order]))
+    return Part(rows, ids[order], offsets, np.ones(len(ids), np.bool_))
+
+
+def living_rows(parts: Sequence[Part]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Return the rows that are not removed, and their ids."""
+    codes = [to_signed(unpack_rows(part.rows)[part.alive]) for part in parts]
+    return np.concatenate(codes), np.concatenate([part.ids[part.alive] for part in parts])
+
+
+def unite_parts(parts: list[Part], tree: VPTree, pool: Executor) -> list[Part]:
+    """Unite the last parts until each is `GROWTH` times as large as the next."""
+    last = len(parts) - 1
+    size = len(parts[last].ids)
+    while last > 0 and len(parts[last - 1].ids) < GROWTH * size:
+        last -= 1
+        size += len(parts[last].ids)
+    if last == len(parts) - 1:
+        return parts
+    return [*parts[:last], make_part(*living_rows(parts[last:]), tree, pool)]
+
+
+def search_parts(
+    parts: Sequence[Part],
+    tree: VPTree,
+    codes: NDArray[np.int8],
+    k: int,
+    probes: int | None,
+    pool: Executor,
+    threads: int,
+) -> Neighbours:
+    """Return the k nearest rows of each query.
+
+    The cell that a query falls into is scanned first: the k-th neighbour there bounds the distances
+    that the rest of the search, in the order of the rows, has to look at.
+
+    Parameters
+    ----------
+    parts : sequence of Part
+    tree : VPTree
+    codes : ndarray of shape (Q, W), int8
+    k : int
+    probes : int or None
+        Cells that are opened for a query; None: every row is compared.
+    pool : Executor
+    threads : int
+        Pieces that the work is cut into.
+    """
+    found = [
+        _search_some(parts, tree, codes[at : at + QUERIES_AT_ONCE], k, probes, pool, threads)
+        for at in range(0, len(codes), QUERIES_AT_ONCE)
+    ]
+    distances = [np.empty((0, k), np.int32), *(distance for distance, _ in found)]
+    return np.concatenate(distances), np.concatenate(
+        [np.empty((0, k), np.int64), *(ids for _, ids in found)]
+    )
+
+
+def _search_some(
+    parts: Sequence[Part],
+    tree: VPTree,
+    codes: NDArray[np.int8],
+    k: int,
+    probes: int | None,
+    pool: Executor,
+    threads: int,
+) -> Neighbours:
+    """Search for few enough queries."""
+    queries = prepare_queries(codes)
+    wanted = 1 if probes is None else probes
+    per_piece = -(-len(codes) // threads)
+    pieces = [codes[at : at + per_piece] for at in range(0, len(codes), per_piece)]
+    cells = np.concatenate(_spread(pool, lambda piece: tree.probe(piece, wanted), pieces))
+    tasks = [(part, work) for part in parts for work in _works(part, cells[:, :1], threads)]
+    first = _nearest_of(tasks, queries, k, None, pool)
+    reach = np.minimum(first[0][:, -1].astype(np.int64) + 1, NEVER)
+    if probes is None:
+        every = [(part, full_work(part.rows.size, len(codes), codes.shape[1])) for part in parts]
+        tasks = [(part, piece) for part, work in every for piece in split_work(work, threads)]
+        return _nearest_of(tasks, queries, k, reach, pool)
+    tasks = [(part, work) for part in parts for work in _works(part, cells[:, 1:], threads)]
+    return _merge([first, _nearest_of(tasks, queries, k, reach, pool)], k)
+
+
+def _works(part: Part, cells: NDArray[np.uint32], threads: int) -> list[Work]:
+    """Return the work of some cells of a part, cut for the threads."""
+    return split_work(cell_work(cells, part.cell_offsets), threads)
+
+
+def _spread(
+    pool: Executor, function: Callable[[Item], Result], items: Sequence[Item]
+) -> list[Result]:
+    """Map in the pool; a single item in this thread."""
+    return [function(item) for item in items] if len(items) < 2 else list(pool.map(function, items))
+
+
+def _nearest_of(
+    tasks: Sequence[tuple[Part, Work]],
+    queries: Queries,
+    k: int,
+    reach: NDArray[np.int64] | None,
+    pool: Executor,
+) -> Neighbours:
+    """Return the k nearest rows below the reach over several pieces of work."""
+
+    def scan(task: tuple[Part, Work]) -> Neighbours:
+        part, work = task
+        distance, row = nearest(part.rows, queries, k, alive=part.alive, work=work, reach=reach)
+        ids = np.where(row < 0, -1, part.ids[np.maximum(row, 0)])
+        return distance, ids
+
+    return _merge(_spread(pool, scan, tasks), k, len(queries.codes))
+
+
+def _merge(found: Sequence[Neighbours], k: int, queries: int = 0) -> Neighbours:
+    """Return the k nearest of several answers, the smaller id first among equal distances."""
+    if not found:
+        return np.full((queries, k), NEVER, np.int32), np.full((queries, k), -1, np.int64)
+    if len(found) == 1:
+        return found[0]
+    distance = np.concatenate([distance for distance, _ in found], axis=1)
+    ids = np.concatenate([ids for _, ids in found], axis=1)
+    order = np.lexsort((ids, distance), axis=1)[:, :k]
+    return np.take_along_axis(distance, order, axis=1), np.take_along_axis(ids, order, axis=1)

@@ -1,0 +1,103 @@
+"""What a scan visits: ranges of rows, each with the queries that want them."""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index.simd import BLOCK
+
+ITEM_BYTES = 1 << 17
+"""Bytes of a work item of an exhaustive scan: they stay in the L2 cache while the tiles of queries
+pass over them."""
+
+
+class Work(NamedTuple):
+    """What a scan visits: row ranges, each with the queries that want it.
+
+    Attributes
+    ----------
+    row_start, row_stop : ndarray of shape (W,), int64
+    query_start : ndarray of shape (W + 1,), int64
+        Item w is wanted by ``query_list[query_start[w]:query_start[w + 1]]``.
+    query_list : ndarray of int32
+    """
+
+    row_start: NDArray[np.int64]
+    row_stop: NDArray[np.int64]
+    query_start: NDArray[np.int64]
+    query_list: NDArray[np.int32]
+
+    @property
+    def pairs(self) -> int:
+        """Number of descriptor pairs that the scan computes."""
+        return int(((self.row_stop - self.row_start) * np.diff(self.query_start)).sum())
+
+
+def full_work(rows: int, queries: int, dimensions: int = 64) -> Work:
+    """Return the work of a scan of all rows for all queries, in items that fit the cache.
+
+    Parameters
+    ----------
+    rows, queries : int
+        How many.
+    dimensions : int
+        Bytes of a row.
+    """
+    # A multiple of two blocks, so that only the last tile is narrow.
+    step = max(2 * BLOCK, ITEM_BYTES // dimensions // (2 * BLOCK) * (2 * BLOCK))
+    starts = np.arange(0, rows, step, dtype=np.int64)
+    return Work(
+        starts,
+        np.minimum(starts + step, rows),
+        np.arange(len(starts) + 1, dtype=np.int64) * queries,
+        np.tile(np.arange(queries, dtype=np.int32), len(starts)),
+    )
+
+
+def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:
+    """Return the work of a scan of some cells: each wanted cell once, with its queries.
+
+    Parameters
+    ----------
+    cells : ndarray of shape (Q, P), integer
+        Cells each query wants; those that `cell_offsets` does not have, or that are empty, are
+        left out.
+    cell_offsets : ndarray of shape (C + 1,), int64
+        Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
+    """
+    local = cells.astype(np.int64, copy=False)
+    sizes = np.diff(cell_offsets)
+    mine = (local >= 0) & (local < len(sizes))
+    mine[mine] = sizes[local[mine]] > 0
+    query, _ = np.nonzero(mine)
+    cell = local[mine]
+    order = np.argsort(cell, kind="stable")
+    wanted, first = np.unique(cell[order], return_index=True)
+    return Work(
+        cell_offsets[wanted],
+        cell_offsets[wanted + 1],
+        np.append(first, len(order)).astype(np.int64),
+        query[order].astype(np.int32),
+    )
+
+
+def split_work(work: Work, count: int) -> list[Work]:
+    """Cut work into at most `count` pieces of consecutive items, about equal in pairs."""
+    pairs = np.cumsum((work.row_stop - work.row_start) * np.diff(work.query_start))
+    if not len(pairs):
+        return []
+    cuts = np.searchsorted(pairs, pairs[-1] * np.arange(1, count) / count)
+    ends = np.unique(np.concatenate([[0], cuts, [len(pairs)]]))
+    return [
+        Work(
+            work.row_start[start:stop],
+            work.row_stop[start:stop],
+            work.query_start[start : stop + 1],
+            work.query_list,
+        )
+        for start, stop in itertools.pairwise(ends)
+    ]
