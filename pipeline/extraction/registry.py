@@ -60,6 +60,15 @@ _made: dict[tuple[int, str], Extractor] = {}
 _making = threading.RLock()
 
 
+def _renew_lock() -> None:
+    """Let a forked process not wait for a thread that stayed behind."""
+    global _making
+    _making = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
+
 def register(
     name: str,
     factory: Factory,

@@ -273,7 +273,39 @@ class TestRegistry:
             "    os._exit(7 if get_extractor(ExtractorConfig()) is not mine else 8)\n"
             "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         )
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+        )
+        assert (done.stdout, done.stderr) == ("7\n", "")
+
+    def test_a_fork_while_another_thread_makes_one_does_not_hang_the_child(self) -> None:
+        code = (
+            "import os, threading, time\n"
+            "from pipeline.config import ExtractorConfig\n"
+            "from pipeline.extraction import registry\n"
+            "from pipeline.extraction.sift import SiftExtractor\n"
+            "busy, go_on = threading.Event(), threading.Event()\n"
+            "class Slow(SiftExtractor):\n"
+            "    name = 'slow'\n"
+            "    def __init__(self, config, open_model):\n"
+            "        super().__init__()\n"
+            "        busy.set()\n"
+            "        go_on.wait()\n"
+            "registry.register('slow', Slow)\n"
+            "config = ExtractorConfig(name='slow')\n"
+            "thread = threading.Thread(target=registry.get_extractor, args=[config])\n"
+            "thread.start()\n"
+            "busy.wait()\n"
+            "child = os.fork()\n"
+            "if child == 0:\n"
+            "    registry.get_extractor(ExtractorConfig())\n"
+            "    os._exit(7)\n"
+            "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+            "go_on.set()\n"
+        )
+        # Python 3.12 warns of every fork beside threads: that is what is tried here.
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert (done.stdout, done.stderr) == ("7\n", "")
 
     @pytest.mark.parametrize("options", [{"colour": 1}, {"octaves": 0}, {"variant": "best"}])
