@@ -16,10 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.index.rows import read_only
+
+TRAINING_ROWS = 65_536
+"""About the most rows that axes and scale are computed from; more for very long descriptors."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +72,28 @@ class Quantizer:
             )
         if not np.isfinite(descriptors).all():
             raise InputError("descriptors hold NaN or infinite values; remove those rows")
-        rotated = (descriptors - self.mean) @ self.rotation
+        inputs = (descriptors, self.mean, self.rotation)
+        rotated = _rotate(*(read_only(array) for array in inputs))
         if self.whiten:
             rotated = _unit_length(rotated)
-        return np.clip(np.rint(rotated * self.scale), -127, 127).astype(np.int8)
+        codes: NDArray[np.int8] = np.clip(np.rint(rotated * self.scale), -127, 127).astype(np.int8)
+        return codes
+
+
+@numba.njit(nogil=True, cache=True)
+def _rotate(rows, mean, rotation):  # type: ignore[no-untyped-def]
+    """Return ``(rows - mean) @ rotation``.
+
+    Added in one order, always: a row has the same bytes among others and alone, here and on any
+    other machine, which a linear algebra library does not promise.
+    """
+    out = np.zeros((rows.shape[0], rotation.shape[1]), np.float32)
+    for i in range(rows.shape[0]):
+        for d in range(rows.shape[1]):
+            value = rows[i, d] - mean[d]
+            for j in range(rotation.shape[1]):
+                out[i, j] += value * rotation[d, j]
+    return out
 
 
 def _unit_length(rows: NDArray[Any]) -> NDArray[Any]:
@@ -140,6 +163,8 @@ def train_quantizer(
     H. Jegou, O. Chum, "Negative evidences and co-occurences in image retrieval: the benefit of PCA
     and whitening", ECCV 2012.
     """
+    # Every n-th row of a large sample: the axes no longer change, the time does.
+    sample = sample[:: max(1, len(sample) // max(TRAINING_ROWS, 16 * sample.shape[1]))]
     width, count = sample.shape[1], len(sample)
     mean = sample.mean(axis=0, dtype=np.float64)
     centred = sample.astype(np.float64) - mean

@@ -39,11 +39,10 @@ PRINCIPAL_REACH = 50.0
 """Distance of a principal vantage point from the node's mean, in standard deviations along its
 axis; see docs/decisions/0002-vantage-points.md."""
 
-PRINCIPAL_VALUES = 20_000 * 64
-"""Numbers that a principal axis is computed from: 20,000 rows of 64 bytes."""
+PRINCIPAL_SAMPLE = 4096
+"""Rows of a node that its principal axis is computed from."""
 
-WIDEST_EIGENPROBLEM = 256
-POWER_ROUNDS = 30
+POWER_ROUNDS = 40
 
 _Rows = NDArray[np.int8]
 _Point = NDArray[np.float32]
@@ -247,35 +246,46 @@ def _spread_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point
 
 def _principal_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point:
     """Place a point on the first principal axis, outside the rows."""
-    most = max(PRINCIPAL_VALUES // rows.shape[1], 2000)
+    most = PRINCIPAL_SAMPLE
     sample = rows if len(rows) <= most else rows[rng.choice(len(rows), most, replace=False)]
     mean = sample.mean(axis=0, dtype=np.float64)
-    variance, axis = _leading_axis(sample - mean)
+    variance, axis = _leading_axis((sample - mean).astype(np.float32))
     axis = axis * (np.sign(axis[np.abs(axis).argmax()]) or 1.0)
     reach = PRINCIPAL_REACH * np.sqrt(max(variance, 1e-6))
     point: _Point = (mean + reach * axis).astype(np.float32)
     return point
 
 
-def _leading_axis(centred: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+def _leading_axis(centred: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
     """Return the greatest variance of centred rows (N, D) along any direction, and the direction.
 
-    Wide rows: by power iteration, whose rounds cost N D instead of D^3. Where it has not converged
-    it is among directions of nearly the same variance, and any of them cuts as well.
+    By power iteration, in our own loops: many small calls of a linear algebra library, whose
+    threads wait for each other, take several times as long. Where it has not converged it is
+    among directions of nearly the same variance, and any of them cuts as well.
     """
-    if centred.shape[1] <= WIDEST_EIGENPROBLEM:
-        values, axes = np.linalg.eigh(centred.T @ centred / len(centred))
-        return float(values[-1]), axes[:, -1]
-    axis = centred[np.einsum("nd,nd->n", centred, centred).argmax()]
-    variance = 0.0
+    axis = centred[np.einsum("nd,nd->n", centred, centred).argmax()].astype(np.float64)
+    variance, unit = 0.0, np.eye(centred.shape[1])[0]
     for _ in range(POWER_ROUNDS):
-        length = np.linalg.norm(axis)
+        length = np.sqrt((axis * axis).sum())
         if length == 0:
-            return 0.0, np.eye(centred.shape[1])[0]
+            return 0.0, unit
         unit = axis / length
-        axis = centred.T @ (centred @ unit) / len(centred)
-        variance = float(unit @ axis)
+        axis = _power_round(read_only(centred), read_only(unit.astype(np.float32)))
+        variance = float((unit * axis).sum())
     return variance, unit
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _power_round(rows, unit):  # type: ignore[no-untyped-def]
+    """Return the mean of rows times their components along a direction."""
+    total = np.zeros(rows.shape[1], np.float64)
+    for i in range(rows.shape[0]):
+        along = np.float32(0)
+        for j in range(rows.shape[1]):
+            along += rows[i, j] * unit[j]
+        for j in range(rows.shape[1]):
+            total[j] += rows[i, j] * along
+    return total / rows.shape[0]
 
 
 _STRATEGIES: dict[VantageStrategy, _Strategy] = {

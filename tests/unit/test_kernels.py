@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.index import vptree
+from pipeline.index import quantizer, vptree
 from pipeline.index.kernels import (
     Hits,
     Queries,
@@ -298,6 +298,7 @@ def test_packing_loses_nothing(count: int, width: int) -> None:
 def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path: Path) -> None:
     warm_up()
     compiled = [scan_ranges, nearest_ranges, vptree._assign, vptree._probe, vptree._all_distances]
+    compiled += [vptree._power_round, quantizer._rotate]
     versions = [len(function.signatures) for function in compiled]
     random = np.random.default_rng(3)
     stored = random.integers(0, 256, (40, 64), dtype=np.uint8)
@@ -311,5 +312,7 @@ def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path:
     tree = vptree.train_tree(received, levels=2)
     tree.assign(received)
     tree.probe(received, 2)
+    vectors = np.frombuffer(b"\0" * 4 * 257, np.float32, offset=4).reshape(2, 128)
+    quantizer.train_quantizer(vectors).encode(vectors)
     range_scan(rows, np.ones(40, bool), queries, np.full(5, 9999, np.int32), full_work(40, 5))
     assert [len(function.signatures) for function in compiled] == versions

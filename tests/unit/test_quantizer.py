@@ -124,6 +124,15 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         quantizer.encode(rows)
 
 
+@pytest.mark.parametrize("whiten", [False, True])
+def test_a_row_has_the_same_bytes_alone_and_among_others(whiten: bool) -> None:
+    rows = sample(128, 300)
+    quantizer = train_quantizer(rows, 128, whiten=whiten)
+    together = quantizer.encode(rows)
+    for i in (0, 7, 299):
+        assert np.array_equal(quantizer.encode(rows[i : i + 1])[0], together[i])
+
+
 @pytest.mark.parametrize("shape", [(3, 17), (16,), (1, 3, 16)])
 def test_descriptors_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
     quantizer = train_quantizer(sample(16))

@@ -136,10 +136,10 @@ def test_the_axis_of_wide_rows_is_the_one_of_the_greatest_variance() -> None:
     direction = rng.normal(0, 1, 300)
     direction /= np.linalg.norm(direction)
     rows += rng.normal(0, 60, (3000, 1)) * direction
-    variance, axis = vptree._leading_axis(rows - rows.mean(axis=0))
+    variance, axis = vptree._leading_axis((rows - rows.mean(axis=0)).astype(np.float32))
     assert abs(axis @ direction) > 0.99
     assert variance == pytest.approx(3700, rel=0.1)
-    variance, axis = vptree._leading_axis(np.zeros((4, 300)))
+    variance, axis = vptree._leading_axis(np.zeros((4, 300), np.float32))
     assert variance == 0
     assert np.linalg.norm(axis) == 1
 
