@@ -12,8 +12,8 @@ keypoint there is within 3 pixels; *mutual*: pairs of descriptors, each the othe
 precision correct over mutual, both of the sums over all pairs.
 
 ``--reference`` adds a table of the same numbers by another program (JSON: a name, then ``pairs``).
-``--turned`` turns images 2 to 6 by 37 degrees first: most sequences are upright, which hides how
-well directions are found.
+``--turned`` turns images 2 to 6 by 37 degrees first, and keeps their inner part: most sequences are
+upright, which hides how well directions are found.
 """
 
 from __future__ import annotations
@@ -126,15 +126,23 @@ METHODS: dict[str, Method] = {
 
 
 def turned(image: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], Places]:
-    """Turn an image about its middle on a canvas that holds all of it, and say how."""
+    """Turn an image about its middle, cut off what has no picture, and say how it was turned."""
     height, width = image.shape
+    sine, cosine = np.sin(np.radians(TURN_DEG)), np.cos(np.radians(TURN_DEG))
+    long, short = max(width, height), min(width, height)
+    # The largest upright box in a turned one: two of its corners touch the long sides, or all
+    # four touch a side each.
+    if short <= 2 * sine * cosine * long:
+        box = np.array([short / sine, short / cosine]) / 2
+        size = box if width >= height else box[::-1]
+    else:
+        both = np.array([width * cosine - height * sine, height * cosine - width * sine])
+        size = both / (cosine**2 - sine**2)
+    columns, rows = (int(side) - 2 for side in size)
     turn = np.eye(3)
     turn[:2] = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), TURN_DEG, 1.0)
-    side = int(np.ceil(np.hypot(height, width)))
-    turn[:2, 2] += (side - width) / 2, (side - height) / 2
-    # Reflected at the border, which gives no edge of its own to find.
-    canvas = cv2.warpAffine(image, turn[:2], (side, side), borderMode=cv2.BORDER_REFLECT_101)
-    return canvas.astype(np.uint8), turn
+    turn[:2, 2] += (columns - width) / 2, (rows - height) / 2
+    return cv2.warpAffine(image, turn[:2], (columns, rows)).astype(np.uint8), turn
 
 
 def measure(method: Method, folder: Path, turn: bool) -> dict[str, Counts]:
