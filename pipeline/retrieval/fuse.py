@@ -35,6 +35,10 @@ _FEW = 3
 _FLAT = 1e-9
 """Median deviations below are those of equal scores."""
 
+_LEAST_SPREAD = 1e-4
+"""Least deviation of the noise: differences that no answer shows (0.000) are no evidence, however
+alike the few other scores of a small collection are. A third of what SIFT has among 2,800 images."""
+
 
 @dataclass(frozen=True)
 class _Evidence:
@@ -141,7 +145,7 @@ def deviations(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     if spread < _FLAT:
         # More than half of the scores are equal: the mean deviation, as Iglewicz and Hoaglin do.
         spread = float(np.mean(away)) * math.sqrt(math.pi / 2)
-    found: NDArray[np.float64] = (scores - middle) / max(spread, _FLAT)
+    found: NDArray[np.float64] = (scores - middle) / max(spread, _LEAST_SPREAD)
     return found
 
 

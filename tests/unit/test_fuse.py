@@ -69,6 +69,11 @@ def test_noise_is_measured_on_the_first_matches_alone() -> None:
     np.testing.assert_array_equal(long[:DEPTH], short[:DEPTH])
 
 
+def test_what_no_answer_shows_is_no_evidence() -> None:
+    result = fuse([answer("a", {"x": 2e-4, "y": 1e-6}), answer("b", {"x": 2e-4, "y": 1e-6})])
+    assert result.matches[0].score < 0.3
+
+
 def test_a_collection_that_knows_outweighs_one_that_does_not() -> None:
     local = noise(100, 0.001, 0.003) | {"right": 0.3}
     looks = noise(100, 0.4, 0.6, name="m") | {"right": 0.41, "wrong": 0.7}
@@ -175,7 +180,9 @@ def test_fusing_takes_two() -> None:
 
 
 IMAGES = [f"{i:02}" for i in range(30)]
-score_lists = st.dictionaries(st.sampled_from(IMAGES), st.floats(1e-6, 1.0), max_size=30)
+score_lists = st.dictionaries(
+    st.sampled_from(IMAGES), st.integers(1, 10_000).map(lambda n: n / 10_000), max_size=30
+)
 answers = st.lists(score_lists, min_size=1, max_size=4).map(
     lambda lists: [answer(f"c{i}", scores) for i, scores in enumerate(lists)]
 )
