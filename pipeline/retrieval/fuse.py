@@ -37,7 +37,7 @@ _FLAT = 1e-9
 
 _LEAST_SPREAD = 1e-4
 """Least deviation of the noise: differences that no answer shows (0.000) are no evidence, however
-alike the few other scores of a small collection are. A third of what SIFT has among 2,800 images."""
+alike the other scores of a small collection are. A third of what SIFT has among 2,800 images."""
 
 
 @dataclass(frozen=True)
