@@ -16,7 +16,7 @@ ROOT = Path(pipeline.__file__).parent.parent
 FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.records"}
 # What a stage may use beside the foundation and itself.
 STAGES = {
-    "pipeline.index": set[str](),
+    "pipeline.index": {"pipeline.arrays"},
     "pipeline.retrieval": {"pipeline.index"},
     "pipeline.extraction": {"pipeline.images", "pipeline.pixels", "pipeline.index.rows"},
     "pipeline.metadata": set[str](),
