@@ -214,8 +214,16 @@ def point_row(point: Point) -> dict[str, object]:
 
 def building_row(made: Built) -> dict[str, object]:
     """Return a row of the table of build times and sizes."""
-    size = "" if math.isnan(made.bytes_a_row) else f"{made.bytes_a_row:.0f}"
-    return {"method": made.name, "build s": f"{made.build_s:.1f}", "bytes a row": size}
+    return {
+        "method": made.name,
+        "build s": f"{made.build_s:.1f}",
+        "bytes a row, on disk": _whole(made.bytes_a_row),
+        "in memory": _whole(made.memory),
+    }
+
+
+def _whole(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.0f}"
 
 
 def _three(value: float) -> str:

@@ -36,7 +36,12 @@ def build_ours(rows: Floats, bench: Bench, cell_sizes: Sequence[int]) -> list[Bu
     for cell_size in cell_sizes:
         config = replace(IndexConfig(), cell_size=cell_size, dimensions=rows.shape[1])
         index, spent = build_index(rows, config, bench)
-        form = partial(_built, build_s=spent, bytes_a_row=file_bytes(index) / len(rows))
+        form = partial(
+            _built,
+            build_s=spent,
+            bytes_a_row=file_bytes(index) / len(rows),
+            memory=index.stats["bytes"] / len(rows),
+        )
         made.append(form(f"vantage, cells of {cell_size}", "ours", searches(index, EFFORTS)))
     scan = {"": exhaustive(index)}
     portable = on_path("portable", searches(index, PORTABLE_EFFORTS))
@@ -99,7 +104,13 @@ def processor() -> str:
 
 
 def _built(
-    name: str, family: str, given: Mapping[str, Search], *, build_s: float, bytes_a_row: float
+    name: str,
+    family: str,
+    given: Mapping[str, Search],
+    *,
+    build_s: float,
+    bytes_a_row: float,
+    memory: float,
 ) -> Built:
     """Return a method of the engine."""
-    return Built(name, family, build_s, bytes_a_row, given, lambda found: found[1], ours=True)
+    return Built(name, family, build_s, bytes_a_row, given, lambda found: found[1], True, memory)

@@ -55,6 +55,8 @@ class Built:
         none.
     ours : bool
         The engine under test: its searches return (distances, ids).
+    memory : float
+        Bytes a row of all its columns in memory; NaN where nothing tells.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Built:
     searches: Mapping[str, Search]
     ids: Callable[[Any], Ids] | None
     ours: bool = False
+    memory: float = float("nan")
 
     @property
     def slow(self) -> bool:
