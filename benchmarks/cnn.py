@@ -207,12 +207,15 @@ def accuracy(
     mean_ap, first = ranked(dataset, by_name)
     measured = {"mAP": round(mean_ap, 3), "recall@1": round(first, 3)}
     sample = np.stack([by_name[name] for name in dataset.database])
-    for whiten in (False, True):
+    for title, unit, whiten in (
+        ("rotated", False, False),
+        ("centred", True, False),
+        ("whitened", True, True),
+    ):
         for length in (64, 128, 256, 512):
-            codes = train_quantizer(sample, length, whiten).encode(rows)
+            codes = train_quantizer(sample, length, unit, whiten).encode(rows)
             coded = dict(zip(images, codes.astype(np.float64), strict=True))
-            title = f"{length} B" + (" whitened" if whiten else "")
-            measured[title] = round(ranked(dataset, coded)[0], 3)
+            measured[f"{length} B {title}"] = round(ranked(dataset, coded)[0], 3)
     return measured
 
 

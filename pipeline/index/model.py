@@ -50,7 +50,7 @@ class Model:
             "mean": self.quantizer.mean,
             "rotation": self.quantizer.rotation,
             "scale": np.array([self.quantizer.scale]),
-            "whiten": np.array([self.quantizer.whiten], np.uint8),
+            "unit": np.array([self.quantizer.unit], np.uint8),
             "points": self.tree.points,
             "radii": self.tree.radii,
             "offsets": self.tree.offsets,
@@ -70,7 +70,7 @@ class Model:
                 arrays["mean"],
                 arrays["rotation"],
                 float(arrays["scale"][0]),
-                bool(arrays["whiten"][0]),
+                bool(arrays["unit"][0]),
             ),
             VPTree(arrays["points"], arrays["radii"], arrays["offsets"], arrays["steps"]),
             PackedRows(
@@ -98,6 +98,7 @@ def train_model(
     background: NDArray[np.float32],
     descriptors: int,
     config: IndexConfig,
+    unit: bool = False,
     whiten: bool = False,
 ) -> Model:
     """Train rotation and tree.
@@ -111,10 +112,10 @@ def train_model(
     descriptors : int
         Descriptors that the index will hold: sets the number of levels.
     config : IndexConfig
-    whiten : bool
+    unit, whiten : bool
         See `pipeline.index.quantizer.train_quantizer`.
     """
-    quantizer = train_quantizer(sample, config.dimensions, whiten)
+    quantizer = train_quantizer(sample, config.dimensions, unit, whiten)
     levels = levels_for(descriptors, config.cell_size, config.groups)
     tree = train_tree(quantizer.encode(sample), levels, config.vantage, config.seed)
     rows = pack_rows(to_unsigned(quantizer.encode(background)))

@@ -5,10 +5,11 @@ signed bytes with one scale for all components, so that the squared Euclidean di
 rows is (but for rounding and the cut) the squared distance of the descriptors times ``scale ** 2``,
 in exact integers.
 
-With whitening each rotated component is divided by its standard deviation, and the row is brought
-to unit length again before it is rounded: directions in which all images differ (and which say
-little) no longer outweigh the others. The distance is that of the whitened rows, their cosine
-``1 - distance / (2 scale ** 2)``.
+Vectors of whole pictures are brought to unit length again before they are rounded: what all of them
+share is gone with the mean, so that unrelated ones have a cosine near zero, and it is the cosine of
+what is left that the distance measures: ``1 - distance / (2 scale ** 2)``. With whitening each
+rotated component is divided by its standard deviation before that: directions in which all images
+differ (and which say little) no longer outweigh the others.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class Quantizer:
         standard deviation along it. W is the length of a stored row; columns beyond D are zero.
     scale : float
         Bytes per unit of the normalised descriptor.
-    whiten : bool
+    unit : bool
         Rows are brought to unit length after the rotation.
     """
 
     mean: NDArray[np.float32]
     rotation: NDArray[np.float32]
     scale: float
-    whiten: bool = False
+    unit: bool = False
 
     def encode(self, descriptors: NDArray[np.float32]) -> NDArray[np.int8]:
         """Return the stored bytes of normalised descriptors.
@@ -74,7 +75,7 @@ class Quantizer:
             raise InputError("descriptors hold NaN or infinite values; remove those rows")
         inputs = (descriptors, self.mean, self.rotation)
         rotated = _rotate(*(read_only(array) for array in inputs))
-        if self.whiten:
+        if self.unit:
             rotated = _unit_length(rotated)
         codes: NDArray[np.int8] = np.clip(np.rint(rotated * self.scale), -127, 127).astype(np.int8)
         return codes
@@ -133,13 +134,16 @@ def _shrunk_variances(centred: NDArray[np.float64], variances: NDArray[np.float6
 
 
 def train_quantizer(
-    sample: NDArray[np.float32], dimensions: int = 64, whiten: bool = False
+    sample: NDArray[np.float32],
+    dimensions: int = 64,
+    unit: bool = False,
+    whiten: bool = False,
 ) -> Quantizer:
     """Fit mean, rotation and scale to a sample of normalised descriptors.
 
     The scale maps the 99.99th percentile of the absolute rotated components to 127: no value that
     matters is clipped, and the few that are lie in the first components of odd descriptors. With
-    whitening it is the largest.
+    `unit` it is the largest.
 
     Parameters
     ----------
@@ -148,14 +152,17 @@ def train_quantizer(
         smaller than `dimensions` (the remaining components are zero).
     dimensions : int
         Components kept.
+    unit : bool
+        Bring rows to unit length after the rotation. For vectors of whole pictures
+        (docs/decisions/0007-cnn-runtime.md has the measurement); distances of local features mean
+        something as they are.
     whiten : bool
-        Divide each component by its standard deviation and bring rows to unit length. For
-        descriptors of whole pictures; distances of local features mean something as they are.
+        Divide each component by its standard deviation first; means `unit` too.
 
     Notes
     -----
     The sign of each axis is fixed (largest coefficient positive); the linear algebra library would
-    choose it at will. With whitening, the mean of N rows is shortened by N / (N + 1): one row alone
+    choose it at will. With `unit`, the mean of N rows is shortened by N / (N + 1): one row alone
     would otherwise be its own mean, and no direction be left of it.
 
     References
@@ -172,17 +179,19 @@ def train_quantizer(
     values, axes = values[::-1], axes[:, ::-1]
     largest = np.abs(axes).argmax(axis=0)
     axes = axes * np.sign(axes[largest, np.arange(width)])
-    if whiten:
+    unit = unit or whiten
+    if unit:
         mean = mean * (count / (count + 1))
+    if whiten:
         variances = np.maximum(values, 0) / count
         axes = axes / np.sqrt(_shrunk_variances(centred, variances))
     rotation = np.zeros((width, dimensions), np.float32)
     rotation[:, : min(width, dimensions)] = axes[:, :dimensions]
     rotated = (sample - mean) @ rotation
-    if whiten:
+    if unit:
         rotated = _unit_length(rotated)
     # A unit row has few large components and must not lose one; their extent is at most 1 anyway.
-    quantile = 1.0 if whiten else 0.9999
+    quantile = 1.0 if unit else 0.9999
     extent = float(np.quantile(np.abs(rotated[:, :width]), quantile)) if count else 0.0
     scale = 127.0 / extent if extent > 0 else 127.0
-    return Quantizer(mean.astype(np.float32), rotation, scale, whiten)
+    return Quantizer(mean.astype(np.float32), rotation, scale, unit)

@@ -94,7 +94,8 @@ def _train_model(
     count = sum(record.image_count for record in records)
     config = _sample_sizes(collection.index, extractor)
     training, background = draw_samples(each_image(), count, extractor.normalize, config)
-    return train_model(training, background, descriptors, config, extractor.whiten)
+    unit, whiten = extractor.one_vector, extractor.whiten
+    return train_model(training, background, descriptors, config, unit, whiten)
 
 
 def _sample_sizes(config: IndexConfig, extractor: Extractor) -> IndexConfig:

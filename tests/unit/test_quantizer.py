@@ -69,11 +69,12 @@ def test_a_large_sample_is_whitened_to_equal_variances() -> None:
     assert not quantizer.rotation[:, 32:].any()
 
 
+@pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("width", [24, 64, 300])
 @pytest.mark.parametrize("count", [3, 40, 2000])
-def test_the_distance_of_whitened_rows_is_their_cosine(width: int, count: int) -> None:
+def test_the_distance_of_unit_rows_is_their_cosine(width: int, count: int, whiten: bool) -> None:
     rows = sample(width, count)
-    quantizer = train_quantizer(rows, 512, whiten=True)
+    quantizer = train_quantizer(rows, 512, unit=True, whiten=whiten)
     codes = quantizer.encode(rows[:50]).astype(np.float64)
     unit = whitened_float(rows[:50], quantizer)
     squared = ((codes[:, None] - codes[None]) ** 2).sum(axis=2)
@@ -102,13 +103,25 @@ def test_whitening_does_not_blow_up(kind: str) -> None:
     assert np.abs(quantizer.encode(asked)).max() <= 127
 
 
+def test_what_all_pictures_share_does_not_count() -> None:
+    """Unrelated pictures of a network have cosines near 1 as they are, near 0 once centred."""
+    rows = np.random.default_rng(4).random((400, 128)).astype(np.float32) + 1
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    assert (rows @ rows.T).mean() > 0.9
+    quantizer = train_quantizer(rows, 128, unit=True)
+    codes = quantizer.encode(rows).astype(np.float64)
+    squared = ((codes[:, None] - codes[None]) ** 2).sum(axis=2)
+    assert abs((1 - squared / (2 * quantizer.scale**2)).mean()) < 0.05
+
+
+@pytest.mark.parametrize("whiten", [False, True])
 @pytest.mark.parametrize("count", [2, 20, 100])
-def test_a_whitened_picture_is_found_again_in_a_small_collection(count: int) -> None:
+def test_a_picture_is_found_again_in_a_small_collection(count: int, whiten: bool) -> None:
     rng = np.random.default_rng(count)
     mean = rng.random(256) + 0.5  # as networks do: all components positive, one strong mean
     rows = mean + 0.2 * sample(256, count)
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-    quantizer = train_quantizer(rows, 256, whiten=True)
+    quantizer = train_quantizer(rows, 256, unit=True, whiten=whiten)
     near = rows + rng.normal(0, 0.1 * rows.std(axis=0).mean(), rows.shape).astype(np.float32)
     stored, asked = quantizer.encode(rows).astype(np.int64), quantizer.encode(near).astype(np.int64)
     squared = ((stored[None] - asked[:, None]) ** 2).sum(axis=2)
@@ -124,10 +137,10 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
         quantizer.encode(rows)
 
 
-@pytest.mark.parametrize("whiten", [False, True])
-def test_a_row_has_the_same_bytes_alone_and_among_others(whiten: bool) -> None:
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_row_has_the_same_bytes_alone_and_among_others(unit: bool) -> None:
     rows = sample(128, 300)
-    quantizer = train_quantizer(rows, 128, whiten=whiten)
+    quantizer = train_quantizer(rows, 128, unit)
     together = quantizer.encode(rows)
     for i in (0, 7, 299):
         assert np.array_equal(quantizer.encode(rows[i : i + 1])[0], together[i])

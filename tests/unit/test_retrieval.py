@@ -200,7 +200,7 @@ def pictures() -> tuple[Model, NDArray[np.float32], tuple[Segment, ...]]:
     rows[40:44] = rows[40]  # four equal pictures
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     config = IndexConfig(groups=4, cell_size=20, dimensions=128)
-    trained = train_model(vectors, vectors[:16], 300, config, whiten=True)
+    trained = train_model(vectors, vectors[:16], 300, config, unit=True)
     picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
     parts = []
     for ids in (range(120), range(120, 300)):
@@ -285,12 +285,13 @@ def test_merging_the_nearest_is_associative_and_commutative(seed: int, count: in
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("equal", [False, True])
-def test_one_vector_of_the_smallest_collections(count: int, equal: bool) -> None:
+@pytest.mark.parametrize("whiten", [False, True])
+def test_one_vector_of_the_smallest_collections(count: int, equal: bool, whiten: bool) -> None:
     rng = np.random.default_rng(count)
     rows = rng.random((1 if equal else count, 192)).repeat(count if equal else 1, axis=0)
     vectors = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
     config = IndexConfig(dimensions=192)
-    trained = train_model(vectors, vectors, count, config, whiten=True)
+    trained = train_model(vectors, vectors, count, config, unit=True, whiten=whiten)
     picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
     images = [Features(picture, row[None], 640, 480) for row in vectors]
     assigned = assign_features(trained, [f.descriptors for f in images], images, range(count))
