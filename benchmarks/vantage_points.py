@@ -180,10 +180,15 @@ class Collection:
         packed = pack_rows(to_unsigned(self.rows))
         self.nearest = nearest(packed, prepare_queries(self.queries), 1)[1][:, 0]
 
-    def tree(self, strategy: VantageStrategy, reach: float = vptree.PRINCIPAL_REACH) -> VPTree:
-        """Train a tree."""
+    def tree(
+        self,
+        strategy: VantageStrategy,
+        reach: float = vptree.PRINCIPAL_REACH,
+        more: int = 0,
+    ) -> VPTree:
+        """Train a tree, of `more` levels than the pipeline's."""
         with patch.object(vptree, "PRINCIPAL_REACH", reach):
-            return train_tree(self.sample, self.levels, strategy)
+            return train_tree(self.sample, self.levels + more, strategy)
 
     def show_tree(self, name: str, tree: VPTree) -> None:
         """Print a tree, probed as the pipeline does."""
@@ -214,6 +219,8 @@ def main() -> None:
         c.show_tree(strategy, c.tree(strategy))
     for reach in (1, 2, 5, 10, 20, 50, 200):
         c.show_tree(f"principal, reach {reach}", c.tree("principal", reach))
+    for more in (1, 2, 3):
+        c.show_tree(f"principal, {2 ** (c.levels + more)} cells", c.tree("principal", more=more))
     tree = c.tree("principal")
     cells = tree.assign(c.rows)[0]
     for name, (cost, largest) in ORDERS.items():

@@ -19,7 +19,7 @@ from pipeline.index.model import to_signed, to_unsigned
 from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
 from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree
-from pipeline.index.work import Work, cell_work, full_work, split_work
+from pipeline.index.work import Work, cell_work, full_work, ordered_work, split_work
 
 CHUNK = 65_536
 """Rows that one thread works on at a time."""
@@ -144,6 +144,11 @@ def _search_some(
 ) -> Neighbours:
     """Search for few enough queries."""
     queries = prepare_queries(codes)
+    if len(codes) == 1 and probes is not None:
+        # Best cell first, so that the bounds need no search of their own.
+        one = tree.probe(codes, probes)[0]
+        tasks = [(part, ordered_work(one, part.cell_offsets)) for part in parts]
+        return _nearest_of(tasks, queries, k, None, pool)
     wanted = 1 if probes is None else probes
     per_piece = -(-len(codes) // threads)
     pieces = [codes[at : at + per_piece] for at in range(0, len(codes), per_piece)]

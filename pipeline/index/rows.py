@@ -26,7 +26,9 @@ def read_only(array: NDArray[Number]) -> NDArray[Number]:
     can be written to from those that cannot (mapped files, messages). Handing over the inputs in
     one form means that one version is compiled, the one that `pipeline.index.warm` made ready.
     """
-    view = np.require(array, requirements=("C", "A")).view(np.ndarray)
+    if not (array.flags.c_contiguous and array.flags.aligned):
+        array = np.require(array, requirements=("C", "A"))
+    view = array.view(np.ndarray)
     view.flags.writeable = False
     return view
 

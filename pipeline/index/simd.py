@@ -411,7 +411,7 @@ def tile(  # type: ignore[no-untyped-def]
     codes : uint8 (B, D / 4, 16, 4)
         D a multiple of 64.
     queries : int16 (8, D)
-        As `fill_slot` lays them out.
+        As `lay_out` does.
     norms, heads : int32 (16 B,)
         Squared length of each row, and half of that of its first `HEAD` bytes.
     limits, head_limits : int32 (8,)
@@ -441,21 +441,32 @@ def tile(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def fill_slot(queries, slot, row, path):  # type: ignore[no-untyped-def]
-    """Lay a query row out as the path's broadcasts read it.
+def lay_out(rows, path):  # type: ignore[no-untyped-def]
+    """Return query rows (Q, D), int16, as the path's broadcasts read them.
 
-    The VNNI paths read its bytes. The others read, of every four bytes, two words of two 16-bit
+    The VNNI paths read a row's bytes. The others read, of every four bytes, two words of two 16-bit
     numbers: bytes 0 and 2, bytes 1 and 3.
     """
-    if len(path) > 1:
-        for i in range(row.shape[0] // 2):
-            queries[slot, i] = np.int16((row[2 * i] & 255) | (row[2 * i + 1] << 8))
-    else:
-        for i in range(0, row.shape[0], 4):
-            queries[slot, i] = row[i]
-            queries[slot, i + 1] = row[i + 2]
-            queries[slot, i + 2] = row[i + 1]
-            queries[slot, i + 3] = row[i + 3]
+    laid = np.zeros(rows.shape, np.int16)
+    for query in range(rows.shape[0]):
+        row = rows[query]
+        if len(path) > 1:
+            for i in range(row.shape[0] // 2):
+                laid[query, i] = np.int16((row[2 * i] & 255) | (row[2 * i + 1] << 8))
+        else:
+            for i in range(0, row.shape[0], 4):
+                laid[query, i] = row[i]
+                laid[query, i + 1] = row[i + 2]
+                laid[query, i + 2] = row[i + 1]
+                laid[query, i + 3] = row[i + 3]
+    return laid
+
+
+@numba.njit(nogil=True)
+def copy_row(target, source):  # type: ignore[no-untyped-def]
+    """Copy one laid out row."""
+    for i in range(source.shape[0]):
+        target[i] = source[i]
 
 
 @numba.njit(nogil=True, cache=True)
@@ -484,6 +495,7 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     An item whose hits do not fit any more is undone, so that the caller can go on from it with
     emptied buffers.
     """
+    laid = lay_out(query_codes, path)
     queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
     limits = np.empty(TILE, np.int32)
     head_limits = np.empty(TILE, np.int32)
@@ -500,7 +512,7 @@ def scan_ranges(  # type: ignore[no-untyped-def]
                 limits[slot] = head_limits[slot] = NEVER
                 if slot < filled:
                     query = query_list[start + slot]
-                    fill_slot(queries, slot, query_codes[query], path)
+                    copy_row(queries[slot], laid[query])
                     limits[slot] = max(bias[query] - radius[query], -NEVER)
                     head_limits[slot] = _head_limit(head_bias[query], radius[query], bounds)
             for block in range(begin // BLOCK, last, WIDE):
@@ -575,6 +587,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
 
     Only rows nearer than the query's `reach`.
     """
+    laid = lay_out(query_codes, path)
     queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
     limits = np.empty(TILE, np.int32)
     head_limits = np.empty(TILE, np.int32)
@@ -589,7 +602,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
                 limits[slot] = head_limits[slot] = NEVER
                 if slot < filled:
                     query = query_list[start + slot]
-                    fill_slot(queries, slot, query_codes[query], path)
+                    copy_row(queries[slot], laid[query])
                     # As far as the k-th may still come before it: another row, by its number.
                     worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
                     limits[slot] = max(np.int64(bias[query]) - worst, -NEVER)

@@ -85,8 +85,22 @@ def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Wo
     )
 
 
+def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:
+    """Return the work of a scan of the cells (P,) that one query wants, in their order."""
+    wanted = cells.astype(np.int64, copy=False)
+    count = len(wanted)
+    return Work(
+        cell_offsets[wanted],
+        cell_offsets[wanted + 1],
+        np.arange(count + 1, dtype=np.int64),
+        np.zeros(count, np.int32),
+    )
+
+
 def split_work(work: Work, count: int) -> list[Work]:
     """Cut work into at most `count` pieces of consecutive items, about equal in pairs."""
+    if count == 1:
+        return [work]
     pairs = np.cumsum((work.row_stop - work.row_start) * np.diff(work.query_start))
     if not len(pairs):
         return []
