@@ -105,6 +105,7 @@ def scan_group(
     segments: Iterable[tuple[str, str | None]],
     plan: QueryPlan,
     removed: frozenset[int],
+    until: float | None = None,
 ) -> DistanceBlock:
     """Scan a group's segments for a query (map).
 
@@ -115,8 +116,12 @@ def scan_group(
     plan : QueryPlan
     removed : frozenset of int
         Image row ids that no longer count.
+    until : float, optional
+        Time (as `time.time`) after which the scan is given up.
     """
-    blocks = [scan_segment(resources.segment(*segment), plan, removed) for segment in segments]
+    blocks = [
+        scan_segment(resources.segment(*segment), plan, removed, until) for segment in segments
+    ]
     return merge_blocks(blocks, plan.neighbours)
 
 

@@ -219,7 +219,9 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     try:
         version = context.resources.version(ticket.version_id)
         segments = segment_keys(version, group)
-        block = scan_group(context.resources, segments, query.plan, version.tombstones)
+        block = scan_group(
+            context.resources, segments, query.plan, version.tombstones, ticket.deadline_at
+        )
     except Exception as exc:
         _log.exception("search %s: group %d could not be scanned", search_id, group)
         error = f"{type(exc).__name__}: {exc}"

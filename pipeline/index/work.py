@@ -99,11 +99,9 @@ def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) ->
 
 def split_work(work: Work, count: int) -> list[Work]:
     """Cut work into at most `count` pieces of consecutive items, about equal in pairs."""
-    if count == 1:
+    if count == 1 or len(work.row_start) == 0:
         return [work]
     pairs = np.cumsum((work.row_stop - work.row_start) * np.diff(work.query_start))
-    if not len(pairs):
-        return []
     cuts = np.searchsorted(pairs, pairs[-1] * np.arange(1, count) / count)
     ends = np.unique(np.concatenate([[0], cuts, [len(pairs)]]))
     return [

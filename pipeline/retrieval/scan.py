@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import TransientError
 from pipeline.index.kernels import Hits, nearest, range_scan
 from pipeline.index.segments import Segment
-from pipeline.index.work import Work
+from pipeline.index.work import Work, split_work
 from pipeline.retrieval.plan import QueryPlan, plan_work
 
 
@@ -58,8 +60,22 @@ class DistanceBlock:
         return cls(**dict(arrays), pairs=meta["pairs"], rows=meta["rows"])
 
 
+PAIRS_BETWEEN_LOOKS = 1 << 26
+"""Descriptor pairs between two looks at the clock: less than a tenth of a second."""
+
+
+class DeadlinePassedError(TransientError):
+    """A scan was given up because its search is over."""
+
+    def __str__(self) -> str:
+        return "the search's deadline passed before its rows were scanned"
+
+
 def scan_segment(
-    segment: Segment, plan: QueryPlan, removed: frozenset[int] = frozenset()
+    segment: Segment,
+    plan: QueryPlan,
+    removed: frozenset[int] = frozenset(),
+    until: float | None = None,
 ) -> DistanceBlock:
     """Return the rows of a segment that are nearer to a query descriptor than its background.
 
@@ -71,13 +87,21 @@ def scan_segment(
     plan : QueryPlan
     removed : frozenset of int
         Image row ids whose rows no longer count.
+    until : float, optional
+        Time (as `time.time`) after which nobody waits for the answer.
+
+    Raises
+    ------
+    DeadlinePassedError
+        It is later than `until`, looked at between cells.
     """
     work = plan_work(plan, segment)
     alive = segment.alive(removed)
+    _look_at_the_clock(until)
     hits = (
         _nearest_hits(segment, plan, alive, work)
         if plan.neighbours
-        else range_scan(segment.rows, alive, plan.queries(), plan.radius, work)
+        else _near_hits(segment, plan, alive, work, until)
     )
     block = DistanceBlock(
         hits.query.astype(np.uint16),
@@ -88,6 +112,29 @@ def scan_segment(
         rows=segment.rows.size,
     )
     return merge_blocks([block], plan.neighbours)
+
+
+def _look_at_the_clock(until: float | None) -> None:
+    """Give up when it is too late."""
+    if until is not None and time.time() > until:
+        raise DeadlinePassedError
+
+
+def _near_hits(
+    segment: Segment,
+    plan: QueryPlan,
+    alive: NDArray[np.bool_],
+    work: Work,
+    until: float | None,
+) -> Hits:
+    """Return the rows within each query's radius; looks at the clock between pieces of work."""
+    queries, found = plan.queries(), []
+    for piece in split_work(work, max(1, work.pairs // PAIRS_BETWEEN_LOOKS)):
+        _look_at_the_clock(until)
+        found.append(range_scan(segment.rows, alive, queries, plan.radius, piece))
+    if len(found) == 1:
+        return found[0]
+    return Hits(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
 
 def _nearest_hits(segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], work: Work) -> Hits:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.index.model import Model, to_signed, train_model
 from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.segments import Segment, assign_features, merge_rows
 from pipeline.records import Features
+from pipeline.retrieval import scan
 from pipeline.retrieval.plan import (
     EXHAUSTIVE_BELOW,
     QueryPlan,
@@ -150,6 +152,22 @@ def test_a_block_holds_of_each_query_descriptor_and_image_the_nearest_row_within
     }
     assert found == expected
     assert len(merged.query) == len(expected)
+
+
+def test_a_scan_is_given_up_between_cells_when_its_search_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plan, segment = plan_of("probed"), segments()[2]
+    expected = scan_segment(segment, plan)
+    monkeypatch.setattr(scan, "PAIRS_BETWEEN_LOOKS", 64)
+    assert same_block(scan_segment(segment, plan, until=time.time() + 600), expected)
+    with pytest.raises(scan.DeadlinePassedError, match="deadline passed"):
+        scan_segment(segment, plan, until=time.time() - 1)
+    clock = iter([0.0, 0.0, 9.0])
+    monkeypatch.setattr("pipeline.retrieval.scan.time.time", lambda: next(clock))
+    with pytest.raises(scan.DeadlinePassedError):
+        scan_segment(segment, plan, until=5.0)
+    assert not list(clock)
 
 
 def random_block(rng: np.random.Generator) -> DistanceBlock:
