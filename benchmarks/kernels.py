@@ -13,6 +13,8 @@ rounds in which all take turns:
 ``limit``       a ``vpdpbusd`` a pair, two a cycle, at the clock that a chain of dependent
                 multiplications shows
 
+``whole rows``  the scan on the fastest path without the comparison of the rows' heads
+
 Every code path that this processor has takes part (`pipeline.index.simd`).
 """
 
@@ -94,6 +96,9 @@ def steps() -> dict[str, tuple[Step, float]]:
     def scan(path: str) -> Step:
         return lambda: range_scan(rows, alive, queries, radius, work, path=path)
 
+    def scan_whole_rows() -> None:
+        range_scan(rows, alive, queries, radius, work, bounds=False)
+
     def near(path: str) -> Step:
         return lambda: nearest(few, queries, NEIGHBOURS, path=path)
 
@@ -104,6 +109,7 @@ def steps() -> dict[str, tuple[Step, float]]:
     for path in reversed(usable_paths()):
         made[f"range_scan, {path}"] = (scan(path), ROWS * QUERIES)
         made[f"nearest, {path}"] = (near(path), NEAREST_ROWS * QUERIES)
+    made["range_scan, whole rows"] = (scan_whole_rows, ROWS * QUERIES)
     return made
 
 
