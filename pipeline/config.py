@@ -34,6 +34,8 @@ VantageStrategy = Literal["random", "spread", "principal"]
 PlanKind = Literal["auto", "probed", "exhaustive"]
 EXTRACTOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 """What an extractor can be called: its name is part of names of files."""
+EXTRACTOR_OPTIONS = re.compile(r"[A-Za-z_]\w*=[^,=]+(,[A-Za-z_]\w*=[^,=]+)*")
+"""Options of an extractor as they are written after its name and a colon."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GROUP_COUNTS = ("1", "2", "4", "8", "16")
@@ -285,14 +287,14 @@ class Settings:
     flower_password: str | None = field(default=None, repr=False)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
-    extractor_file: Path | None = None
+    extractor_argument: str = ""
     index: IndexConfig = field(default_factory=IndexConfig)
 
     @property
     def extractor_spec(self) -> str:
         """The extractor of new collections as it is written: ``sift``, ``cnn:FILE``."""
-        file = "" if self.extractor_file is None else f":{self.extractor_file}"
-        return f"{self.extractor.name}{file}"
+        argument = f":{self.extractor_argument}" if self.extractor_argument else ""
+        return f"{self.extractor.name}{argument}"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -337,7 +339,7 @@ class Settings:
                 max_bytes=env.integer("VANTAGE_MAX_BYTES", ImageLimits().max_bytes, 1, 2**40),
                 max_pixels=env.integer("VANTAGE_MAX_PIXELS", ImageLimits().max_pixels, 1, 2**40),
             ),
-            extractor_file=env.extractor("VANTAGE_EXTRACTOR")[1],
+            extractor_argument=env.extractor("VANTAGE_EXTRACTOR")[1],
             extractor=ExtractorConfig(
                 name=env.extractor("VANTAGE_EXTRACTOR")[0],
                 max_side=env.integer("VANTAGE_MAX_SIDE", 1024, 32, 65535),
@@ -419,13 +421,18 @@ class _Environment:
             )
         return values
 
-    def extractor(self, name: str) -> tuple[str, Path | None]:
-        """Read ``NAME`` or ``NAME:FILE``; whether there is such an extractor is asked when used."""
+    def extractor(self, name: str) -> tuple[str, str]:
+        """Read a name, and after a colon its options or its model file (made absolute).
+
+        Whether there is such an extractor is asked when it is used.
+        """
         text = self.text(name, DEFAULT_EXTRACTOR)
-        extractor, colon, file = text.partition(":")
-        if not EXTRACTOR_NAME.fullmatch(extractor) or (colon and not file):
+        extractor, colon, argument = text.partition(":")
+        if not EXTRACTOR_NAME.fullmatch(extractor) or (colon and not argument):
             raise ConfigError(name, text, "must be an extractor, like sift, surf or cnn:FILE")
-        return extractor, Path(file).expanduser().absolute() if file else None
+        if argument and not EXTRACTOR_OPTIONS.fullmatch(argument):
+            argument = str(Path(argument).expanduser().absolute())
+        return extractor, argument
 
     def refuse_unknown(self) -> None:
         for name in self._environ:

@@ -101,7 +101,7 @@ def open_collection(
         return record
     settings = resources.settings
     if chosen is None:
-        wanted = settings.extractor_spec if settings.extractor_file else settings.extractor
+        wanted = settings.extractor_spec if settings.extractor_argument else settings.extractor
         chosen = choose_extractor(settings, wanted)
     _store_model(resources, chosen)
     index = index or settings.index

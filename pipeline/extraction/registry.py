@@ -251,9 +251,11 @@ def _unusable(name: str, origin: str, error: Exception) -> ConfigError:
     return ConfigError("extractor", name, f"cannot be used, {origin} is broken ({reason})")
 
 
-def _make_sift(_config: ExtractorConfig, _open_model: OpenModel) -> Extractor:
+def _make_sift(config: ExtractorConfig, _open_model: OpenModel) -> Extractor:
     from pipeline.extraction.sift import SiftExtractor
 
+    for name in config.options:
+        raise ConfigError("options", name, "sift has no options")
     return SiftExtractor()
 
 

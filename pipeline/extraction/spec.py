@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import ExtractorConfig
+from pipeline.config import EXTRACTOR_OPTIONS, ExtractorConfig
 from pipeline.errors import ConfigError
 from pipeline.extraction.registry import registration
 
@@ -18,13 +19,14 @@ MODEL_SUFFIX = ".onnx"
 
 
 def parse_extractor(spec: str, base: ExtractorConfig) -> tuple[ExtractorConfig, Path | None]:
-    """Turn ``sift``, ``surf`` or ``cnn:FILE`` into a configuration.
+    """Turn ``sift``, ``surf:variant=faithful`` or ``cnn:FILE`` into a configuration.
 
     Parameters
     ----------
     spec : str
-        Name of an extractor; with ``:FILE``, its model. Its options stand beside the model in a
-        TOML file of the same stem.
+        Name of an extractor. What follows a colon is its model file, whose options stand beside it
+        in a TOML file of the same stem; of one that has no model, its options: ``name=value`` with
+        commas between, values as in JSON, where quotes of a text can be left out.
     base : ExtractorConfig
         Gives all other settings (sizes, counts).
 
@@ -43,17 +45,34 @@ def parse_extractor(spec: str, base: ExtractorConfig) -> tuple[ExtractorConfig, 
         There is no such file (the sentence names what is there), it cannot be read, the options
         are wrong, a model is given to an extractor that has none, or lacking.
     """
-    name, colon, file = spec.partition(":")
+    name, colon, argument = spec.partition(":")
     found = registration(name)
-    if found.needs_model and not file:
+    if found.needs_model and not argument:
         raise ConfigError("extractor", spec, f"needs its model: write {name}:FILE{MODEL_SUFFIX}")
-    if colon and not found.needs_model:
-        raise ConfigError("extractor", spec, f"{name} works without a model: write {name}")
-    if not colon:
-        return replace(base, name=name, model="", options={}), None
-    model = Path(file).expanduser().absolute()
+    if not found.needs_model:
+        if colon and not EXTRACTOR_OPTIONS.fullmatch(argument):
+            raise ConfigError(
+                "extractor",
+                spec,
+                f"{name} works without a model: write {name}, or {name}:OPTION=VALUE,...",
+            )
+        options = _written_options(argument) if colon else {}
+        return replace(base, name=name, model="", options=options), None
+    model = Path(argument).expanduser().absolute()
     sha256 = file_sha256(model)
     return replace(base, name=name, model=sha256, options=_options(name, model)), model
+
+
+def _written_options(text: str) -> dict[str, Any]:
+    """Return options that are written ``name=value,name=value``."""
+    options: dict[str, Any] = {}
+    for pair in text.split(","):
+        name, _, value = pair.partition("=")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
 
 
 def file_sha256(model: Path) -> str:

@@ -347,6 +347,19 @@ class TestSpec:
             parse_extractor(spec, self.BASE)
         assert caught.value.args[1] == spec
 
+    def test_options_are_written_after_the_name(self) -> None:
+        spec = "surf:variant=faithful,upright=true,hessian_threshold=300"
+        config, model = parse_extractor(spec, self.BASE)
+        wanted = {"variant": "faithful", "upright": True, "hessian_threshold": 300}
+        assert (config.name, config.options, model) == ("surf", wanted, None)
+        assert config.config_id() != parse_extractor("surf", self.BASE)[0].config_id()
+        assert get_extractor(config) is not get_extractor(ExtractorConfig(name="surf"))
+
+    def test_an_option_that_there_is_not_is_refused_when_it_is_made(self) -> None:
+        for spec in ("surf:variantt=faithful", "surf:upright=maybe", "sift:upright=true"):
+            with pytest.raises(ConfigError, match="option"):
+                get_extractor(parse_extractor(spec, self.BASE)[0])
+
     def test_an_unknown_name_says_what_is_meant(self) -> None:
         with pytest.raises(UnknownNameError, match="did you mean 'surf'"):
             parse_extractor("surff", self.BASE)

@@ -68,13 +68,14 @@ def test_variables_set_what_their_names_say() -> None:
 
 def test_the_extractor_of_new_collections_has_a_name_and_may_have_a_file() -> None:
     assert from_env(EXTRACTOR="surf").extractor == ExtractorConfig(name="surf")
-    assert from_env(EXTRACTOR="surf").extractor_file is None
+    assert from_env(EXTRACTOR="surf").extractor_argument == ""
     assert from_env(EXTRACTOR="surf").extractor_spec == "surf"
     settings = from_env(EXTRACTOR="cnn:~/net.onnx")
-    assert (settings.extractor.name, settings.extractor_file) == ("cnn", Path.home() / "net.onnx")
+    assert settings.extractor_spec == f"cnn:{Path.home() / 'net.onnx'}"
     assert settings.extractor_spec == f"cnn:{Path.home()}/net.onnx"
     # Processes are started in another folder: a path is one of here.
-    assert from_env(EXTRACTOR="cnn:net.onnx").extractor_file == Path.cwd() / "net.onnx"
+    assert from_env(EXTRACTOR="cnn:net.onnx").extractor_argument == str(Path.cwd() / "net.onnx")
+    assert from_env(EXTRACTOR="surf:upright=true").extractor_spec == "surf:upright=true"
 
 
 def test_secrets_are_not_shown() -> None:

@@ -31,7 +31,7 @@ _SETTINGS = st.builds(
         name=st.sampled_from(["sift", "surf", "cnn"]),
         max_side=st.integers(32, 5000),
     ),
-    extractor_file=st.none() | st.just(Path("/models of mine/a:b.onnx")),
+    extractor_argument=st.sampled_from(["", "/models of mine/a:b.onnx", "upright=true,octaves=3"]),
     index=st.builds(IndexConfig, groups=st.sampled_from([1, 2, 4, 8, 16])),
 )
 
