@@ -47,6 +47,7 @@ from benchmarks.engine_measures import (
 from benchmarks.engine_ours import build_ours, processor
 from benchmarks.engine_peers import Bench, Built, Floats, Ids, Search, build_peers, versions
 from benchmarks.engine_verdict import verdict
+from pipeline.index.engine import CELL_SIZE
 
 THREADS = int(os.environ["OPENBLAS_NUM_THREADS"])
 BATCH = 250
@@ -101,7 +102,7 @@ def parse() -> argparse.Namespace:
     options.add_argument("--quick", action="store_true", help="100,000 rows, for a check")
     options.add_argument("--curves", type=Path, help="PNG that the curves are drawn into")
     options.add_argument(
-        "--cells", type=int, nargs="+", default=[1500], help="cell sizes of our index"
+        "--cells", type=int, nargs="+", default=[CELL_SIZE], help="cell sizes of our index"
     )
     options.add_argument(
         "--keep", type=Path, help="folder that keeps the peers' indexes, which take long to build"

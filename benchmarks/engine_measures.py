@@ -110,12 +110,14 @@ def nearest_rows(rows: Floats, queries: Floats, piece: int = 16_384) -> Ids:
     """
     best = np.full(len(queries), np.inf)
     nearest = np.full(len(queries), -1, np.int64)
+    every = np.arange(len(queries))
     for at in range(0, len(rows), piece):
         block = rows[at : at + piece]
         half = np.einsum("nd,nd->n", block, block) / 2
         far = half[None, :] - queries @ block.T
-        two = np.argpartition(far, 1, axis=1)[:, :2] if len(block) > 2 else _every(far)
-        for column in two.T:
+        for _ in range(min(2, len(block))):
+            column = far.argmin(axis=1)
+            far[every, column] = np.inf
             distance = _distances(rows, queries, at + column)
             better = distance < best
             best[better], nearest[better] = distance[better], at + column[better]
@@ -171,8 +173,3 @@ def _distances(rows: Floats, queries: Floats, ids: Ids) -> NDArray[np.float64]:
     """Return the distance of each query to its row."""
     difference = queries.astype(np.float64) - rows[ids]
     return np.sqrt(np.einsum("qd,qd->q", difference, difference))
-
-
-def _every(values: Floats) -> Ids:
-    """Return all columns for every query."""
-    return np.tile(np.arange(values.shape[1], dtype=np.int64), (len(values), 1))

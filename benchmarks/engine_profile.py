@@ -1,6 +1,6 @@
 """Where the time of one search of the engine goes, and what a distance costs.
 
-    python -m benchmarks.engine_profile FOLDER --features CACHE [--cells 1500] [--efforts .01 .03]
+    python -m benchmarks.engine_profile FOLDER --features CACHE [--cells 384] [--efforts .01 .03]
 
 One thread, processor time: the steps of a batch of 250 descriptors, medians over the batches. *ns a
 pair* is the scan over the pairs of a query and a row that it compares. The limit of a processor
@@ -32,6 +32,7 @@ from benchmarks.engine_peers import Bench, Floats, Search
 from benchmarks.kernels import CHAIN, CYCLES_A_LINK, chain
 from pipeline.config import IndexConfig
 from pipeline.index import parts
+from pipeline.index.engine import CELL_SIZE
 from pipeline.index.quantizer import Quantizer
 from pipeline.index.vptree import VPTree
 from pipeline.index.warm import warm_up
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("folder", help="evaluation data set with a groundtruth.json")
     parser.add_argument("--features", type=Path, required=True, help="see benchmarks.engine")
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--cells", type=int, default=IndexConfig().cell_size)
+    parser.add_argument("--cells", type=int, default=CELL_SIZE)
     parser.add_argument("--efforts", type=float, nargs="+", default=[0.01, 0.03, 0.06])
     options = parser.parse_args()
     data = read_data(options.folder, options.features, options.rows, 12, BATCH, 1)
