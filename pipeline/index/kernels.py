@@ -179,6 +179,7 @@ def nearest(
     alive: NDArray[np.bool_] | None = None,
     work: Work | None = None,
     reach: NDArray[np.int64] | None = None,
+    ids: NDArray[np.int64] | None = None,
     bounds: bool = True,
     path: str = PATH,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -200,6 +201,9 @@ def nearest(
         for all queries.
     reach : ndarray of shape (Q,), int64, optional
         Squared distance below which a row must be. Default: any.
+    ids : ndarray of shape (N,), int64, optional
+        Numbers to be returned instead of the rows', not negative; among equal distances the
+        smaller comes first.
     bounds : bool
         Leave out what the heads of the rows say is too far; only changes speed.
     path : str
@@ -210,7 +214,7 @@ def nearest(
     distance : ndarray of shape (Q, k), int32
         Squared distances, ascending; int32's maximum where there are fewer than k rows.
     row : ndarray of shape (Q, k), int64
-        Row numbers, the smaller first among equal distances; -1 where there are fewer.
+        Row numbers or ids, the smaller first among equal distances; -1 where there are fewer.
     """
     _require_same_length(rows, queries)
     count, dimensions = queries.codes.shape
@@ -222,7 +226,9 @@ def nearest(
         work = full_work(rows.size, count, dimensions)
     if reach is None:
         reach = np.full(count, NEVER, np.int64)
-    inputs = [read_only(array) for array in (*rows[:3], alive, *queries, reach, *work)]
+    if ids is None:
+        ids = np.empty(0, np.int64)
+    inputs = [read_only(array) for array in (*rows[:3], alive, *queries, reach, ids, *work)]
     nearest_ranges(*inputs, bounds, distance, row, PATHS[path].marker)  # type: ignore[call-arg]
     return distance, row
 

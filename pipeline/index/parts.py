@@ -191,9 +191,9 @@ def _nearest_of(
 
     def scan(task: tuple[Part, Work]) -> Neighbours:
         part, work = task
-        distance, row = nearest(part.rows, queries, k, alive=part.alive, work=work, reach=reach)
-        ids = np.where(row < 0, -1, part.ids[np.maximum(row, 0)])
-        return distance, ids
+        return nearest(
+            part.rows, queries, k, alive=part.alive, work=work, reach=reach, ids=part.ids
+        )
 
     return _merge(_spread(pool, scan, tasks), k, len(queries.codes))
 

@@ -552,7 +552,7 @@ def _head_limit(head_bias, distance, bounds):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True)
 def _insert(distances, rows, distance, row):  # type: ignore[no-untyped-def]
-    """Put a neighbour into a list sorted by (distance, row), whose last one goes."""
+    """Put a neighbour into a list sorted by (distance, row or id), whose last one goes."""
     at = distances.shape[0] - 1
     while at > 0 and (
         distances[at - 1] > distance or (distances[at - 1] == distance and rows[at - 1] > row)
@@ -574,6 +574,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
     bias,
     head_bias,
     reach,
+    ids,
     row_start,
     row_stop,
     query_start,
@@ -583,9 +584,9 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
     out_row,
     path,
 ):
-    """Keep the k nearest living rows of each query over its work items, by (distance, row).
+    """Keep the k nearest living rows of each query over its work items, by (distance, id).
 
-    Only rows nearer than the query's `reach`.
+    Only rows nearer than the query's `reach`. Without `ids`, a row's number is its id.
     """
     laid = lay_out(query_codes, path)
     queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
@@ -627,12 +628,11 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
                                 continue
                             query = query_list[start + slot]
                             distance = bias[query] - value
-                            if (
-                                distance == out_distance[query, k - 1]
-                                and row > out_row[query, k - 1]
-                            ):
+                            number = ids[row] if ids.shape[0] else row
+                            worst = out_distance[query, k - 1]
+                            if distance == worst and number > out_row[query, k - 1]:
                                 continue
-                            _insert(out_distance[query], out_row[query], distance, row)
-                            worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
-                            limits[slot] = max(np.int64(bias[query]) - worst, -NEVER)
-                            head_limits[slot] = _head_limit(head_bias[query], worst, bounds)
+                            _insert(out_distance[query], out_row[query], distance, number)
+                            farthest = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
+                            limits[slot] = max(np.int64(bias[query]) - farthest, -NEVER)
+                            head_limits[slot] = _head_limit(head_bias[query], farthest, bounds)

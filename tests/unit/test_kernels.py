@@ -226,6 +226,18 @@ def test_bounds_change_nothing(seed: int, width: int, share: float, steep: bool,
 
 
 @every_path
+def test_ids_take_the_place_of_row_numbers_also_among_equal_distances(path: str) -> None:
+    rng = np.random.default_rng(9)
+    unpacked = make_rows(rng, 4)[rng.integers(0, 4, 90)]
+    queries, ids = make_queries(rng, 6), rng.permutation(90) * 10
+    back = np.argsort(ids)
+    expected = nearest_reference(unpacked[back], queries, 30)
+    found = nearest(pack_rows(unpacked), queries, 30, ids=ids, path=path)
+    assert np.array_equal(found[0], expected[0])
+    assert np.array_equal(found[1], ids[back][expected[1]])
+
+
+@every_path
 def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
     rng = np.random.default_rng(6)
     unpacked, queries = make_rows(rng, 150), make_queries(rng, 12)
