@@ -25,6 +25,11 @@ FEWEST_NEIGHBOURS = 100
 """Least number of neighbours that a search with one vector an image asks for: an answer of 10 has
 then others to take from when images of it are gone meanwhile."""
 
+ONE_VECTOR_ROWS = 65_536
+"""Rows that the probed plan opens at least for one vector an image. A share of the cells is counted
+for hundreds of descriptors that look for one image together; one vector alone has to find all
+images by itself, and so many rows take it a few milliseconds."""
+
 TARGET_SHARE = 2e-5
 """Share of unrelated descriptors that may come nearer to a query than its background distance, for
 a background sample of `TARGET_SIZE`; a smaller collection allows more, by the square root."""
@@ -174,10 +179,18 @@ def make_plan(
         nothing = np.empty((len(codes), 0), np.uint32)
         every = tuple(range(model.groups))
         return QueryPlan(kind, codes, radius, nothing, every, neighbours)
-    count = max(1, round(config.probe_share * model.tree.cells))
-    cells = model.tree.probe(codes, count)
+    cells = model.tree.probe(codes, _cells_to_open(model, descriptors, config, one_vector))
     groups = tuple(int(group) for group in np.unique(cells // model.cells_per_group))
     return QueryPlan(kind, codes, radius, cells, groups, neighbours)
+
+
+def _cells_to_open(model: Model, descriptors: int, config: SearchConfig, one_vector: bool) -> int:
+    """Return how many cells each query row opens."""
+    every = model.tree.cells
+    count = max(1, round(config.probe_share * every))
+    if one_vector:
+        count = max(count, -(-ONE_VECTOR_ROWS * every // max(1, descriptors)))
+    return min(count, every)
 
 
 def plan_work(plan: QueryPlan, segment: Segment) -> Work:

@@ -21,6 +21,7 @@ from pipeline.records import Features
 from pipeline.retrieval import scan
 from pipeline.retrieval.plan import (
     EXHAUSTIVE_BELOW,
+    ONE_VECTOR_ROWS,
     QueryPlan,
     background_radius,
     make_plan,
@@ -256,6 +257,18 @@ def test_one_vector_finds_the_nearest_pictures_that_are_not_removed(
         last = min(squared[order[99]], plan.radius[0] - 1)
         expected = {(int(i), int(squared[i])) for i in order if squared[i] <= last}
         assert set(zip(block.image.tolist(), block.distance.tolist(), strict=True)) == expected
+
+
+def test_one_vector_opens_cells_for_many_rows() -> None:
+    """6 % of the cells of a small collection would hold too few of the right images."""
+    trained, vectors, _ = pictures()
+    codes = trained.quantizer.encode(vectors[:1])
+    asked = SearchConfig(plan="probed")
+    cells = trained.tree.cells
+    for count, share in ((300, 1.0), (ONE_VECTOR_ROWS * 4, 0.25), (10**9, 0.0625)):
+        plan = make_plan(trained, codes, count, asked, one_vector=True)
+        assert plan.cells.shape == (1, share * cells)
+    assert make_plan(trained, codes, 300, asked).cells.shape == (1, cells / 16)
 
 
 def test_the_score_of_one_vector_is_the_cosine() -> None:
