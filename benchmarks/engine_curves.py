@@ -8,7 +8,8 @@ from pathlib import Path
 
 from benchmarks.engine_measures import LEAST_LOSS, Point, frontier
 
-MARKS = "osv^<>DPX*"
+MARKS = "osv^DPX"
+"""Not as many as colours, so that no two lines have both in common."""
 
 
 def draw_curves(points: Sequence[Point], title: str, file: Path) -> None:

@@ -17,7 +17,7 @@ from pipeline.config import IndexConfig
 from pipeline.index import VantageIndex, kernels, parts
 from pipeline.index.warm import warm_up
 
-EFFORTS = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09)
+EFFORTS = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09, 0.15)
 PORTABLE_EFFORTS = (0.01, 0.03, 0.06)
 FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni")
 
