@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
 from pipeline.errors import ConfigError, UnknownNameError
+from pipeline.extraction.registry import get_extractor
 from pipeline.extraction.spec import parse_extractor
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
@@ -103,6 +104,7 @@ def open_collection(
     if chosen is None:
         wanted = settings.extractor_spec if settings.extractor_argument else settings.extractor
         chosen = choose_extractor(settings, wanted)
+    _try_model(chosen)
     _store_model(resources, chosen)
     index = index or settings.index
     if index.dimensions == IndexConfig().dimensions:
@@ -112,6 +114,16 @@ def open_collection(
     # Somebody else may have made it meanwhile, with another one.
     _require_same(record, chosen.config)
     return record
+
+
+def _try_model(chosen: ChosenExtractor) -> None:
+    """Make the extractor of a model file that is here, before anything is stored.
+
+    What is wrong is then said of the file that was named, and nothing is left of it.
+    """
+    model = chosen.model
+    if model is not None:
+        get_extractor(chosen.config, lambda _sha256: model)
 
 
 def _store_model(resources: Resources, chosen: ChosenExtractor) -> None:

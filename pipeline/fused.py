@@ -135,8 +135,8 @@ def require_different(names: Sequence[str]) -> None:
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:
         raise InputError(
-            f"collection {twice!r} cannot be fused with itself; name a collection of the same "
-            "images with another extractor"
+            f"collection {twice!r} is named twice and cannot be fused with itself; name a "
+            "collection of the same images with another extractor"
         )
 
 

@@ -301,7 +301,7 @@ def _match(
 def _said(found: FoundBy) -> str:
     """Return what one of several collections said of an image."""
     if found.rank is None:
-        return "did not find it" if found.indexed else "has not indexed it"
+        return "does not list it" if found.indexed else "has not indexed it"
     return f"#{found.rank}, score {found.score:.3f}"
 
 

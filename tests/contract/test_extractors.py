@@ -312,7 +312,7 @@ class TestRegistry:
     def test_options_that_an_extractor_does_not_know_are_refused(
         self, options: dict[str, object]
     ) -> None:
-        with pytest.raises(ConfigError, match="options"):
+        with pytest.raises(ConfigError, match="option"):
             get_extractor(ExtractorConfig(name="surf", options=options))
 
     def test_a_model_without_a_store_is_refused(self) -> None:

@@ -268,3 +268,4 @@ def test_a_refused_model_makes_no_collection(settings: Settings, models: Path) -
             opened.index([])
         with session_scope(opened._resources.engine, write=False) as session:
             assert collections.list_collections(session) == []
+    assert not [*Path(settings.store).rglob("*.onnx")], "what is refused leaves nothing"

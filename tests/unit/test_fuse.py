@@ -170,7 +170,7 @@ def test_labels_are_extractors_unless_two_are_alike() -> None:
 
 @pytest.mark.parametrize("names", [["a", "a"], ["a", "b", "a"]])
 def test_a_collection_is_not_fused_with_itself(names: list[str]) -> None:
-    with pytest.raises(InputError, match="'a' cannot be fused with itself"):
+    with pytest.raises(InputError, match="'a' is named twice and cannot be fused with itself"):
         require_different(names)
 
 

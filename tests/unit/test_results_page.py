@@ -129,7 +129,7 @@ def test_the_page_says_which_extractor_found_what():
         "<b>cnn</b>: exhaustive",
         "incomplete: no answer from group <b>cnn</b> 2",
         "sift #4, score 0.250",
-        "<b>cnn</b> did not find it",
+        "<b>cnn</b> does not list it",
         "<b>cnn</b> has not indexed it",
         "sift extract",
     ):

@@ -228,9 +228,12 @@ class TestExtractor:
             ({"octaves": 0}, "octaves is 0"),
             ({"hessian_threshold": -3}, "hessian_threshold is -3"),
             ({"variant": "best"}, "'best'"),
-            ({"treshold": 3}, "'treshold': surf knows extended, hessian_threshold"),
-            ({"layers": "3"}, "layers is '3': it takes int"),
-            ({"upright": 1}, "upright is 1: it takes bool"),
+            (
+                {"treshold": 3},
+                "option treshold is 3: there are extended, hessian_threshold",
+            ),
+            ({"layers": "3"}, "layers is '3': it takes a whole number"),
+            ({"upright": 1}, "upright is 1: it takes true or false"),
             ({"octaves": True}, "octaves is True"),
         ],
     )

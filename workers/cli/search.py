@@ -40,7 +40,8 @@ curl -s https://example.org/photo.jpg | vantage search holiday -
 Score: 0 to 1, the share of the query's evidence that an image collects. Votes: how many of the
 query's features found a near one in it. With --fuse, the score says how far an image stands out of
 the noise of all answers together, and a column for each extractor its rank and score there ("-":
-not among its best 200). Exit code 4: some groups of the index did not answer.
+it does not list the image: not among its best 200, or of no likeness). Exit code 4: some groups of
+the index did not answer.
 """,
 )
 
@@ -202,10 +203,11 @@ def _show(answer: Answer) -> None:
     features = " + ".join(f"{part.query['descriptors']:,}" for part in parts)
     say(
         f"{displayable(answer.name)}: {query['width']} x {query['height']} pixels, "
-        f"{features} features"
+        f"{features} feature{'' if features == '1' else 's'}"
     )
     if not result.matches:
-        say("  nothing similar was found")
+        answered = result.complete or any(part.plan.get("scanned_share") for part in parts)
+        say("  nothing similar was found" if answered else "  nothing could be searched")
     elif isinstance(result, FusedResult):
         _show_fused(result)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,14 @@ _OPTIONS: dict[str, tuple[type, ...]] = {
     "extended": (bool,),
     "upright": (bool,),
     "variant": (str,),
+}
+
+
+_WORDS = {
+    float: "a number",
+    int: "a whole number",
+    bool: "true or false",
+    str: "faithful or interpolated",
 }
 
 
@@ -77,7 +86,7 @@ class SurfExtractor(Extractor):
             check_parameters(hessian_threshold, octaves, layers, None)
             check_variant(variant)
         except InputError as exc:
-            raise ConfigError("options", "surf", str(exc)) from exc
+            raise ConfigError("extractor", self.name, f"its option {exc}") from exc
         self.dimensions = 128 if extended else 64
         self._threshold = hessian_threshold
         self._octaves = octaves
@@ -96,11 +105,14 @@ class SurfExtractor(Extractor):
             An option is unknown, of another type or out of range.
         """
         for name, value in options.items():
+            setting = f"surf's option {name}"
             if name not in _OPTIONS:
-                raise ConfigError("options", name, f"surf knows {', '.join(sorted(_OPTIONS))}")
+                meant = difflib.get_close_matches(name, _OPTIONS, n=1)
+                hint = f"; did you mean {meant[0]!r}?" if meant else ""
+                known = ", ".join(sorted(_OPTIONS))
+                raise ConfigError(setting, value, f"there are {known}{hint}")
             if type(value) not in _OPTIONS[name]:
-                kind = _OPTIONS[name][-1].__name__
-                raise ConfigError(f"surf's option {name}", value, f"it takes {kind}")
+                raise ConfigError(setting, value, f"it takes {_WORDS[_OPTIONS[name][-1]]}")
         return cls(**options)
 
     def extract(self, image: DecodedImage, max_features: int) -> Features:
