@@ -5,7 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 
-MODULES = ("benchmarks.extraction", "benchmarks.chords", "benchmarks.search")
+MODULES = (
+    "benchmarks.surf",
+    "benchmarks.extraction",
+    "benchmarks.chords",
+    "benchmarks.search",
+)
 
 if __name__ == "__main__":
     for module in MODULES:

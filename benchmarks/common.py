@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from pipeline.config import Settings
 from pipeline.errors import InputError
 from pipeline.walk import walk
+from workers.cli.output import say, show_table
 from workers.stack import Stack
 
 
@@ -68,9 +67,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
         json.dump({title: rows}, sys.stdout)
         print()
         return
-    table = Table(title=title, title_justify="left")
-    for name in rows[0]:
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    header = list(rows[0])
+    say(title)
+    show_table(header, [list(row.values()) for row in rows], numbers=header)
+    say()
