@@ -41,6 +41,7 @@ def answer(result: FusedResult) -> dict[str, Any]:
     """Return what two answers to one query must have in common: all but the times."""
     values = result.to_dict()
     values.pop("timings")
+    values.pop("explains")
     return values
 
 

@@ -166,9 +166,9 @@ def test_configurations_survive_json_and_refuse_unknown_keys(config: Any) -> Non
         (SearchConfig, "top", 0),
         (SearchConfig, "top", 10_001),
         (SearchConfig, "plan", "fast"),
-        (SearchConfig, "probe_share", 0.0),
-        (SearchConfig, "probe_share", 1.1),
-        (SearchConfig, "probe_share", float("nan")),
+        (SearchConfig, "effort", 0.0),
+        (SearchConfig, "effort", 1.1),
+        (SearchConfig, "effort", float("nan")),
         (SearchConfig, "deadline_s", 0.0),
     ],
 )

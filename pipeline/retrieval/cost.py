@@ -1,0 +1,209 @@
+"""What a scan costs, before it is begun: pairs, bytes and milliseconds of either plan.
+
+A scan's time is the number of its descriptor pairs times what a pair costs on the code path at
+hand. Rows are compared with as many query descriptors at once as a register tile holds; where fewer
+want a row, the places left free cost as much as the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipeline.index.rows import ROW_UNIT
+from pipeline.index.simd import PATHS
+
+ROW_OVERHEAD = 8
+"""Bytes that are read of a visited row beside its codes: squared length and that of its head."""
+
+EXHAUSTIVE_WITHIN_MS = 350.0
+"""The ``auto`` plan compares with every row where that takes the `REFERENCE` no longer, predicted.
+It is 1,000 query descriptors against a million rows of 64 bytes there, or 0.1 s on two cores with
+an 8-bit dot product; nothing is lost then."""
+
+LIST_NS = 60.0
+"""Nanoseconds to bring one (query descriptor, cell) into the order of the cells."""
+
+
+class Rates(NamedTuple):
+    """Nanoseconds of one thread for a pair of a query descriptor and a row of 64 bytes.
+
+    What a scan does with the pairs that are near enough is in them.
+
+    Attributes
+    ----------
+    exhaustive : float
+        All rows, one after the other; the heads of the rows decide nearly every tile.
+    probed : float
+        Rows of the nearest cells, whose heads decide less.
+    vector : float
+        The nearest rows of one vector an image, computed whole.
+    """
+
+    exhaustive: float
+    probed: float
+    vector: float
+
+
+RATES = {
+    "portable": Rates(0.71, 1.08, 1.3),
+    "avx2": Rates(0.70, 1.08, 1.2),
+    "vnni256": Rates(0.35, 0.5, 0.6),
+    "vnni512": Rates(0.2, 0.3, 0.3),
+}
+"""Of each code path of the kernels; see docs/decisions/0012-plan.md for the measurement. Longer
+rows cost in proportion: no less than that where all of a row is computed, less where its head
+decides."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What scans.
+
+    Attributes
+    ----------
+    path : str
+        Code path of its kernels (`pipeline.index.simd.PATHS`).
+    threads : int
+        Groups that it scans at the same time.
+    """
+
+    path: str
+    threads: int
+
+
+REFERENCE = Machine("avx2", 2)
+"""What ``auto`` decides for, wherever it is asked and whoever scans: one collection and one query
+have one plan, and so one answer, on every machine."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is compared with how much.
+
+    Attributes
+    ----------
+    queries : int
+        Query descriptors.
+    rows : int
+        Descriptors of the collection.
+    row_bytes : int
+        Length of a stored row.
+    cells : int
+        Cells of the tree.
+    one_vector : bool
+        The extractor describes an image by one vector: the nearest rows are looked for.
+    """
+
+    queries: int
+    rows: int
+    row_bytes: int
+    cells: int
+    one_vector: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scan is predicted to cost, all groups together.
+
+    Attributes
+    ----------
+    pairs : int
+        Descriptor pairs compared.
+    bytes : int
+        Bytes visited: codes, lengths and heads of each visited row once.
+    scan_ms : float
+        Milliseconds of one thread.
+    wait_ms : float
+        Milliseconds until all threads are done.
+    """
+
+    pairs: int
+    bytes: int
+    scan_ms: float
+    wait_ms: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain values, times rounded."""
+        return {
+            "pairs": self.pairs,
+            "bytes": self.bytes,
+            "scan_ms": round(self.scan_ms, 2),
+            "wait_ms": round(self.wait_ms, 2),
+        }
+
+
+def exhaustive_cost(extent: Extent, machine: Machine) -> Cost:
+    """Return what comparing every query descriptor with every row costs."""
+    at_once = PATHS[machine.path].queries
+    places = -(-extent.queries // at_once) * at_once
+    rate = RATES[machine.path]
+    return _cost(
+        extent,
+        machine,
+        pairs=extent.queries * extent.rows,
+        visited=extent.rows,
+        nanoseconds=places * extent.rows * (rate.vector if extent.one_vector else rate.exhaustive),
+    )
+
+
+def probed_cost(
+    extent: Extent, machine: Machine, opened: int, distinct: float | None = None
+) -> Cost:
+    """Return what comparing with the rows of the nearest cells costs.
+
+    Parameters
+    ----------
+    extent : Extent
+    machine : Machine
+    opened : int
+        Cells opened for a query descriptor.
+    distinct : float, optional
+        Different cells among them all. Default: as many as there would be if every descriptor
+        took its own at random; those of a photograph share more.
+    """
+    if distinct is None:
+        distinct = expected_distinct(extent.queries, opened, extent.cells)
+    at_once = PATHS[machine.path].queries
+    wanted = extent.queries * opened
+    rows = extent.rows / extent.cells
+    places = min(wanted + distinct * (at_once - 1) / 2, distinct * _full(extent.queries, at_once))
+    rate = RATES[machine.path]
+    return _cost(
+        extent,
+        machine,
+        pairs=round(wanted * rows),
+        visited=round(distinct * rows),
+        nanoseconds=places * rows * (rate.vector if extent.one_vector else rate.probed),
+        listing=wanted * LIST_NS,
+    )
+
+
+def _full(queries: int, at_once: int) -> int:
+    """Return the places of tiles that hold all queries."""
+    return -(-queries // at_once) * at_once
+
+
+def expected_distinct(queries: int, opened: int, cells: int) -> float:
+    """Return how many different cells `queries` choices of `opened` cells each are, at random."""
+    return cells * (1 - (1 - opened / cells) ** queries)
+
+
+def exhaustive_is_fast_enough(extent: Extent) -> bool:
+    """Tell whether the ``auto`` plan compares with every row."""
+    return exhaustive_cost(extent, REFERENCE).wait_ms <= EXHAUSTIVE_WITHIN_MS
+
+
+def _cost(
+    extent: Extent,
+    machine: Machine,
+    *,
+    pairs: int,
+    visited: int,
+    nanoseconds: float,
+    listing: float = 0.0,
+) -> Cost:
+    """Return a cost from the time of the same pairs of 64 bytes."""
+    scan_ms = (nanoseconds * extent.row_bytes / ROW_UNIT + listing) / 1e6
+    read = visited * (extent.row_bytes + ROW_OVERHEAD)
+    return Cost(pairs, read, scan_ms, scan_ms / machine.threads)
