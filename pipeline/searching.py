@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from pipeline.config import SearchConfig, digest
-from pipeline.errors import InputError
+from pipeline.errors import InputError, UnknownNameError
 from pipeline.explain import explain
 from pipeline.extraction.features import extract_decoded
 from pipeline.images import open_query
@@ -120,6 +120,8 @@ def search_images(
     def prepare(source: ImageSource) -> Batch | InputError:
         try:
             return prepare_query(resources, version, source, config)
+        except UnknownNameError:
+            raise  # the extractor: no image can do anything about it
         except InputError as error:
             return error
 
