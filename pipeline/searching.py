@@ -159,7 +159,7 @@ def scan_group(
     plan: QueryPlan,
     until: float | None = None,
 ) -> GroupScan:
-    """Scan a group's segments for a plan (map).
+    """Scan a group's segments for a plan (map); the time is from when they are open.
 
     Parameters
     ----------
@@ -170,13 +170,12 @@ def scan_group(
     until : float, optional
         Time (as `time.time`) after which the scan is given up.
     """
-    started = time.perf_counter()
-    blocks = [
-        scan_segment(
-            resources.segment(segment.key, segment.checksum), plan, version.tombstones, until
-        )
+    segments = [
+        resources.segment(segment.key, segment.checksum)
         for segment in version.group_segments(group)
     ]
+    started = time.perf_counter()
+    blocks = [scan_segment(segment, plan, version.tombstones, until) for segment in segments]
     block = merge_blocks(blocks, plan.neighbours)
     return GroupScan(group, block, (time.perf_counter() - started) * 1e3, PATH)
 

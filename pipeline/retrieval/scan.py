@@ -111,7 +111,7 @@ class GroupScan:
     group : int
     block : DistanceBlock
     ms : float
-        Milliseconds in its own thread.
+        Milliseconds in its own thread, from when its segments were open.
     path : str
         Code path of the kernels there.
     """

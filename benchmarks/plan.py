@@ -1,0 +1,348 @@
+"""What the plans of a search cost, against what `pipeline.retrieval.cost` predicts, and batches.
+
+    python -m benchmarks.plan FOLDER --features CACHE [--rounds 5] [--json]
+
+Rows are SIFT descriptors of the photographs of an evaluation data set (`benchmarks.engine_data`),
+as a collection stores them: 64 bytes, cells of 1,500, four groups. Queries are photographs of it
+that are not among them. Milliseconds of this thread's processor time, medians of rounds in which
+all take turns:
+
+``rates``      what a pair costs on every code path of this processor, least squares over the
+               cases below: the constants of the model
+``predicted``  predicted over actual milliseconds of all groups' scans, for several sizes of
+               collection and query, both plans
+``together``   one pass for 8 photographs against 8 passes: scanning alone, and plan, scan and
+               ranking
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.common import show
+from benchmarks.engine_data import read_data
+from pipeline.config import IndexConfig, SearchConfig
+from pipeline.evaluation.dataset import read_dataset
+from pipeline.extraction.sift import SiftExtractor
+from pipeline.index.kernels import PATH
+from pipeline.index.model import Model, to_unsigned, train_model
+from pipeline.index.segments import AssignedRows, Segment, merge_rows
+from pipeline.index.simd import usable_paths
+from pipeline.index.warm import warm_up
+from pipeline.retrieval.batch import Batch, join_batches
+from pipeline.retrieval.cost import LIST_NS, RATES, Extent, Machine, probed_cost
+from pipeline.retrieval.plan import make_plan, plan_work
+from pipeline.retrieval.scan import ScanCounts, merge_blocks, scan_segment, split_block
+from pipeline.retrieval.score import rank_blocks
+
+SIZES = (100_000, 300_000, 1_000_000)
+QUERIES = (100, 300, 1000, 4000)
+IMAGES = 8
+PER_IMAGE = 1000
+PLANS = ("probed", "exhaustive")
+VECTORS = (100_000, 512, 8)
+"""Whole-picture vectors: rows, their length, queries."""
+
+
+@dataclass(frozen=True)
+class Collection:
+    """An index in memory."""
+
+    model: Model
+    segments: tuple[Segment, ...]
+    rows: int
+
+
+def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection:
+    """Index descriptors (N, 128), uint8, of the images with these numbers."""
+    normalize = SiftExtractor().normalize
+    config = IndexConfig()
+    rng = np.random.default_rng(config.seed)
+    chosen = np.sort(rng.choice(len(native), min(len(native), 100_000), replace=False))
+    behind = np.sort(rng.choice(len(native), min(len(native), config.background_size), False))
+    model = train_model(normalize(native[chosen]), normalize(native[behind]), len(native), config)
+    step = 100_000
+    parts = []
+    for at in range(0, len(native), step):
+        codes = model.quantizer.encode(normalize(native[at : at + step]))
+        cells, paths = model.tree.assign(codes)
+        order = np.lexsort((images[at : at + step], cells))
+        firsts = np.arange(model.groups + 1) * model.cells_per_group
+        geometry = np.zeros((len(codes), 4), np.uint16)
+        geometry[:, 0] = np.arange(len(codes)) % 65_536
+        parts.append(
+            AssignedRows(
+                to_unsigned(codes)[order],
+                cells[order],
+                paths[order],
+                images[at : at + step][order],
+                geometry[order],
+                np.searchsorted(cells[order], firsts).astype(np.int64),
+            )
+        )
+    segments = tuple(merge_rows(model, group, parts) for group in range(model.groups))
+    return Collection(model, segments, len(native))
+
+
+def prepare(
+    collection: Collection, native: NDArray[np.generic], plan: str, effort: float, path: str
+) -> Batch:
+    """Plan a search with descriptors (Q, 128), uint8."""
+    model = collection.model
+    codes = model.quantizer.encode(SiftExtractor().normalize(native))
+    config = SearchConfig(plan=plan, effort=effort)  # type: ignore[arg-type]
+    made = make_plan(model, codes, collection.rows, config)
+    extent = Extent(len(codes), collection.rows, codes.shape[1], model.tree.cells)
+    return Batch(made, (), extent, plan, effort, Machine(path, 1))
+
+
+def scan(collection: Collection, batch: Batch, path: str) -> None:
+    """Scan all groups one after the other."""
+    for segment in collection.segments:
+        scan_segment(segment, batch.plan, path=path)
+
+
+def spent_ms(step: Callable[[], object]) -> float:
+    """Return milliseconds of this thread's processor time."""
+    started = time.thread_time()
+    step()
+    return (time.thread_time() - started) * 1e3
+
+
+def rounds_of(steps: Sequence[Callable[[], object]], rounds: int) -> list[float]:
+    """Return the median milliseconds of each step; all take turns."""
+    for step in steps:
+        step()
+    times = [[spent_ms(step) for step in steps] for _ in range(rounds)]
+    return [median(column) for column in zip(*times, strict=True)]
+
+
+def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, NDArray[np.int8]]:
+    """Return whole-picture vectors without a structure, which no head says anything of."""
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(rows + images, width)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    config = IndexConfig(dimensions=width, groups=4, background_size=16)
+    model = train_model(vectors[:20_000], vectors[:16], rows, config, unit=True)
+    codes = model.quantizer.encode(vectors)
+    cells, paths = model.tree.assign(codes[:rows])
+    order = np.argsort(cells, kind="stable")
+    firsts = np.arange(model.groups + 1) * model.cells_per_group
+    part = AssignedRows(
+        to_unsigned(codes[:rows])[order],
+        cells[order],
+        paths[order],
+        np.arange(rows, dtype=np.uint32)[order],
+        np.zeros((rows, 4), np.uint16),
+        np.searchsorted(cells[order], firsts).astype(np.int64),
+    )
+    segments = tuple(merge_rows(model, group, [part]) for group in range(model.groups))
+    return Collection(model, segments, rows), codes[rows:]
+
+
+def measured_rates(
+    collection: Collection, native: NDArray[np.generic], rounds: int
+) -> list[dict[str, object]]:
+    """Return what a pair costs on every path, for `pipeline.retrieval.cost.RATES`."""
+    vectors, asked = vector_collection(*VECTORS)
+    found = []
+    for path in usable_paths():
+        cases = {
+            plan: [prepare(collection, native[:q], plan, 0.06, path) for q in QUERIES[1:3]]
+            for plan in PLANS
+        }
+        batches = [batch for plan in PLANS for batch in cases[plan]]
+        times = rounds_of([partial(scan, collection, batch, path) for batch in batches], rounds)
+        extent = Extent(1, vectors.rows, VECTORS[1], vectors.model.tree.cells, one_vector=True)
+        config = SearchConfig(plan="exhaustive")
+        plan = make_plan(vectors.model, asked[:1], vectors.rows, config, one_vector=True)
+        single = Batch(plan, (), extent, "exhaustive", 0.06, Machine(path, 1))
+        (alone,) = rounds_of([partial(scan, vectors, single, path)], rounds)
+        needed = [
+            _rate(batch, ms, path)
+            for batch, ms in zip([*batches, single], [*times, alone], strict=True)
+        ]
+        found.append(
+            {
+                "path": path,
+                "exhaustive": round(float(np.mean(needed[2:4])), 3),
+                "probed": round(float(np.mean(needed[:2])), 3),
+                "vector": round(needed[4], 3),
+            }
+        )
+    return found
+
+
+def _rate(batch: Batch, ms: float, path: str) -> float:
+    """Return the rate with which the prediction would have been right."""
+    rates = RATES[path]
+    rate = rates.probed if batch.plan.kind == "probed" else rates.exhaustive
+    if batch.extent.one_vector:
+        rate = rates.vector
+    listing = LIST_NS * batch.plan.cells.size / 1e6
+    return rate * (ms - listing) / (batch.predicted().scan_ms - listing)
+
+
+def listing_rate(collection: Collection, native: NDArray[np.generic], rounds: int) -> float:
+    """Return the nanoseconds to list one (query descriptor, cell)."""
+    batch = prepare(collection, native[:PER_IMAGE], "probed", 0.06, PATH)
+
+    def listed() -> None:
+        for segment in collection.segments:
+            plan_work(batch.plan, segment)
+
+    (ms,) = rounds_of([listed], rounds)
+    return ms * 1e6 / batch.plan.cells.size
+
+
+def predictions(
+    collection: Collection, native: NDArray[np.generic], rounds: int
+) -> list[dict[str, object]]:
+    """Return predicted beside actual milliseconds, on this processor's fastest path."""
+    cases = [
+        (plan, effort, count)
+        for plan, efforts in (("probed", (0.02, 0.06)), ("exhaustive", (1.0,)))
+        for effort in efforts
+        for count in QUERIES
+    ]
+    batches = [prepare(collection, native[:n], plan, effort, PATH) for plan, effort, n in cases]
+    times = rounds_of([partial(scan, collection, batch, PATH) for batch in batches], rounds)
+    found: list[dict[str, object]] = []
+    for (plan, effort, count), batch, ms in zip(cases, batches, times, strict=True):
+        counts = merge_blocks(
+            [scan_segment(segment, batch.plan) for segment in collection.segments]
+        ).counts
+        cost = batch.predicted()
+        before = (
+            probed_cost(batch.extent, batch.machine, int(batch.plan.cells.shape[1]))
+            if plan == "probed"
+            else cost
+        )
+        found.append(
+            {
+                "rows": collection.rows,
+                "descriptors": count,
+                "plan": plan if plan == "exhaustive" else f"probed {effort:g}",
+                "ms": round(ms, 2),
+                "predicted / actual ms": round(cost.scan_ms / ms, 2),
+                "pairs": round(cost.pairs / counts.pairs, 2),
+                "bytes": round(cost.bytes / counts.bytes, 2),
+                "bytes before cells are known": round(before.bytes / counts.bytes, 2),
+            }
+        )
+    return found
+
+
+def together(
+    collection: Collection, photographs: Sequence[NDArray[np.generic]], rounds: int
+) -> list[dict[str, object]]:
+    """Return what one pass for all photographs costs, over a pass for each."""
+    found: list[dict[str, object]] = []
+    for plan in PLANS:
+        batches = [prepare(collection, rows, plan, 0.06, PATH) for rows in photographs]
+        joined = join_batches(batches)
+        offsets = np.cumsum([0, *(len(rows) for rows in photographs)]).tolist()
+
+        def one_by_one(batches: list[Batch] = batches) -> None:
+            for batch in batches:
+                _answer(collection, batch, [0, batch.extent.queries])
+
+        def in_one(joined: Batch = joined, offsets: list[int] = offsets) -> None:
+            _answer(collection, joined, offsets)
+
+        def scans(batches: list[Batch] = batches) -> None:
+            for batch in batches:
+                scan(collection, batch, PATH)
+
+        steps = [scans, partial(scan, collection, joined, PATH), one_by_one, in_one]
+        each, pass_ms, answers, pass_answers = rounds_of(steps, rounds)
+        apart = [_counts(collection, batch) for batch in batches]
+        at_once = _counts(collection, joined)
+        found.append(
+            {
+                "plan": plan,
+                "images": len(batches),
+                "cells opened": round(sum(c.cells for c in apart) / at_once.cells, 2),
+                "bytes visited": round(sum(c.bytes for c in apart) / at_once.bytes, 2),
+                "scans apart ms": round(each, 1),
+                "scans": round(each / pass_ms, 2),
+                "scans and ranking": round(answers / pass_answers, 2),
+            }
+        )
+    return found
+
+
+def _counts(collection: Collection, batch: Batch) -> ScanCounts:
+    """Return what a pass visits."""
+    blocks = [scan_segment(segment, batch.plan) for segment in collection.segments]
+    return merge_blocks(blocks).counts
+
+
+def _answer(collection: Collection, batch: Batch, offsets: Sequence[int]) -> None:
+    """Scan, and rank for every image."""
+    blocks = [scan_segment(segment, batch.plan) for segment in collection.segments]
+    for part, start, stop in zip(
+        split_block(merge_blocks(blocks), offsets), offsets[:-1], offsets[1:], strict=True
+    ):
+        rank_blocks([part], batch.plan.radius[start:stop])
+
+
+def read_photographs(
+    folder: str, cache: Path
+) -> tuple[NDArray[np.generic], NDArray[np.uint32], list[NDArray[np.generic]]]:
+    """Return rows (N, 128) of the database, their images' numbers, and rows of other photographs.
+
+    The database's images are in the order of their SHA-256, which mixes the parts of the data set.
+    """
+    descriptors = read_data(folder, cache, 1, 1, 250, 2).descriptors
+    dataset = read_dataset(folder)
+    indexed = sorted(dataset.database, key=descriptors.sha256)
+    rows = [descriptors.rows(path) for path in indexed]
+    known = set(indexed)
+    asked = [descriptors.rows(query.path) for query in dataset.queries if query.path not in known]
+    numbers = np.repeat(np.arange(len(rows), dtype=np.uint32), [len(some) for some in rows])
+    return np.concatenate(rows), numbers, [some for some in asked if len(some) == PER_IMAGE]
+
+
+def main() -> None:
+    """Print the three tables."""
+    options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    options.add_argument("folder", metavar="FOLDER", help="evaluation data set")
+    options.add_argument("--features", type=Path, required=True, help="cache of the descriptors")
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--json", action="store_true", help="print JSON")
+    arguments = options.parse_args()
+    warm_up()
+    native, numbers, photographs = read_photographs(arguments.folder, arguments.features)
+    step = max(1, len(photographs) // IMAGES)
+    chosen = photographs[::step][:IMAGES]
+    asked = np.concatenate(chosen)
+    collections = {
+        size: build(native[:size], numbers[:size]) for size in SIZES if size <= len(native)
+    }
+    whole = collections[max(collections)]
+    rates = measured_rates(whole, asked, arguments.rounds)
+    show("rates, ns a pair of 64 bytes", rates, arguments.json)
+    listing = listing_rate(whole, asked, arguments.rounds)
+    show("listing", [{"ns a descriptor and cell": round(listing, 1)}], arguments.json)
+    rows = [
+        row
+        for collection in collections.values()
+        for row in predictions(collection, asked, arguments.rounds)
+    ]
+    show(f"predicted over actual, {PATH}", rows, arguments.json)
+    gains = together(whole, chosen, arguments.rounds)
+    show("a pass each over one pass for all", gains, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
