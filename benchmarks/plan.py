@@ -1,18 +1,16 @@
 """What the plans of a search cost, against what `pipeline.retrieval.cost` predicts, and batches.
 
-    python -m benchmarks.plan FOLDER --features CACHE [--rounds 5] [--json]
+    python -m benchmarks.plan FOLDER --features CACHE [--rounds 3] [--json]
 
 Rows are SIFT descriptors of the photographs of an evaluation data set (`benchmarks.engine_data`),
 as a collection stores them: 64 bytes, cells of 1,500, four groups. Queries are photographs of it
-that are not among them. Milliseconds of this thread's processor time, medians of rounds in which
-all take turns:
+that are not among them. Milliseconds of this thread's processor time for the scans of all groups,
+medians of rounds in which all take turns:
 
-``rates``      what a pair costs on every code path of this processor, least squares over the
-               cases below: the constants of the model
-``predicted``  predicted over actual milliseconds of all groups' scans, for several sizes of
-               collection and query, both plans
-``together``   one pass for 8 photographs against 8 passes: scanning alone, and plan, scan and
-               ranking
+``constants``  of the model, by least squares of the relative error over all cases together: sizes
+               of collection and query, both plans, every code path that this processor has
+``predicted``  over actual milliseconds of each case on the fastest path, the range on the others
+``together``   8 passes over one pass for 8 photographs: scans alone, and with the ranking
 """
 
 from __future__ import annotations
@@ -24,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,11 +34,12 @@ from pipeline.evaluation.dataset import read_dataset
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.index.kernels import PATH
 from pipeline.index.model import Model, to_unsigned, train_model
+from pipeline.index.rows import ROW_UNIT
 from pipeline.index.segments import AssignedRows, Segment, merge_rows
-from pipeline.index.simd import usable_paths
+from pipeline.index.simd import PATHS, usable_paths
 from pipeline.index.warm import warm_up
 from pipeline.retrieval.batch import Batch, join_batches
-from pipeline.retrieval.cost import LIST_NS, RATES, Extent, Machine, probed_cost
+from pipeline.retrieval.cost import Extent, Machine, probed_cost
 from pipeline.retrieval.plan import make_plan, plan_work
 from pipeline.retrieval.scan import ScanCounts, merge_blocks, scan_segment, split_block
 from pipeline.retrieval.score import rank_blocks
@@ -48,7 +48,8 @@ SIZES = (100_000, 300_000, 1_000_000)
 QUERIES = (100, 300, 1000, 4000)
 IMAGES = 8
 PER_IMAGE = 1000
-PLANS = ("probed", "exhaustive")
+EFFORTS = {"probed": (0.02, 0.06), "exhaustive": (1.0,)}
+PLANS = tuple(EFFORTS)
 VECTORS = (100_000, 512, 8)
 """Whole-picture vectors: rows, their length, queries."""
 
@@ -149,50 +150,91 @@ def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, N
     return Collection(model, segments, rows), codes[rows:]
 
 
-def measured_rates(
-    collection: Collection, native: NDArray[np.generic], rounds: int
-) -> list[dict[str, object]]:
-    """Return what a pair costs on every path, for `pipeline.retrieval.cost.RATES`."""
-    vectors, asked = vector_collection(*VECTORS)
+class Measured(NamedTuple):
+    """A pass and what it took."""
+
+    path: str
+    effort: float
+    batch: Batch
+    counts: ScanCounts
+    ms: float
+
+    @property
+    def ratio(self) -> float:
+        """Predicted over actual milliseconds."""
+        return self.batch.predicted().scan_ms / self.ms
+
+
+def measure(
+    collections: Sequence[Collection], native: NDArray[np.generic], path: str, rounds: int
+) -> list[Measured]:
+    """Scan every case on one path."""
     found = []
-    for path in usable_paths():
-        cases = {
-            plan: [prepare(collection, native[:q], plan, 0.06, path) for q in QUERIES[1:3]]
-            for plan in PLANS
-        }
-        batches = [batch for plan in PLANS for batch in cases[plan]]
-        times = rounds_of([partial(scan, collection, batch, path) for batch in batches], rounds)
-        extent = Extent(1, vectors.rows, VECTORS[1], vectors.model.tree.cells, one_vector=True)
-        config = SearchConfig(plan="exhaustive")
-        plan = make_plan(vectors.model, asked[:1], vectors.rows, config, one_vector=True)
-        single = Batch(plan, (), extent, "exhaustive", 0.06, Machine(path, 1))
-        (alone,) = rounds_of([partial(scan, vectors, single, path)], rounds)
-        needed = [
-            _rate(batch, ms, path)
-            for batch, ms in zip([*batches, single], [*times, alone], strict=True)
+    for collection in collections:
+        cases = [
+            (plan, e, n) for plan, efforts in EFFORTS.items() for e in efforts for n in QUERIES
         ]
-        found.append(
-            {
-                "path": path,
-                "exhaustive": round(float(np.mean(needed[2:4])), 3),
-                "probed": round(float(np.mean(needed[:2])), 3),
-                "vector": round(needed[4], 3),
-            }
-        )
+        batches = [prepare(collection, native[:n], plan, effort, path) for plan, effort, n in cases]
+        times = rounds_of([partial(scan, collection, batch, path) for batch in batches], rounds)
+        found += [
+            Measured(path, effort, batch, _counts(collection, batch), ms)
+            for (_, effort, _), batch, ms in zip(cases, batches, times, strict=True)
+        ]
     return found
 
 
-def _rate(batch: Batch, ms: float, path: str) -> float:
-    """Return the rate with which the prediction would have been right."""
-    rates = RATES[path]
-    rate = rates.probed if batch.plan.kind == "probed" else rates.exhaustive
-    if batch.extent.one_vector:
-        rate = rates.vector
-    listing = LIST_NS * batch.plan.cells.size / 1e6
-    return rate * (ms - listing) / (batch.predicted().scan_ms - listing)
+def measure_vectors(path: str, rounds: int) -> list[Measured]:
+    """Scan for whole-picture vectors on one path."""
+    vectors, asked = vector_collection(*VECTORS)
+    config = SearchConfig(plan="exhaustive")
+    batches = []
+    for count in (1, VECTORS[2]):
+        plan = make_plan(vectors.model, asked[:count], vectors.rows, config, one_vector=True)
+        extent = Extent(count, vectors.rows, VECTORS[1], vectors.model.tree.cells, one_vector=True)
+        batches.append(Batch(plan, (), extent, "exhaustive", 1.0, Machine(path, 1)))
+    times = rounds_of([partial(scan, vectors, batch, path) for batch in batches], rounds)
+    return [
+        Measured(path, 1.0, batch, _counts(vectors, batch), ms)
+        for batch, ms in zip(batches, times, strict=True)
+    ]
 
 
-def listing_rate(collection: Collection, native: NDArray[np.generic], rounds: int) -> float:
+def fitted(cases: Sequence[Measured], listing_ns: float) -> list[dict[str, object]]:
+    """Return the constants that make the relative error of all cases least."""
+    paths = list(dict.fromkeys(case.path for case in cases))
+    rates = [f"{path}, {kind}" for path in paths for kind in (*PLANS, "vector")]
+    names = ["PASS_NS", "BYTE_NS", "NEAR_NS", *rates]
+    lines, wanted = [], []
+    for case in cases:
+        extent, plan = case.batch.extent, case.batch.plan
+        kind = "vector" if extent.one_vector else plan.kind
+        line = dict.fromkeys(names, 0.0)
+        line["PASS_NS"] = 1.0
+        line["BYTE_NS"] = case.counts.bytes
+        line["NEAR_NS"] = 0.0 if extent.one_vector else extent.queries * extent.rows
+        line[f"{case.path}, {kind}"] = places(case.batch) * extent.row_bytes / ROW_UNIT
+        lines.append(list(line.values()))
+        wanted.append(case.ms * 1e6 - listing_ns * plan.cells.size)
+    weights = 1 / np.array(wanted)
+    found, *_ = np.linalg.lstsq(np.array(lines) * weights[:, None], np.ones(len(lines)))
+    return [
+        {"constant": name, "": f"{value:,.4g}"} for name, value in zip(names, found, strict=True)
+    ]
+
+
+def places(batch: Batch) -> float:
+    """Return the places of tiles, times rows, that a pass compares."""
+    at_once = PATHS[batch.machine.path].queries
+    full = -(-batch.extent.queries // at_once) * at_once
+    if batch.plan.kind == "exhaustive":
+        return float(full * batch.extent.rows)
+    distinct = len(np.unique(batch.plan.cells))
+    free = distinct * (at_once - 1) / 2
+    rows = batch.extent.rows / batch.extent.cells
+    return float(min(batch.plan.cells.size + free, distinct * full) * rows)
+
+
+def listing(collection: Collection, native: NDArray[np.generic], rounds: int) -> float:
     """Return the nanoseconds to list one (query descriptor, cell)."""
     batch = prepare(collection, native[:PER_IMAGE], "probed", 0.06, PATH)
 
@@ -204,42 +246,31 @@ def listing_rate(collection: Collection, native: NDArray[np.generic], rounds: in
     return ms * 1e6 / batch.plan.cells.size
 
 
-def predictions(
-    collection: Collection, native: NDArray[np.generic], rounds: int
-) -> list[dict[str, object]]:
-    """Return predicted beside actual milliseconds, on this processor's fastest path."""
-    cases = [
-        (plan, effort, count)
-        for plan, efforts in (("probed", (0.02, 0.06)), ("exhaustive", (1.0,)))
-        for effort in efforts
-        for count in QUERIES
-    ]
-    batches = [prepare(collection, native[:n], plan, effort, PATH) for plan, effort, n in cases]
-    times = rounds_of([partial(scan, collection, batch, PATH) for batch in batches], rounds)
-    found: list[dict[str, object]] = []
-    for (plan, effort, count), batch, ms in zip(cases, batches, times, strict=True):
-        counts = merge_blocks(
-            [scan_segment(segment, batch.plan) for segment in collection.segments]
-        ).counts
-        cost = batch.predicted()
-        before = (
-            probed_cost(batch.extent, batch.machine, int(batch.plan.cells.shape[1]))
-            if plan == "probed"
-            else cost
-        )
-        found.append(
-            {
-                "rows": collection.rows,
-                "descriptors": count,
-                "plan": plan if plan == "exhaustive" else f"probed {effort:g}",
-                "ms": round(ms, 2),
-                "predicted / actual ms": round(cost.scan_ms / ms, 2),
-                "pairs": round(cost.pairs / counts.pairs, 2),
-                "bytes": round(cost.bytes / counts.bytes, 2),
-                "bytes before cells are known": round(before.bytes / counts.bytes, 2),
-            }
-        )
-    return found
+def case_row(case: Measured) -> dict[str, object]:
+    """Return predicted beside actual of one case."""
+    cost, extent = case.batch.predicted(), case.batch.extent
+    opened = int(case.batch.plan.cells.shape[1])
+    before = probed_cost(extent, case.batch.machine, opened) if opened else cost
+    return {
+        "rows": extent.rows,
+        "descriptors": extent.queries,
+        "plan": f"probed {case.effort:g}" if opened else "exhaustive",
+        "ms": round(case.ms, 2),
+        "predicted / actual": round(case.ratio, 2),
+        "pairs": round(cost.pairs / case.counts.pairs, 2),
+        "bytes": round(cost.bytes / case.counts.bytes, 2),
+        "bytes before the cells are known": round(before.bytes / case.counts.bytes, 2),
+    }
+
+
+def path_row(path: str, cases: Sequence[Measured]) -> dict[str, object]:
+    """Return the range of predicted over actual of a path."""
+    row: dict[str, object] = {"path": path}
+    for kind in PLANS:
+        ratios = [case.ratio for case in cases if case.batch.plan.kind == kind]
+        low, middle, high = np.percentile(ratios, [0, 50, 100])
+        row[kind] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    return row
 
 
 def together(
@@ -314,11 +345,11 @@ def read_photographs(
 
 
 def main() -> None:
-    """Print the three tables."""
+    """Print the tables."""
     options = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     options.add_argument("folder", metavar="FOLDER", help="evaluation data set")
     options.add_argument("--features", type=Path, required=True, help="cache of the descriptors")
-    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--json", action="store_true", help="print JSON")
     arguments = options.parse_args()
     warm_up()
@@ -326,20 +357,18 @@ def main() -> None:
     step = max(1, len(photographs) // IMAGES)
     chosen = photographs[::step][:IMAGES]
     asked = np.concatenate(chosen)
-    collections = {
-        size: build(native[:size], numbers[:size]) for size in SIZES if size <= len(native)
-    }
-    whole = collections[max(collections)]
-    rates = measured_rates(whole, asked, arguments.rounds)
-    show("rates, ns a pair of 64 bytes", rates, arguments.json)
-    listing = listing_rate(whole, asked, arguments.rounds)
-    show("listing", [{"ns a descriptor and cell": round(listing, 1)}], arguments.json)
-    rows = [
-        row
-        for collection in collections.values()
-        for row in predictions(collection, asked, arguments.rounds)
-    ]
-    show(f"predicted over actual, {PATH}", rows, arguments.json)
+    made = [build(native[:size], numbers[:size]) for size in SIZES if size <= len(native)]
+    whole = made[-1]
+    listing_ns = listing(whole, asked, arguments.rounds)
+    local = {path: measure(made, asked, path, arguments.rounds) for path in usable_paths()}
+    vectors = {path: measure_vectors(path, arguments.rounds) for path in local}
+    every = [case for found in (*local.values(), *vectors.values()) for case in found]
+    constants = [{"constant": "LIST_NS", "": f"{listing_ns:,.4g}"}, *fitted(every, listing_ns)]
+    show("constants", constants, arguments.json)
+    show(f"predicted over actual, {PATH}", [case_row(case) for case in local[PATH]], arguments.json)
+    ranges = [path_row(path, cases) for path, cases in local.items()]
+    show("predicted over actual milliseconds: median (least to most)", ranges, arguments.json)
+    show("vectors", [case_row(case) for case in vectors[PATH]], arguments.json)
     gains = together(whole, chosen, arguments.rounds)
     show("a pass each over one pass for all", gains, arguments.json)
 

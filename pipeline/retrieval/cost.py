@@ -1,8 +1,9 @@
 """What a scan costs, before it is begun: pairs, bytes and milliseconds of either plan.
 
-A scan's time is the number of its descriptor pairs times what a pair costs on the code path at
-hand. Rows are compared with as many query descriptors at once as a register tile holds; where fewer
-want a row, the places left free cost as much as the others.
+A scan's time is what its descriptor pairs cost on the code path at hand, what reading the rows
+costs, and what is done with the rows that are near enough. Rows are compared with as many query
+descriptors at once as a register tile holds; where fewer want a row, the places left free cost as
+much as the others. docs/decisions/0012-plan.md has the measurement of the constants.
 """
 
 from __future__ import annotations
@@ -16,19 +17,27 @@ from pipeline.index.simd import PATHS
 ROW_OVERHEAD = 8
 """Bytes that are read of a visited row beside its codes: squared length and that of its head."""
 
-EXHAUSTIVE_WITHIN_MS = 350.0
-"""The ``auto`` plan compares with every row where that takes the `REFERENCE` no longer, predicted.
-It is 1,000 query descriptors against a million rows of 64 bytes there, or 0.1 s on two cores with
-an 8-bit dot product; nothing is lost then."""
+EXHAUSTIVE_WITHIN_MS = 400.0
+"""The ``auto`` plan compares with every row where that takes the `REFERENCE` no longer, predicted:
+1,000 query descriptors and about a million rows of 64 bytes. It is 0.1 s on two cores with an
+8-bit dot product; nothing is lost then."""
 
-LIST_NS = 60.0
+PASS_NS = 400_000.0
+"""Nanoseconds that a pass takes whatever it scans."""
+
+BYTE_NS = 0.09
+"""Nanoseconds to read a byte of the rows visited, once for all that want it."""
+
+NEAR_NS = 0.005
+"""Nanoseconds for what comes within the radius of local features, a query descriptor and row of the
+collection: so large a share of all rows does, and the nearest cells hold most of them."""
+
+LIST_NS = 127.0
 """Nanoseconds to bring one (query descriptor, cell) into the order of the cells."""
 
 
 class Rates(NamedTuple):
-    """Nanoseconds of one thread for a pair of a query descriptor and a row of 64 bytes.
-
-    What a scan does with the pairs that are near enough is in them.
+    """Nanoseconds of one thread for a place of a tile and 64 bytes of a row.
 
     Attributes
     ----------
@@ -46,14 +55,13 @@ class Rates(NamedTuple):
 
 
 RATES = {
-    "portable": Rates(0.71, 1.08, 1.3),
-    "avx2": Rates(0.70, 1.08, 1.2),
-    "vnni256": Rates(0.35, 0.5, 0.6),
-    "vnni512": Rates(0.2, 0.3, 0.3),
+    "portable": Rates(0.45, 0.6, 1.0),
+    "avx2": Rates(0.68, 0.8, 1.1),
+    "vnni256": Rates(0.32, 0.4, 0.9),
+    "vnni512": Rates(0.141, 0.231, 0.1),
 }
-"""Of each code path of the kernels; see docs/decisions/0012-plan.md for the measurement. Longer
-rows cost in proportion: no less than that where all of a row is computed, less where its head
-decides."""
+"""Of each code path of the kernels. Longer rows cost in proportion: no less than that where all of
+a row is computed, less where its head decides."""
 
 
 @dataclass(frozen=True)
@@ -135,15 +143,14 @@ class Cost:
 
 def exhaustive_cost(extent: Extent, machine: Machine) -> Cost:
     """Return what comparing every query descriptor with every row costs."""
-    at_once = PATHS[machine.path].queries
-    places = -(-extent.queries // at_once) * at_once
-    rate = RATES[machine.path]
+    places = _full(extent.queries, PATHS[machine.path].queries)
     return _cost(
         extent,
         machine,
         pairs=extent.queries * extent.rows,
         visited=extent.rows,
-        nanoseconds=places * extent.rows * (rate.vector if extent.one_vector else rate.exhaustive),
+        compared=places * extent.rows,
+        rate=RATES[machine.path].exhaustive,
     )
 
 
@@ -168,14 +175,14 @@ def probed_cost(
     wanted = extent.queries * opened
     rows = extent.rows / extent.cells
     places = min(wanted + distinct * (at_once - 1) / 2, distinct * _full(extent.queries, at_once))
-    rate = RATES[machine.path]
     return _cost(
         extent,
         machine,
         pairs=round(wanted * rows),
         visited=round(distinct * rows),
-        nanoseconds=places * rows * (rate.vector if extent.one_vector else rate.probed),
-        listing=wanted * LIST_NS,
+        compared=places * rows,
+        rate=RATES[machine.path].probed,
+        listed=wanted,
     )
 
 
@@ -200,10 +207,16 @@ def _cost(
     *,
     pairs: int,
     visited: int,
-    nanoseconds: float,
-    listing: float = 0.0,
+    compared: float,
+    rate: float,
+    listed: int = 0,
 ) -> Cost:
-    """Return a cost from the time of the same pairs of 64 bytes."""
-    scan_ms = (nanoseconds * extent.row_bytes / ROW_UNIT + listing) / 1e6
+    """Return a cost from the places of tiles that are compared with rows, free ones included."""
     read = visited * (extent.row_bytes + ROW_OVERHEAD)
+    if extent.one_vector:
+        rate, near = RATES[machine.path].vector, 0.0
+    else:
+        near = NEAR_NS * extent.queries * extent.rows
+    whole = rate * compared * extent.row_bytes / ROW_UNIT
+    scan_ms = (PASS_NS + BYTE_NS * read + whole + near + LIST_NS * listed) / 1e6
     return Cost(pairs, read, scan_ms, scan_ms / machine.threads)

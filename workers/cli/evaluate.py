@@ -114,13 +114,13 @@ def evaluate(
     from pipeline.evaluation import read_dataset
 
     settings = Settings.from_env()
+    plans = _plans(plan, effort, exact)
     specs = extractor or [settings.extractor_spec]
     if fuse and len(specs) < 2:
         raise InputError(
             f"--fuse takes at least two extractors, not {len(specs)}; give --extractor again"
         )
     chosen = read_dataset(dataset).select([name for name in parts.split(",") if name])
-    plans = _plans(plan, effort, exact)
     configs = {spec: choose_extractor(settings, spec).config for spec in specs}
     labels = dict(zip(specs, _labels(specs, configs), strict=True))
     reports: Reports = {}
