@@ -150,6 +150,15 @@ def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, N
     return Collection(model, segments, rows), codes[rows:]
 
 
+class Case(NamedTuple):
+    """A pass to be measured."""
+
+    path: str
+    effort: float
+    collection: Collection
+    batch: Batch
+
+
 class Measured(NamedTuple):
     """A pass and what it took."""
 
@@ -165,37 +174,37 @@ class Measured(NamedTuple):
         return self.batch.predicted().scan_ms / self.ms
 
 
-def measure(
-    collections: Sequence[Collection], native: NDArray[np.generic], path: str, rounds: int
-) -> list[Measured]:
-    """Scan every case on one path."""
+def local_cases(
+    collections: Sequence[Collection], native: NDArray[np.generic], path: str
+) -> list[Case]:
+    """Return passes for local features on one path."""
+    return [
+        Case(path, effort, made, prepare(made, native[:count], plan, effort, path))
+        for made in collections
+        for plan, efforts in EFFORTS.items()
+        for effort in efforts
+        for count in QUERIES
+    ]
+
+
+def vector_cases(made: Collection, asked: NDArray[np.int8], path: str) -> list[Case]:
+    """Return passes for whole-picture vectors on one path."""
+    config = SearchConfig(plan="exhaustive")
     found = []
-    for collection in collections:
-        cases = [
-            (plan, e, n) for plan, efforts in EFFORTS.items() for e in efforts for n in QUERIES
-        ]
-        batches = [prepare(collection, native[:n], plan, effort, path) for plan, effort, n in cases]
-        times = rounds_of([partial(scan, collection, batch, path) for batch in batches], rounds)
-        found += [
-            Measured(path, effort, batch, _counts(collection, batch), ms)
-            for (_, effort, _), batch, ms in zip(cases, batches, times, strict=True)
-        ]
+    for count in (1, len(asked)):
+        plan = make_plan(made.model, asked[:count], made.rows, config, one_vector=True)
+        extent = Extent(count, made.rows, asked.shape[1], made.model.tree.cells, one_vector=True)
+        batch = Batch(plan, (), extent, "exhaustive", 1.0, Machine(path, 1))
+        found.append(Case(path, 1.0, made, batch))
     return found
 
 
-def measure_vectors(path: str, rounds: int) -> list[Measured]:
-    """Scan for whole-picture vectors on one path."""
-    vectors, asked = vector_collection(*VECTORS)
-    config = SearchConfig(plan="exhaustive")
-    batches = []
-    for count in (1, VECTORS[2]):
-        plan = make_plan(vectors.model, asked[:count], vectors.rows, config, one_vector=True)
-        extent = Extent(count, vectors.rows, VECTORS[1], vectors.model.tree.cells, one_vector=True)
-        batches.append(Batch(plan, (), extent, "exhaustive", 1.0, Machine(path, 1)))
-    times = rounds_of([partial(scan, vectors, batch, path) for batch in batches], rounds)
+def measure(cases: Sequence[Case], rounds: int) -> list[Measured]:
+    """Scan all cases; paths, collections and plans take turns."""
+    times = rounds_of([partial(scan, c.collection, c.batch, c.path) for c in cases], rounds)
     return [
-        Measured(path, 1.0, batch, _counts(vectors, batch), ms)
-        for batch, ms in zip(batches, times, strict=True)
+        Measured(case.path, case.effort, case.batch, _counts(case.collection, case.batch), ms)
+        for case, ms in zip(cases, times, strict=True)
     ]
 
 
@@ -360,15 +369,16 @@ def main() -> None:
     made = [build(native[:size], numbers[:size]) for size in SIZES if size <= len(native)]
     whole = made[-1]
     listing_ns = listing(whole, asked, arguments.rounds)
-    local = {path: measure(made, asked, path, arguments.rounds) for path in usable_paths()}
-    vectors = {path: measure_vectors(path, arguments.rounds) for path in local}
-    every = [case for found in (*local.values(), *vectors.values()) for case in found]
-    constants = [{"constant": "LIST_NS", "": f"{listing_ns:,.4g}"}, *fitted(every, listing_ns)]
+    vectors, vector_queries = vector_collection(*VECTORS)
+    cases = [case for path in usable_paths() for case in local_cases(made, asked, path)]
+    cases += [c for path in usable_paths() for c in vector_cases(vectors, vector_queries, path)]
+    measured = measure(cases, arguments.rounds)
+    constants = [{"constant": "LIST_NS", "": f"{listing_ns:,.4g}"}, *fitted(measured, listing_ns)]
     show("constants", constants, arguments.json)
-    show(f"predicted over actual, {PATH}", [case_row(case) for case in local[PATH]], arguments.json)
-    ranges = [path_row(path, cases) for path, cases in local.items()]
+    fastest = [case_row(case) for case in measured if case.path == PATH]
+    show(f"predicted over actual, {PATH}; last: whole-picture vectors", fastest, arguments.json)
+    ranges = [path_row(path, [c for c in measured if c.path == path]) for path in usable_paths()]
     show("predicted over actual milliseconds: median (least to most)", ranges, arguments.json)
-    show("vectors", [case_row(case) for case in vectors[PATH]], arguments.json)
     gains = together(whole, chosen, arguments.rounds)
     show("a pass each over one pass for all", gains, arguments.json)
 
