@@ -66,7 +66,7 @@ def why(batch: Batch) -> str:
     """Say in a sentence why this plan was taken."""
     kind = batch.plan.kind
     if batch.asked != "auto":
-        return f"the {kind} plan was asked for"
+        return "it was asked for"
     # The image that was nearest to the bound; of one image, itself.
     counts = [image.descriptors for image in batch.images]
     most = kind == "exhaustive"

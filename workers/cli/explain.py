@@ -45,7 +45,7 @@ def _show_pass(answers: Sequence[SearchResult]) -> None:
     """Print one pass."""
     result = answers[0]
     explain = result.explain
-    _say(f"{displayable(result.collection)}: {explain['plan']} plan, for {explain['why']}.")
+    _say(f"Plan of {displayable(result.collection)}: {explain['plan']}; {explain['why']}.")
     tree, machine = explain["tree"], explain["machine"]
     effort = explain["effort"]
     _say(
@@ -139,18 +139,18 @@ def _show_costs(explain: Mapping[str, Any]) -> None:
 
 
 def _show_times(answers: Sequence[SearchResult]) -> None:
-    """Print the time of each stage."""
-    own = {
-        stage: sum(result.timings.get(stage, 0.0) for result in answers)
-        for stage in ("extract", "plan")
-    }
+    """Print the time of each stage; what each image took by itself is added up."""
     shared = answers[0].timings
-    many = f" (sums of {len(answers)} images)" if len(answers) > 1 else ""
-    _say(
-        f"Time: extract {own['extract']:,.1f} ms, plan {own['plan']:,.1f} ms{many}, "
-        f"send and wait for all groups {shared.get('scan', 0.0):,.1f} ms, "
-        f"rank {shared.get('rank', 0.0):,.1f} ms."
-    )
+    times = {
+        "extract ms": sum(result.timings.get("extract", 0.0) for result in answers),
+        "plan ms": sum(result.timings.get("plan", 0.0) for result in answers),
+        "send and wait ms": shared.get("scan", 0.0),
+        "rank ms": shared.get("rank", 0.0),
+    }
+    titles, cells = list(times), [f"{value:,.1f}" for value in times.values()]
+    width = max(len(titles[-1]), len(cells[-1]))
+    titles[-1], cells[-1] = titles[-1].rjust(width), cells[-1].rjust(width)
+    show_table(titles, [cells], numbers=titles, indent=2)
 
 
 def _say(text: str) -> None:
