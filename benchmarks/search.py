@@ -3,9 +3,9 @@
     python -m benchmarks.search [--photos FOLDER] [--queries 60]
 
 Indexes the photographs, then searches with some of them, both plans in turn. ``search`` is all that
-comes after the query's features: plan, chord, scans, ranking; ``extract`` stands beside it. Then the
-time of 8 searches over that of one pass for their 8 images, medians of rounds in which both take
-turns: all of it, extraction included, and sending and waiting for the scans alone.
+comes after the query's features: plan, chord, scans, ranking; ``extract`` stands beside it. Then
+the time of 8 searches over that of one pass for their 8 images, medians of rounds in which both
+take turns: all of it, extraction included, and sending and waiting for the scans alone.
 """
 
 from __future__ import annotations

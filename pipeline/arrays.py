@@ -36,8 +36,8 @@ _PADDING_ID = 0xD935
 _LOCAL_HEADER = 30
 _ZIP64_EXTRA = 20
 _END_RECORD = 22
-# NumPy parses a header as Python; CPython before 3.11.8 and 3.12.2 raises a SystemError when two
-# threads do that at once ("AST constructor recursion depth mismatch").
+# NumPy parses a header as Python; CPython before 3.11.8 may raise a SystemError when two threads
+# do that at once ("AST constructor recursion depth mismatch").
 _PARSING = threading.Lock()
 # What zipfile and NumPy raise for damaged bytes; RuntimeError: an "encrypted" member.
 _DAMAGE = (
