@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TransientError
-from pipeline.index.kernels import Hits, nearest, range_scan
+from pipeline.index.kernels import Hits, nearest, range_scan, unite_hits
 from pipeline.index.segments import Segment
 from pipeline.index.work import Work, split_work
 from pipeline.retrieval.plan import QueryPlan, plan_work
@@ -132,9 +132,7 @@ def _near_hits(
     for piece in split_work(work, max(1, work.pairs // PAIRS_BETWEEN_LOOKS)):
         _look_at_the_clock(until)
         found.append(range_scan(segment.rows, alive, queries, plan.radius, piece))
-    if len(found) == 1:
-        return found[0]
-    return Hits(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+    return unite_hits(found)
 
 
 def _nearest_hits(segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], work: Work) -> Hits:
@@ -150,7 +148,7 @@ def _nearest_hits(segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], w
     if not (distance[:, k] == distance[:, k - 1])[row[:, k] >= 0].any():
         first = rank < k
         query, rank = query[first], rank[first]
-        return Hits(query.astype(np.int32), row[query, rank], distance[query, rank])
+        return Hits(query.astype(np.int32), row[query, rank], distance[query, rank], work.pairs)
     reach = np.minimum(distance[:, k - 1].astype(np.int64) + 1, plan.radius)
     return range_scan(segment.rows, alive, plan.queries(), reach.astype(np.int32), work)
 
