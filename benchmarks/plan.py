@@ -75,7 +75,7 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
     parts = []
     for at in range(0, len(native), step):
         codes = model.quantizer.encode(normalize(native[at : at + step]))
-        cells, paths = model.tree.assign(codes)
+        cells = model.tree.assign(codes)
         order = np.lexsort((images[at : at + step], cells))
         firsts = np.arange(model.groups + 1) * model.cells_per_group
         geometry = np.zeros((len(codes), 4), np.uint16)
@@ -84,7 +84,6 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
             AssignedRows(
                 to_unsigned(codes)[order],
                 cells[order],
-                paths[order],
                 images[at : at + step][order],
                 geometry[order],
                 np.searchsorted(cells[order], firsts).astype(np.int64),
@@ -135,13 +134,12 @@ def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, N
     config = IndexConfig(dimensions=width, groups=4, background_size=16)
     model = train_model(vectors[:20_000], vectors[:16], rows, config, unit=True)
     codes = model.quantizer.encode(vectors)
-    cells, paths = model.tree.assign(codes[:rows])
+    cells = model.tree.assign(codes[:rows])
     order = np.argsort(cells, kind="stable")
     firsts = np.arange(model.groups + 1) * model.cells_per_group
     part = AssignedRows(
         to_unsigned(codes[:rows])[order],
         cells[order],
-        paths[order],
         np.arange(rows, dtype=np.uint32)[order],
         np.zeros((rows, 4), np.uint16),
         np.searchsorted(cells[order], firsts).astype(np.int64),

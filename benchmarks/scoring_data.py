@@ -56,7 +56,7 @@ def index_part(
     counts = [len(features.image(path)) for path in first]
     native = np.concatenate([features.image(path) for path in first])
     codes = encode(model, native)
-    cells, _ = model.tree.assign(codes)
+    cells = model.tree.assign(codes)
     step = max(1, -(-len(dataset.queries) // queries))
     part = Part(
         name,

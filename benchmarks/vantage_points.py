@@ -84,7 +84,7 @@ def tree_order(
 
 def node_spread(tree: VPTree, sample: Codes) -> Floats:
     """Return the standard deviation of the distances of a node's rows to its vantage point."""
-    cells, _ = tree.assign(sample)
+    cells = tree.assign(sample)
     rows = sample.astype(np.float32)
     spread = np.ones(len(tree.points), np.float32)
     for level in range(tree.levels):
@@ -100,7 +100,7 @@ def node_spread(tree: VPTree, sample: Codes) -> Floats:
 
 def cell_means(sample: Codes, tree: VPTree) -> Floats:
     """Return the mean row of each cell; of an empty one, zero."""
-    cells, _ = tree.assign(sample)
+    cells = tree.assign(sample)
     sums = np.zeros((tree.cells, sample.shape[1]))
     np.add.at(sums, cells, sample)
     return (sums / np.maximum(np.bincount(cells, minlength=tree.cells), 1)[:, None]).astype(
@@ -193,7 +193,7 @@ class Collection:
     def show_tree(self, name: str, tree: VPTree) -> None:
         """Print a tree, probed as the pipeline does."""
         order = tree.probe(self.queries, tree.cells).astype(np.intp)
-        self.show(name, order, tree.assign(self.rows)[0])
+        self.show(name, order, tree.assign(self.rows))
 
     def show(self, name: str, order: Order, cells: NDArray[np.uint32]) -> None:
         """Print a row of the table."""
@@ -222,7 +222,7 @@ def main() -> None:
     for more in (1, 2, 3):
         c.show_tree(f"principal, {2 ** (c.levels + more)} cells", c.tree("principal", more=more))
     tree = c.tree("principal")
-    cells = tree.assign(c.rows)[0]
+    cells = tree.assign(c.rows)
     for name, (cost, largest) in ORDERS.items():
         order = tree_order(tree, c.queries, c.sample, cost, largest)
         c.show(f"principal, {name}", order, cells)

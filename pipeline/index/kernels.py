@@ -15,6 +15,7 @@ integers on every code path.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -55,11 +56,14 @@ class Hits(NamedTuple):
     row : ndarray of shape (M,), int64
     distance : ndarray of shape (M,), int32
         Squared Euclidean distance of the 8-bit vectors.
+    computed : int
+        Pairs whose whole rows were compared; the heads of the rows decided the others.
     """
 
     query: NDArray[np.int32]
     row: NDArray[np.int64]
     distance: NDArray[np.int32]
+    computed: int
 
 
 def prepare_queries(codes: NDArray[np.int8]) -> Queries:
@@ -130,18 +134,24 @@ def range_scan(
         query = np.empty(buffer, np.int32)
         row = np.empty(buffer, np.int64)
         distance = np.empty(buffer, np.int32)
-        done, written = scan_ranges(*inputs, item, bounds, query, row, distance, marker)  # type: ignore[call-arg]
+        done, written, computed = scan_ranges(*inputs, item, bounds, query, row, distance, marker)  # type: ignore[call-arg]
         if done == item:
             buffer *= 4
             continue
-        parts.append(Hits(query[:written], row[:written], distance[:written]))
+        parts.append(Hits(query[:written], row[:written], distance[:written], computed))
         item = done
-    if not parts:
-        return Hits(np.empty(0, np.int32), np.empty(0, np.int64), np.empty(0, np.int32))
+    return unite_hits(parts)
+
+
+def unite_hits(parts: Sequence[Hits]) -> Hits:
+    """Return what several scans found, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
     return Hits(
-        np.concatenate([part.query for part in parts]),
-        np.concatenate([part.row for part in parts]),
-        np.concatenate([part.distance for part in parts]),
+        np.concatenate([np.empty(0, np.int32), *(part.query for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.row for part in parts)]),
+        np.concatenate([np.empty(0, np.int32), *(part.distance for part in parts)]),
+        sum(part.computed for part in parts),
     )
 
 

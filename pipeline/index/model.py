@@ -53,8 +53,6 @@ class Model:
             "unit": np.array([self.quantizer.unit], np.uint8),
             "points": self.tree.points,
             "radii": self.tree.radii,
-            "offsets": self.tree.offsets,
-            "steps": self.tree.steps,
             "background_codes": self.background.codes,
             "background_norms": self.background.norms,
             "background_heads": self.background.heads,
@@ -72,7 +70,7 @@ class Model:
                 float(arrays["scale"][0]),
                 bool(arrays["unit"][0]),
             ),
-            VPTree(arrays["points"], arrays["radii"], arrays["offsets"], arrays["steps"]),
+            VPTree(arrays["points"], arrays["radii"]),
             PackedRows(
                 arrays["background_codes"],
                 arrays["background_norms"],

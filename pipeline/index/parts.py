@@ -74,8 +74,7 @@ def make_part(
         Finds the cells, `CHUNK` rows a piece.
     """
     pieces = [codes[at : at + CHUNK] for at in range(0, len(codes), CHUNK)]
-    found = [cells for cells, _ in pool.map(tree.assign, pieces)]
-    cells = np.concatenate([np.empty(0, np.uint32), *found])
+    cells = np.concatenate([np.empty(0, np.uint32), *pool.map(tree.assign, pieces)])
     order = np.argsort(cells, kind="stable")
     offsets = np.searchsorted(cells[order], np.arange(tree.cells + 1)).astype(np.int64)
     rows = pack_rows(to_unsigned(codes[order]))

@@ -33,8 +33,6 @@ class AssignedRows:
     codes : ndarray of shape (N, W), uint8
         Stored rows.
     cells : ndarray of shape (N,), uint32
-    paths : ndarray of shape (N, L), uint8
-        Distances to the vantage points on the way to the cell (`VPTree.assign`).
     images : ndarray of shape (N,), uint32
         Image row ids.
     geometry : ndarray of shape (N, 4), uint16
@@ -45,7 +43,6 @@ class AssignedRows:
 
     codes: NDArray[np.uint8]
     cells: NDArray[np.uint32]
-    paths: NDArray[np.uint8]
     images: NDArray[np.uint32]
     geometry: NDArray[np.uint16]
     group_offsets: NDArray[np.int64]
@@ -63,8 +60,8 @@ class AssignedRows:
         """Return the rows of one group, copied: the other groups' memory can go."""
         part = slice(int(self.group_offsets[number]), int(self.group_offsets[number + 1]))
         return AssignedRows(
-            self.codes[part].copy(), self.cells[part].copy(), self.paths[part].copy(),
-            self.images[part].copy(), self.geometry[part].copy(),
+            self.codes[part].copy(), self.cells[part].copy(), self.images[part].copy(),
+            self.geometry[part].copy(),
             np.array([0, part.stop - part.start], np.int64),
         )  # fmt: skip
 
@@ -100,7 +97,7 @@ def assign_features(
     model: Model, normalized: Sequence[NDArray[np.float32]], features: Sequence[Features],
     image_ids: Sequence[int],
 ) -> AssignedRows:  # fmt: skip
-    """Find cell, path and stored row of every descriptor of some images (map).
+    """Find cell and stored row of every descriptor of some images (map).
 
     Parameters
     ----------
@@ -115,7 +112,7 @@ def assign_features(
     dimensions = len(model.quantizer.mean)
     stacked = np.concatenate([np.empty((0, dimensions), np.float32), *normalized])
     codes = model.quantizer.encode(stacked)
-    cells, paths = model.tree.assign(codes)
+    cells = model.tree.assign(codes)
     images = np.repeat(np.asarray(image_ids, np.uint32), [len(rows) for rows in normalized])
     geometry = np.concatenate(
         [np.empty((0, 4), np.uint16)]
@@ -126,7 +123,6 @@ def assign_features(
     return AssignedRows(
         codes=to_unsigned(codes)[order],
         cells=cells[order],
-        paths=paths[order],
         images=images[order],
         geometry=geometry[order],
         group_offsets=np.searchsorted(cells[order], first_cells).astype(np.int64),
@@ -143,7 +139,6 @@ class Segment:
     images : ndarray of shape (N,), uint32
         Image row id of each row.
     geometry : ndarray of shape (N, 4), uint16
-    paths : ndarray of shape (N, L), uint8
     cell_offsets : ndarray of shape (C + 1,), int64
         The c-th cell of the group owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     first_cell : int
@@ -153,7 +148,6 @@ class Segment:
     rows: PackedRows
     images: NDArray[np.uint32]
     geometry: NDArray[np.uint16]
-    paths: NDArray[np.uint8]
     cell_offsets: NDArray[np.int64]
     first_cell: int
     _alive: dict[frozenset[int], NDArray[np.bool_]] = field(
@@ -168,7 +162,6 @@ class Segment:
             "heads": self.rows.heads,
             "images": self.images,
             "geometry": self.geometry,
-            "paths": self.paths,
             "cell_offsets": self.cell_offsets,
             "first_cell": np.array([self.first_cell], np.int64),
         }
@@ -180,7 +173,6 @@ class Segment:
             PackedRows(arrays["codes"], arrays["norms"], arrays["heads"], len(arrays["images"])),
             arrays["images"],
             arrays["geometry"],
-            arrays["paths"],
             arrays["cell_offsets"],
             int(arrays["first_cell"][0]),
         )
@@ -227,7 +219,6 @@ def merge_rows(model: Model, group: int, parts: Iterable[AssignedRows]) -> Segme
         rows=pack_rows(column("codes", np.empty((0, width), np.uint8))),
         images=images[order],
         geometry=column("geometry", np.empty((0, 4), np.uint16)),
-        paths=column("paths", np.empty((0, model.tree.levels), np.uint8)),
         cell_offsets=np.searchsorted(cells[order], bounds).astype(np.int64),
         first_cell=first_cell,
     )

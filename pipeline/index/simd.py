@@ -27,6 +27,7 @@ after a change here.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,7 +55,17 @@ UNROLLED = 1
 """Steps written out in a round of a tile's loop: with more, sums are driven out of registers."""
 
 NEVER = np.iinfo(np.int32).max
-"""A limit that no pair passes, and the distance of a neighbour that there is not."""
+"""The distance of a neighbour that there is not."""
+
+CEILING, HEAD_CEILING = 1 << 29, 1 << 22
+"""Above every value of a pair (4,096 products of bytes, twice) and of a pair's heads: as a limit,
+what no pair passes; its opposite is below them all. Sums of such numbers fit 32 bits."""
+
+BEGIN, END, LIMIT = range(3)
+"""Marks of a query: what its sums begin with, what completes them, the limit (`set_marks`)."""
+
+COMPUTED = 32
+"""First bit of a tile's answer that tells of blocks, not of rows."""
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _Values = list[ir.Value]
@@ -239,54 +250,77 @@ class _Tile:
         return builder.load(passed)
 
     def _register_tile(self, first: ir.Value, blocks: int, passed: ir.Value) -> None:
-        """Write the sums and comparisons of as many blocks as fit the registers."""
-        parts = blocks * BLOCK // self.path.lanes
-        sums = [[self._zero() for _ in range(parts)] for _ in range(self.path.queries)]
-        self._rounds(0, _I64(HEAD // 4 // UNROLLED), first, sums)
-        with self.builder.if_then(self._any_near(first, sums)):
-            self._rounds(HEAD // 4 // UNROLLED, self.rounds, first, sums)
-            self._compare(first, sums, passed)
+        """Write the sums and comparisons of as many blocks as fit the registers.
 
-    def _any_near(self, first: ir.Value, sums: list[_Values]) -> ir.Value:
-        """Write the comparison of the heads: is any pair near enough so far?"""
-        builder = self.builder
-        lane = builder.mul(first, _I64(BLOCK))
-        row = builder.add(builder.mul(self.block, _I64(BLOCK)), lane)
-        limits = self._limits("head_limits")
-        flags = _every(ir.VectorType(ir.IntType(1), self.path.lanes), 0)
-        for part in range(len(sums[0])):
-            head = self.load("heads", self._scaled(row, part * self.path.lanes, 4), self.lanes)
-            for line, limit in zip(sums, limits, strict=True):
-                value = builder.sub(builder.load(line[part]), head)
-                flags = builder.or_(flags, builder.icmp_signed(">", value, limit))
-        number = builder.bitcast(flags, ir.IntType(self.path.lanes))
-        return builder.icmp_unsigned("!=", number, ir.Constant(number.type, 0))
-
-    def _compare(self, first: ir.Value, sums: list[_Values], passed: ir.Value) -> None:
-        """Write the comparison of whole rows; stores the values and adds the rows' bits."""
+        Sums begin below zero by what they must reach, so that signs alone tell which pairs are
+        near: a register is dismissed by one AND.
+        """
         path, builder = self.path, self.builder
-        lane = builder.mul(first, _I64(BLOCK))
-        row = builder.add(builder.mul(self.block, _I64(BLOCK)), lane)
-        limits = self._limits("limits")
-        for part in range(len(sums[0])):
-            norm = self.load("norms", self._scaled(row, part * path.lanes, 4), self.lanes)
-            flags = _every(ir.VectorType(ir.IntType(1), path.lanes), 0)
-            for slot, (line, limit) in enumerate(zip(sums, limits, strict=True)):
-                twice = builder.shl(builder.load(line[part]), _every(self.lanes, 1))
-                value = builder.sub(twice, norm)
-                place = self._scaled(self.slot, slot, 4 * WIDE * BLOCK)
-                offset = builder.add(place, self._scaled(lane, part * path.lanes, 4))
-                builder.store(value, self.at("out", offset, self.lanes), align=1)
-                flags = builder.or_(flags, builder.icmp_signed(">", value, limit))
-            number = builder.zext(builder.bitcast(flags, ir.IntType(path.lanes)), _I64)
-            shift = builder.add(lane, _I64(part * path.lanes))
-            bits = builder.or_(builder.load(passed), builder.shl(number, shift))
-            builder.store(bits, passed)
+        parts = blocks * BLOCK // path.lanes
+        row = builder.mul(builder.add(self.block, first), _I64(BLOCK))
+        begins = self._marks(BEGIN)
+        heads = [self._lane_numbers("heads", row, part) for part in range(parts)]
+        sums = [[self._place(builder.sub(begin, head)) for head in heads] for begin in begins]
+        self._rounds(0, self._head_rounds(), first, sums)
+        near = self._any([builder.load(cell) for line in sums for cell in line])
+        with builder.if_then(near):
+            self._rounds(HEAD // 4 // UNROLLED, self.rounds, first, sums)
+            bit = builder.shl(_I64(1 << COMPUTED), first)
+            builder.store(builder.or_(builder.load(passed), bit), passed)
+            self._compare(first, row, heads, sums, passed)
 
-    def _limits(self, name: str) -> _Values:
-        """Load each query's limit into every lane."""
+    def _compare(
+        self, first: ir.Value, row: ir.Value, heads: _Values, sums: list[_Values], passed: ir.Value
+    ) -> None:
+        """Write the comparison of whole rows; where any passes, store values and the rows' bits."""
+        path, builder = self.path, self.builder
+        one = _every(self.lanes, 1)
+        above: list[_Values] = [[] for _ in heads]
+        for part, head in enumerate(heads):
+            norm = self._lane_numbers("norms", row, part)
+            rest = builder.sub(builder.shl(head, one), norm)
+            for line, mark in zip(sums, self._marks(END), strict=True):
+                twice = builder.shl(builder.load(line[part]), one)
+                above[part].append(builder.add(builder.add(twice, rest), mark))
+        with builder.if_then(self._any([value for values in above for value in values])):
+            lane = builder.mul(first, _I64(BLOCK))
+            limits = self._marks(LIMIT)
+            for part, values in enumerate(above):
+                at = builder.add(lane, _I64(part * path.lanes))
+                for slot, (value, limit) in enumerate(zip(values, limits, strict=True)):
+                    place = self._scaled(self.slot, slot, 4 * WIDE * BLOCK)
+                    offset = builder.add(place, self._scaled(at, 0, 4))
+                    whole = builder.add(value, builder.add(limit, one))
+                    builder.store(whole, self.at("out", offset, self.lanes), align=1)
+                number = builder.zext(self._not_negative(values), _I64)
+                bits = builder.or_(builder.load(passed), builder.shl(number, at))
+                builder.store(bits, passed)
+
+    def _head_rounds(self) -> ir.Value:
+        """Return the rounds of the head as a number that the optimiser does not know."""
+        few = _I64(HEAD // 4 // UNROLLED)
+        shorter = self.builder.icmp_unsigned("<", self.rounds, few)
+        return self.builder.select(shorter, self.rounds, few)
+
+    def _any(self, values: _Values) -> ir.Value:
+        """Return whether any lane of any register is not negative."""
+        number = self._not_negative(values)
+        return self.builder.icmp_unsigned("!=", number, ir.Constant(number.type, 0))
+
+    def _not_negative(self, values: _Values) -> ir.Value:
+        """Return the lanes, as bits, in which any of the registers is not negative."""
+        every = functools.reduce(self.builder.and_, values)
+        flags = self.builder.icmp_signed(">=", every, _every(self.lanes, 0))
+        return self.builder.bitcast(flags, ir.IntType(self.path.lanes))
+
+    def _lane_numbers(self, name: str, row: ir.Value, part: int) -> ir.Value:
+        """Load a register of one number a row."""
+        return self.load(name, self._scaled(row, part * self.path.lanes, 4), self.lanes)
+
+    def _marks(self, kind: int) -> _Values:
+        """Load one of each query's marks into every lane."""
         values = [
-            self.load(name, self._scaled(self.slot, slot, 4), _I32)
+            self.load("marks", self._scaled(self.slot, kind * TILE + slot, 4), _I32)
             for slot in range(self.path.queries)
         ]
         return [_splat(self.builder, value, self.path.lanes) for value in values]
@@ -337,10 +371,10 @@ class _Tile:
                 for part in parts:
                     sums[slot][part] = self.dot(builder, sums[slot][part], rows[part][word], many)
 
-    def _zero(self) -> ir.Value:
-        """Return a place for sums, which the optimiser keeps in a register, set to zero."""
+    def _place(self, value: ir.Value) -> ir.Value:
+        """Return a place for sums, which the optimiser keeps in a register, with a value in it."""
         cell = cgutils.alloca_once(self.builder, self.lanes)  # type: ignore[no-untyped-call]
-        self.builder.store(_every(self.lanes, 0), cell)
+        self.builder.store(value, cell)
         return cell
 
     def _rows(self, starts: _Values, step: int, part: int) -> ir.Value:
@@ -350,7 +384,7 @@ class _Tile:
         return self.load("codes", self.builder.add(starts[number], offset), self.lanes)
 
 
-_ARRAYS = ("codes", "queries", "norms", "heads", "limits", "head_limits", "out")
+_ARRAYS = ("codes", "queries", "norms", "heads", "marks", "out")
 
 
 def _make_codegen(path: Path, wide: bool) -> Callable[..., ir.Value]:
@@ -378,19 +412,19 @@ def _signature(arrays: tuple[Any, ...], path: Any) -> Any:
 
 @intrinsic
 def _tile_narrow(  # type: ignore[no-untyped-def]
-    typing_context, codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+    typing_context, codes, queries, norms, heads, marks, out, block, slot, path
 ):
     """Emit a tile of one block."""
-    arrays = (codes, queries, norms, heads, limits, head_limits, out)
+    arrays = (codes, queries, norms, heads, marks, out)
     return _signature(arrays, path), _make_codegen(_BY_LENGTH[len(path)], wide=False)
 
 
 @intrinsic
 def _tile_wide(  # type: ignore[no-untyped-def]
-    typing_context, codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+    typing_context, codes, queries, norms, heads, marks, out, block, slot, path
 ):
     """Emit a tile of two blocks."""
-    arrays = (codes, queries, norms, heads, limits, head_limits, out)
+    arrays = (codes, queries, norms, heads, marks, out)
     return _signature(arrays, path), _make_codegen(_BY_LENGTH[len(path)], wide=True)
 
 
@@ -400,9 +434,15 @@ def queries_at_once(path):  # type: ignore[no-untyped-def]
     return TILE if len(path) == LONGEST_MARKER else TILE // 2
 
 
+@numba.njit(nogil=True)
+def blocks_at_once(path):  # type: ignore[no-untyped-def]
+    """Return the blocks of a register tile; a constant when it is compiled."""
+    return WIDE if len(path) == LONGEST_MARKER else 1
+
+
 @numba.njit(nogil=True, inline="always")
 def tile(  # type: ignore[no-untyped-def]
-    codes, queries, norms, heads, limits, head_limits, out, block, last, slot, path
+    codes, queries, norms, heads, marks, out, block, last, slot, path
 ):
     """Compare some queries with one or two blocks of rows.
 
@@ -414,8 +454,8 @@ def tile(  # type: ignore[no-untyped-def]
         As `lay_out` does.
     norms, heads : int32 (16 B,)
         Squared length of each row, and half of that of its first `HEAD` bytes.
-    limits, head_limits : int32 (8,)
-        Of each query, what ``2 * dot - norm`` and ``dot - head`` over the head must be above.
+    marks : int32 (3, 8)
+        Of each query what `set_marks` wrote.
     out : int32 (8, 32)
         Filled with ``2 * dot - norm`` where a bit of the answer is set.
     block, last : int
@@ -429,14 +469,16 @@ def tile(  # type: ignore[no-untyped-def]
     Returns
     -------
     int
-        Bit r is set when row r of the tile is above the limit of any of these queries.
+        Bit r is set when row r of the tile is above the limit of any of these queries; bit
+        `COMPUTED` + b when the whole rows of block b (and of those beside it in a register tile)
+        were looked at.
     """
     if block + 1 < last:
         return _tile_wide(  # type: ignore[call-arg]
-            codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+            codes, queries, norms, heads, marks, out, block, slot, path
         )
     return _tile_narrow(  # type: ignore[call-arg]
-        codes, queries, norms, heads, limits, head_limits, out, block, slot, path
+        codes, queries, norms, heads, marks, out, block, slot, path
     )
 
 
@@ -469,6 +511,66 @@ def copy_row(target, source):  # type: ignore[no-untyped-def]
         target[i] = source[i]
 
 
+@numba.njit(nogil=True)
+def set_marks(marks, slot, bias, head_bias, distance, bounds):  # type: ignore[no-untyped-def]
+    """Write the marks of a query: which pairs are nearer to it than a squared distance.
+
+    They are those whose ``2 * dot - norm`` is above ``bias - distance``; and ``dot - head`` over
+    the head is then above half of ``head_bias - distance``.
+
+    Parameters
+    ----------
+    marks : int32 (3, 8)
+    slot : int
+        The query's column.
+    bias, head_bias : int
+        See `pipeline.index.kernels.Queries`.
+    distance : int
+    bounds : bool
+        Whether heads decide.
+    """
+    limit = min(max(np.int64(bias) - distance, -CEILING), CEILING)
+    head = (np.int64(head_bias) - distance) >> 1
+    head = min(max(head, -HEAD_CEILING), HEAD_CEILING) if bounds else -HEAD_CEILING
+    marks[BEGIN, slot] = -(head + 1)
+    marks[END, slot] = 2 * (head + 1) - limit - 1
+    marks[LIMIT, slot] = limit
+
+
+@numba.njit(nogil=True)
+def clear_marks(marks, slot):  # type: ignore[no-untyped-def]
+    """Write the marks of a column without a query: nothing is near."""
+    set_marks(marks, slot, 0, 0, -NEVER, True)
+
+
+@numba.njit(nogil=True)
+def _rows_computed(answer, block, begin, end, path):  # type: ignore[no-untyped-def]
+    """Return how many of an item's rows a tile looked at as a whole."""
+    total = 0
+    step = blocks_at_once(path)
+    for first in range(0, WIDE, step):
+        if (answer >> (COMPUTED + first)) & 1:
+            start = (block + first) * BLOCK
+            total += min(end, start + step * BLOCK) - max(begin, start)
+    return total
+
+
+@intrinsic
+def _lowest_bit(typing_context, bits):  # type: ignore[no-untyped-def]
+    """Emit the instruction that counts the zeros below the lowest bit."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), codegen
+
+
+@numba.njit(nogil=True)
+def lowest_bit(bits):  # type: ignore[no-untyped-def]
+    """Return the place of the lowest of some bits."""
+    return _lowest_bit(bits)  # type: ignore[call-arg]
+
+
 @numba.njit(nogil=True, cache=True)
 def scan_ranges(  # type: ignore[no-untyped-def]
     codes,
@@ -490,64 +592,57 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     out_distance,
     path,
 ):
-    """Scan work items from `first_item` on; returns (items done, hits written).
+    """Scan work items from `first_item` on; returns (items done, hits written, pairs computed).
 
     An item whose hits do not fit any more is undone, so that the caller can go on from it with
-    emptied buffers.
+    emptied buffers. *Computed* are the pairs that their heads did not decide.
     """
     laid = lay_out(query_codes, path)
     queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
-    limits = np.empty(TILE, np.int32)
-    head_limits = np.empty(TILE, np.int32)
+    marks = np.empty((3, TILE), np.int32)
     values = np.empty((TILE, WIDE * BLOCK), np.int32)
     capacity = out_query.shape[0]
-    written = 0
+    written = computed = 0
     for item in range(first_item, row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
         last = (end + BLOCK - 1) // BLOCK
-        at_item = written
+        at_item, computed_at_item = written, computed
         for start in range(query_start[item], query_start[item + 1], TILE):
             filled = min(TILE, query_start[item + 1] - start)
             for slot in range(TILE):
-                limits[slot] = head_limits[slot] = NEVER
                 if slot < filled:
                     query = query_list[start + slot]
                     copy_row(queries[slot], laid[query])
-                    limits[slot] = max(bias[query] - radius[query], -NEVER)
-                    head_limits[slot] = _head_limit(head_bias[query], radius[query], bounds)
+                    set_marks(marks, slot, bias[query], head_bias[query], radius[query], bounds)
+                else:
+                    clear_marks(marks, slot)
             for block in range(begin // BLOCK, last, WIDE):
                 for group in range(0, filled, queries_at_once(path)):
-                    bits = tile(
-                        codes, queries, norms, heads, limits, head_limits, values,
-                        block, last, group, path,
-                    )  # fmt: skip
-                    lane = -1
+                    answer = tile(
+                        codes, queries, norms, heads, marks, values, block, last, group, path
+                    )
+                    if answer == 0:
+                        continue
+                    many = min(filled - group, queries_at_once(path))
+                    computed += many * _rows_computed(answer, block, begin, end, path)
+                    bits = answer & ((1 << COMPUTED) - 1)
                     while bits != 0:
-                        lane += 1
+                        lane = lowest_bit(bits)
+                        bits &= bits - 1
                         row = block * BLOCK + lane
-                        chosen = bits & 1
-                        bits >>= 1
-                        if chosen == 0 or row < begin or row >= end or not alive[row]:
+                        if row < begin or row >= end or not alive[row]:
                             continue
-                        for slot in range(group, min(filled, group + queries_at_once(path))):
+                        for slot in range(group, group + many):
                             value = values[slot, lane]
-                            if value > limits[slot]:
+                            if value > marks[LIMIT, slot]:
                                 if written == capacity:
-                                    return item, at_item
+                                    return item, at_item, computed_at_item
                                 query = query_list[start + slot]
                                 out_query[written] = query
                                 out_row[written] = row
                                 out_distance[written] = bias[query] - value
                                 written += 1
-    return row_start.shape[0], written
-
-
-@numba.njit(nogil=True)
-def _head_limit(head_bias, distance, bounds):  # type: ignore[no-untyped-def]
-    """Return what a head must be above to be part of a row nearer than a squared distance."""
-    if not bounds:
-        return np.int32(-NEVER)
-    return np.int32(max((np.int64(head_bias) - distance) >> 1, -NEVER))
+    return row_start.shape[0], written, computed
 
 
 @numba.njit(nogil=True)
@@ -590,8 +685,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
     """
     laid = lay_out(query_codes, path)
     queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
-    limits = np.empty(TILE, np.int32)
-    head_limits = np.empty(TILE, np.int32)
+    marks = np.empty((3, TILE), np.int32)
     values = np.empty((TILE, WIDE * BLOCK), np.int32)
     k = out_distance.shape[1]
     for item in range(row_start.shape[0]):
@@ -600,31 +694,28 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
         for start in range(query_start[item], query_start[item + 1], TILE):
             filled = min(TILE, query_start[item + 1] - start)
             for slot in range(TILE):
-                limits[slot] = head_limits[slot] = NEVER
                 if slot < filled:
                     query = query_list[start + slot]
                     copy_row(queries[slot], laid[query])
                     # As far as the k-th may still come before it: another row, by its number.
                     worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
-                    limits[slot] = max(np.int64(bias[query]) - worst, -NEVER)
-                    head_limits[slot] = _head_limit(head_bias[query], worst, bounds)
+                    set_marks(marks, slot, bias[query], head_bias[query], worst, bounds)
+                else:
+                    clear_marks(marks, slot)
             for block in range(begin // BLOCK, last, WIDE):
                 for group in range(0, filled, queries_at_once(path)):
                     bits = tile(
-                        codes, queries, norms, heads, limits, head_limits, values,
-                        block, last, group, path,
-                    )  # fmt: skip
-                    lane = -1
+                        codes, queries, norms, heads, marks, values, block, last, group, path
+                    ) & ((1 << COMPUTED) - 1)
                     while bits != 0:
-                        lane += 1
+                        lane = lowest_bit(bits)
+                        bits &= bits - 1
                         row = block * BLOCK + lane
-                        chosen = bits & 1
-                        bits >>= 1
-                        if chosen == 0 or row < begin or row >= end or not alive[row]:
+                        if row < begin or row >= end or not alive[row]:
                             continue
                         for slot in range(group, min(filled, group + queries_at_once(path))):
                             value = values[slot, lane]
-                            if value <= limits[slot]:
+                            if value <= marks[LIMIT, slot]:
                                 continue
                             query = query_list[start + slot]
                             distance = bias[query] - value
@@ -634,5 +725,4 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
                                 continue
                             _insert(out_distance[query], out_row[query], distance, number)
                             farthest = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
-                            limits[slot] = max(np.int64(bias[query]) - farthest, -NEVER)
-                            head_limits[slot] = _head_limit(head_bias[query], farthest, bounds)
+                            set_marks(marks, slot, bias[query], head_bias[query], farthest, bounds)

@@ -58,16 +58,10 @@ class VPTree:
     points : ndarray of shape (V, D), float32
         Vantage points in heap order, V = 2^L - 1.
     radii : ndarray of shape (V,), float32
-    offsets, steps : ndarray of shape (V,), float32
-        Path distances are stored in bytes: ``floor((distance - offset) / step)``, clipped to 0
-        and 255. A byte b strictly between says that the distance lies in
-        ``[offset + b * step, offset + (b + 1) * step)``; 0 has no lower, 255 no upper end.
     """
 
     points: NDArray[np.float32]
     radii: NDArray[np.float32]
-    offsets: NDArray[np.float32]
-    steps: NDArray[np.float32]
 
     @property
     def levels(self) -> int:
@@ -79,7 +73,7 @@ class VPTree:
         """Number 2^L of cells."""
         return len(self.points) + 1
 
-    def assign(self, rows: _Rows) -> tuple[NDArray[np.uint32], NDArray[np.uint8]]:
+    def assign(self, rows: _Rows) -> NDArray[np.uint32]:
         """Find the cell of each row.
 
         Parameters
@@ -88,15 +82,12 @@ class VPTree:
 
         Returns
         -------
-        cells : ndarray of shape (N,), uint32
-        paths : ndarray of shape (N, L), uint8
-            Distances to the vantage points met on the way, as bytes (see `offsets`).
+        ndarray of shape (N,), uint32
         """
         cells = np.empty(len(rows), np.uint32)
-        paths = np.empty((len(rows), self.levels), np.uint8)
-        inputs = (rows, self.points, self.radii, self.offsets, self.steps)
-        _assign(*(read_only(array) for array in inputs), cells, paths)  # type: ignore[call-arg]
-        return cells, paths
+        inputs = (read_only(array) for array in (rows, self.points, self.radii))
+        _assign(*inputs, cells)  # type: ignore[call-arg]
+        return cells
 
     def probe(self, queries: _Rows, count: int) -> NDArray[np.uint32]:
         """Return the `count` best cells of each query, best first.
@@ -133,18 +124,14 @@ def _distance(row, point):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def _assign(rows, points, radii, offsets, steps, cells, paths):  # type: ignore[no-untyped-def]
+def _assign(rows, points, radii, cells):  # type: ignore[no-untyped-def]
     """Descend the tree with every row."""
     inner = points.shape[0]
     for i in range(rows.shape[0]):
         node = 0
-        level = 0
         while node < inner:
             distance = _distance(rows[i], points[node])
-            byte = np.floor((distance - offsets[node]) / steps[node])
-            paths[i, level] = np.uint8(min(max(byte, 0.0), 255.0))
             node = 2 * node + (1 if distance < radii[node] else 2)
-            level += 1
         cells[i] = node - inner
 
 
@@ -325,8 +312,6 @@ def train_tree(
     width = sample.shape[1]
     points = np.zeros((inner, width), np.float32)
     radii = np.zeros(inner, np.float32)
-    offsets = np.zeros(inner, np.float32)
-    steps = np.ones(inner, np.float32)
     rows = sample.astype(np.float32)
     choose = _STRATEGIES[strategy]
     members: dict[int, NDArray[np.intp]] = {0: np.arange(len(rows))}
@@ -335,7 +320,6 @@ def train_tree(
         if len(mine) == 0:
             parent = (node - 1) // 2
             points[node], radii[node] = points[parent], radii[parent]
-            offsets[node], steps[node] = offsets[parent], steps[parent]
             members[2 * node + 1] = members[2 * node + 2] = mine
             continue
         inside = rows[mine]
@@ -343,9 +327,6 @@ def train_tree(
         points[node] = choose(inside, np.random.default_rng([seed, node]))
         distances = _distances(inside, points[node])
         radii[node] = np.median(distances)
-        low, high = float(distances.min()), float(distances.max())
-        steps[node] = max((high - low) / 254, 1e-3)
-        offsets[node] = low - steps[node] / 2
         left = distances < radii[node]
         members[2 * node + 1], members[2 * node + 2] = mine[left], mine[~left]
-    return VPTree(points, radii, offsets, steps)
+    return VPTree(points, radii)

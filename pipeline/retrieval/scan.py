@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TransientError
-from pipeline.index.kernels import PATH, nearest, range_scan
+from pipeline.index.kernels import PATH, Hits, nearest, range_scan, unite_hits
 from pipeline.index.segments import Segment
 from pipeline.index.work import Work, split_work
 from pipeline.retrieval.cost import ROW_OVERHEAD
@@ -144,15 +144,6 @@ class DeadlinePassedError(TransientError):
         return "the search's deadline passed before its rows were scanned"
 
 
-class _Found(NamedTuple):
-    """Pairs that are near enough, and how many were compared whole."""
-
-    query: NDArray[np.int32]
-    row: NDArray[np.int64]
-    distance: NDArray[np.int32]
-    computed: int | None
-
-
 def scan_segment(
     segment: Segment,
     plan: QueryPlan,
@@ -183,17 +174,18 @@ def scan_segment(
     work = plan_work(plan, segment)
     alive = segment.alive(removed)
     _look_at_the_clock(until)
-    found = (
-        _nearest_rows(segment, plan, alive, work, path)
+    hits = (
+        _nearest_hits(segment, plan, alive, work, path)
         if plan.neighbours
-        else _near_rows(segment, plan, alive, work, until, path)
+        else _near_hits(segment, plan, alive, work, until, path)
     )
     block = DistanceBlock(
-        found.query.astype(np.uint16),
-        segment.images[found.row],
-        found.distance.astype(np.uint32),
-        segment.geometry[found.row],
-        _counts(segment, plan, work, found.computed),
+        hits.query.astype(np.uint16),
+        segment.images[hits.row],
+        hits.distance.astype(np.uint32),
+        segment.geometry[hits.row],
+        # The nearest rows are kept in a pass that does not count.
+        _counts(segment, plan, work, None if plan.neighbours else hits.computed),
     )
     return merge_blocks([block], plan.neighbours)
 
@@ -218,30 +210,25 @@ def _look_at_the_clock(until: float | None) -> None:
         raise DeadlinePassedError
 
 
-def _near_rows(
+def _near_hits(
     segment: Segment,
     plan: QueryPlan,
     alive: NDArray[np.bool_],
     work: Work,
     until: float | None,
     path: str,
-) -> _Found:
+) -> Hits:
     """Return the rows within each query's radius; looks at the clock between pieces of work."""
     queries, found = plan.queries(), []
     for piece in split_work(work, max(1, work.pairs // PAIRS_BETWEEN_LOOKS)):
         _look_at_the_clock(until)
         found.append(range_scan(segment.rows, alive, queries, plan.radius, piece, path=path))
-    return _Found(
-        np.concatenate([hits.query for hits in found]),
-        np.concatenate([hits.row for hits in found]),
-        np.concatenate([hits.distance for hits in found]),
-        None,
-    )
+    return unite_hits(found)
 
 
-def _nearest_rows(
+def _nearest_hits(
     segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], work: Work, path: str
-) -> _Found:
+) -> Hits:
     """Return the nearest rows of each query within its radius, with all that tie with the last.
 
     One neighbour more than wanted is looked for: is it as near as the last, there may be others,
@@ -254,10 +241,9 @@ def _nearest_rows(
     if not (distance[:, k] == distance[:, k - 1])[row[:, k] >= 0].any():
         first = rank < k
         query, rank = query[first], rank[first]
-        return _Found(query.astype(np.int32), row[query, rank], distance[query, rank], None)
+        return Hits(query.astype(np.int32), row[query, rank], distance[query, rank], work.pairs)
     reach = np.minimum(distance[:, k - 1].astype(np.int64) + 1, plan.radius)
-    hits = range_scan(segment.rows, alive, plan.queries(), reach.astype(np.int32), work, path=path)
-    return _Found(hits.query, hits.row, hits.distance, None)
+    return range_scan(segment.rows, alive, plan.queries(), reach.astype(np.int32), work, path=path)
 
 
 def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:

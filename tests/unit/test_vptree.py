@@ -2,8 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.config import VantageStrategy
@@ -27,10 +25,6 @@ def same_bytes(one: VPTree, other: VPTree) -> bool:
     return all(a.tobytes() == b.tobytes() for a, b in pairs)
 
 
-def exact_distances(rows: NDArray[np.int8], point: NDArray[np.float32]) -> NDArray[np.float64]:
-    return np.linalg.norm(rows.astype(np.float64) - point.astype(np.float64), axis=1)
-
-
 @every_strategy
 @pytest.mark.parametrize("levels", [0, 1, 5])
 def test_probing_every_cell_gives_each_once_and_the_own_cell_first(
@@ -38,11 +32,10 @@ def test_probing_every_cell_gives_each_once_and_the_own_cell_first(
 ) -> None:
     tree = train_tree(clustered(1, 600), levels, strategy)
     rows = clustered(2, 300)
-    cells, paths = tree.assign(rows)
+    cells = tree.assign(rows)
     probed = tree.probe(rows, tree.cells + 5)
     assert tree.cells == 2**levels
     assert probed.shape == (300, tree.cells)
-    assert paths.shape == (300, levels)
     assert (np.sort(probed, axis=1) == np.arange(tree.cells)).all()
     assert np.array_equal(probed[:, 0], cells)
 
@@ -59,7 +52,7 @@ def test_fewer_probes_are_the_beginning_of_more(strategy: VantageStrategy) -> No
 @every_strategy
 def test_cells_of_the_training_rows_are_balanced(strategy: VantageStrategy) -> None:
     rows = clustered(1, 1600)
-    cells, _ = train_tree(rows, 4, strategy).assign(rows)
+    cells = train_tree(rows, 4, strategy).assign(rows)
     sizes = np.bincount(cells, minlength=16)
     assert sizes.min() >= 80
     assert sizes.max() <= 120
@@ -70,11 +63,10 @@ def test_cells_of_the_training_rows_are_balanced(strategy: VantageStrategy) -> N
 def test_equal_rows_and_few_rows_end(strategy: VantageStrategy, count: int) -> None:
     rows = np.full((count, 64), 3, np.int8)
     tree = train_tree(rows, 6, strategy)
-    cells, _ = tree.assign(rows)
+    cells = tree.assign(rows)
     assert len(np.unique(cells)) == 1
     assert np.array_equal(tree.probe(rows, 1)[:, 0], cells)
     assert all(np.isfinite(getattr(tree, n)).all() for n in VPTree.__dataclass_fields__)
-    assert (tree.steps > 0).all()
 
 
 @every_strategy
@@ -86,48 +78,15 @@ def test_equal_seeds_give_equal_bytes(strategy: VantageStrategy) -> None:
         assert not same_bytes(tree, train_tree(rows, 4, strategy, seed=8))
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    strategy=st.sampled_from(STRATEGIES),
-    far=st.booleans(),
-)
-def test_path_bytes_bound_the_true_distances(
-    seed: int, strategy: VantageStrategy, far: bool
-) -> None:
-    """|d(query, point) - d(point, row)| <= d(query, row), with what the byte leaves open."""
-    tree = train_tree(clustered(seed, 200), 3, strategy)
-    rng = np.random.default_rng(seed)
-    # Rows far outside of the training sample reach the open ends, bytes 0 and 255.
-    rows = rng.choice(np.array([-127, 127], np.int8), (60, 64)) if far else clustered(seed + 1, 60)
-    queries = np.concatenate([clustered(seed + 2, 20), rows[:5]])
-    cells, paths = tree.assign(rows)
-    margin = 1e-2  # of float32 sums over distances up to about 4,000
-    for level in range(3):
-        node = ((cells.astype(np.int64) + 2**3) >> (3 - level)) - 1
-        byte = paths[:, level].astype(np.float64)
-        low = np.where(byte > 0, tree.offsets[node] + byte * tree.steps[node], 0)
-        high = np.where(byte < 255, tree.offsets[node] + (byte + 1) * tree.steps[node], np.inf)
-        for i in range(len(rows)):
-            point = tree.points[node[i]]
-            own = exact_distances(rows[i : i + 1], point)[0]
-            assert low[i] - margin <= own <= high[i] + margin
-            to_point = exact_distances(queries, point)
-            bound = np.maximum(np.maximum(low[i] - to_point, to_point - high[i]), 0)
-            true = exact_distances(queries, rows[i].astype(np.float32))
-            assert (bound <= true + margin).all()
-
-
 @every_strategy
 @pytest.mark.parametrize("width", [128, 512])
 def test_trees_of_wider_rows_are_balanced(strategy: VantageStrategy, width: int) -> None:
     rng = np.random.default_rng(width)
     rows = np.clip(rng.normal(0, 40, (800, width)), -127, 127).astype(np.int8)
     tree = train_tree(rows, 3, strategy)
-    cells, paths = tree.assign(rows)
+    cells = tree.assign(rows)
     assert np.bincount(cells, minlength=8).max() <= 120
     assert np.array_equal(tree.probe(rows, 8)[:, 0], cells)
-    assert paths.shape == (800, 3)
 
 
 def test_the_axis_of_wide_rows_is_the_one_of_the_greatest_variance() -> None:
@@ -187,5 +146,5 @@ def test_cells_come_in_the_order_of_their_costs_in_numpy(strategy: VantageStrate
     found = tree.probe(queries, 12)
     in_order = np.take_along_axis(costs, found.astype(np.int64), axis=1)
     np.testing.assert_allclose(in_order, np.sort(costs, axis=1)[:, :12], atol=2e-2)
-    assigned, _ = tree.assign(queries)
+    assigned = tree.assign(queries)
     assert np.array_equal(assigned, costs.argmin(axis=1))
