@@ -41,8 +41,8 @@ from pipeline.index.warm import warm_up
 from pipeline.retrieval.batch import Batch, join_batches
 from pipeline.retrieval.cost import Extent, Machine, probed_cost
 from pipeline.retrieval.plan import make_plan, plan_work
-from pipeline.retrieval.scan import ScanCounts, merge_blocks, scan_segment, split_block
-from pipeline.retrieval.score import rank_blocks
+from pipeline.retrieval.scan import ScanCounts, merge_blocks, scan_segment
+from pipeline.retrieval.score import rank_images
 
 SIZES = (100_000, 300_000, 1_000_000)
 QUERIES = (100, 300, 1000, 4000)
@@ -328,10 +328,7 @@ def _counts(collection: Collection, batch: Batch) -> ScanCounts:
 def _answer(collection: Collection, batch: Batch, offsets: Sequence[int]) -> None:
     """Scan, and rank for every image."""
     blocks = [scan_segment(segment, batch.plan) for segment in collection.segments]
-    for part, start, stop in zip(
-        split_block(merge_blocks(blocks), offsets), offsets[:-1], offsets[1:], strict=True
-    ):
-        rank_blocks([part], batch.plan.radius[start:stop])
+    rank_images(blocks, batch.plan.radius, offsets)
 
 
 def read_photographs(

@@ -12,6 +12,7 @@ from pipeline.index.simd import BLOCK, PATHS
 from pipeline.metadata.records import VersionRecord
 from pipeline.retrieval.batch import Batch
 from pipeline.retrieval.cost import (
+    EXHAUSTIVE_WITHIN_BYTES,
     EXHAUSTIVE_WITHIN_MS,
     REFERENCE,
     exhaustive_cost,
@@ -19,6 +20,8 @@ from pipeline.retrieval.cost import (
 )
 from pipeline.retrieval.plan import cells_to_open
 from pipeline.retrieval.scan import GroupScan, ScanCounts
+
+_MIB = 2**20
 
 
 def explain(version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]) -> dict[str, Any]:
@@ -72,12 +75,12 @@ def why(batch: Batch) -> str:
     most = kind == "exhaustive"
     count = max(counts) if most else min(counts)
     extent = replace(batch.extent, queries=count)
-    ms = exhaustive_cost(extent, REFERENCE).wait_ms
-    bound = f"the {EXHAUSTIVE_WITHIN_MS:,.0f} ms that auto allows"
-    side = f"within {bound}: nothing is lost" if most else f"above {bound}"
+    cost = exhaustive_cost(extent, REFERENCE)
     return (
         f"comparing {count:,} query descriptors with all {extent.rows:,} rows is predicted to take "
-        f"the reference ({REFERENCE.threads} threads, {REFERENCE.path}) {ms:,.3g} ms, {side}"
+        f"the reference ({REFERENCE.threads} threads, {REFERENCE.path}) {cost.wait_ms:,.3g} ms and "
+        f"to visit {cost.bytes / _MIB:,.1f} MiB; auto allows {EXHAUSTIVE_WITHIN_MS:,.0f} ms and "
+        f"{EXHAUSTIVE_WITHIN_BYTES / _MIB:,.0f} MiB"
     )
 
 

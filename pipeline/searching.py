@@ -29,13 +29,11 @@ from pipeline.retrieval.batch import BATCH_IMAGES, Batch, QueryImage, cut_batche
 from pipeline.retrieval.cost import Extent, Machine
 from pipeline.retrieval.plan import QueryPlan, make_plan
 from pipeline.retrieval.scan import (
-    DistanceBlock,
     GroupScan,
     merge_blocks,
     scan_segment,
-    split_block,
 )
-from pipeline.retrieval.score import Ranking, make_matches, rank_blocks
+from pipeline.retrieval.score import make_matches, rank_images
 
 Answer = TypeVar("Answer", SearchResult, FusedResult)
 ImageSource = str | Path | bytes | NDArray[Any]
@@ -176,7 +174,7 @@ def scan_group(
     ]
     started = time.perf_counter()
     blocks = [scan_segment(segment, plan, version.tombstones, until) for segment in segments]
-    block = merge_blocks(blocks, plan.neighbours)
+    block = blocks[0] if len(blocks) == 1 else merge_blocks(blocks, plan.neighbours)
     return GroupScan(group, block, (time.perf_counter() - started) * 1e3, PATH)
 
 
@@ -211,7 +209,7 @@ def finish_batch(
         Milliseconds spent since the batch was prepared.
     """
     started = time.perf_counter()
-    rankings = _rankings(batch, merge_blocks([scan.block for scan in scans]))
+    rankings = rank_images([scan.block for scan in scans], batch.plan.radius, batch.offsets)
     wanted = {int(image) for ranking in rankings for image in ranking.candidates(top)}
     with session_scope(resources.engine, write=False) as session:
         rows = images.image_rows(session, list(wanted))
@@ -238,17 +236,6 @@ def finish_batch(
             explain=explained,
         )
         for image, found in zip(batch.images, matches, strict=True)
-    ]
-
-
-def _rankings(batch: Batch, found: DistanceBlock) -> list[Ranking]:
-    """Return the ranking for each query image of a batch."""
-    offsets = batch.offsets
-    return [
-        rank_blocks([part], batch.plan.radius[start:stop])
-        for part, start, stop in zip(
-            split_block(found, offsets), offsets[:-1], offsets[1:], strict=True
-        )
     ]
 
 
