@@ -55,8 +55,7 @@ from pipeline.extraction.features import extract_image
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.files import hash_bytes
 from pipeline.index.kernels import prepare_queries
-from pipeline.index.model import to_unsigned
-from pipeline.index.rows import pack_rows, unpack_rows
+from pipeline.index.rows import pack_rows, to_unsigned, unpack_rows
 from pipeline.index.sampling import draw_samples
 
 SHARES = (0.03, 0.04, 0.06, 0.08, 0.1)

@@ -15,8 +15,8 @@ from pipeline.evaluation.dataset import EvaluationQuery
 from pipeline.evaluation.measures import average_precision, judge, recall_at
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.index.kernels import Hits, Queries, nearest, range_scan
-from pipeline.index.model import Model, to_unsigned
-from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
+from pipeline.index.model import Model
+from pipeline.index.rows import PackedRows, pack_rows, to_unsigned, unpack_rows
 from pipeline.index.work import full_work
 from pipeline.retrieval.plan import background_radius
 

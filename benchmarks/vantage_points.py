@@ -24,8 +24,7 @@ from pipeline.config import IndexConfig, VantageStrategy
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.index import vptree
 from pipeline.index.kernels import nearest, prepare_queries
-from pipeline.index.model import to_unsigned
-from pipeline.index.rows import pack_rows
+from pipeline.index.rows import pack_rows, to_unsigned
 from pipeline.index.sampling import draw_samples
 from pipeline.index.vptree import VPTree, train_tree
 

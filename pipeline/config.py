@@ -31,6 +31,7 @@ DEFAULT_EXTRACTOR = "sift"
 """The extractor of new collections."""
 
 VantageStrategy = Literal["random", "spread", "principal"]
+CellKind = Literal["means", "leaves"]
 PlanKind = Literal["auto", "probed", "exhaustive"]
 EXTRACTOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 """What an extractor can be called: its name is part of names of files."""
@@ -196,6 +197,9 @@ class IndexConfig(_Config):
         Number of groups (subtrees with a queue of their own): a power of two, at most 16.
     vantage : {"random", "spread", "principal"}
         How vantage points are chosen (see `pipeline.index.vptree`).
+    cells : {"means", "leaves"}
+        A row belongs to the leaf of the tree whose mean is nearest, or to the leaf where its own
+        descent ends (the paper). See `pipeline.index.cells`.
     dimensions : int
         Length of a stored row, bytes: a multiple of 64 from 64 to 4096. Descriptors are rotated by
         PCA and reduced to it. A new collection takes its extractor's `row_bytes` in place of 64.
@@ -211,6 +215,7 @@ class IndexConfig(_Config):
     cell_size: int = 1500
     groups: int = 4
     vantage: VantageStrategy = "principal"
+    cells: CellKind = "means"
     dimensions: int = 64
     sample_size: int = 262_144
     background_size: int = 32_768
@@ -221,6 +226,8 @@ class IndexConfig(_Config):
             raise ConfigError("groups", self.groups, "must be 1, 2, 4, 8 or 16")
         if self.vantage not in get_args(VantageStrategy):
             raise ConfigError("vantage", self.vantage, "must be random, spread or principal")
+        if self.cells not in get_args(CellKind):
+            raise ConfigError("cells", self.cells, "must be means or leaves")
         if not 64 <= self.dimensions <= 4096 or self.dimensions % 64:
             raise ConfigError(
                 "dimensions", self.dimensions, "must be a multiple of 64 from 64 to 4096"
@@ -397,6 +404,7 @@ class Settings:
                     VantageStrategy,
                     env.choice("VANTAGE_VANTAGE_POINTS", "principal", get_args(VantageStrategy)),
                 ),
+                cells=cast(CellKind, env.choice("VANTAGE_CELLS", "means", get_args(CellKind))),
             ),
         )
         env.refuse_unknown()

@@ -31,11 +31,12 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.config import IndexConfig
 from pipeline.errors import CorruptFileError, InputError
+from pipeline.index.cells import MeanCells, cells_from_arrays, cells_to_arrays, train_cells
 from pipeline.index.parts import CHUNK, Part, living_rows, make_part, search_parts, unite_parts
 from pipeline.index.quantizer import Quantizer, train_quantizer
 from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
 from pipeline.index.simd import NEVER
-from pipeline.index.vptree import VPTree, levels_for, train_tree
+from pipeline.index.vptree import VPTree, levels_for
 
 CELL_SIZE = 384
 """Rows of a cell unless a configuration says otherwise; see docs/decisions/0009-engine.md."""
@@ -86,7 +87,7 @@ class VantageIndex:
         self.config = config
         self.threads = threads
         self._quantizer: Quantizer | None = None
-        self._tree: VPTree | None = None
+        self._tree: VPTree | MeanCells | None = None
         self._trained_for = 0
         self._parts: list[Part] = []
         self._next_id = 0
@@ -319,7 +320,7 @@ class VantageIndex:
         arrays: dict[str, NDArray[Any]] = {
             "mean": self._quantizer.mean,
             "rotation": self._quantizer.rotation,
-            **vars(self._tree),
+            **cells_to_arrays(self._tree),
         }
         for number, part in enumerate(self._parts):
             columns: dict[str, NDArray[Any]] = {
@@ -339,7 +340,7 @@ class VantageIndex:
         if not meta["scale"]:
             return
         self._quantizer = Quantizer(arrays["mean"], arrays["rotation"], meta["scale"])
-        self._tree = VPTree(*(arrays[name] for name in VPTree.__dataclass_fields__))
+        self._tree = cells_from_arrays(arrays)
         for number in range(meta["parts"]):
             codes, norms, heads, ids, offsets, alive = (
                 arrays[f"{number}.{name}"]
@@ -383,10 +384,11 @@ class VantageIndex:
         pieces = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
         return np.concatenate(list(self._pool.map(quantizer.encode, pieces)))
 
-    def _train_tree(self, codes: NDArray[np.int8]) -> VPTree:
+    def _train_tree(self, codes: NDArray[np.int8]) -> VPTree | MeanCells:
         """Return a tree with cells of the wanted size."""
         levels = levels_for(len(codes), self.config.cell_size, 1)
-        return train_tree(self._sample(codes), levels, self.config.vantage, self.config.seed)
+        config = self.config
+        return train_cells(self._sample(codes), levels, config.cells, config.vantage, config.seed)
 
 
 def _threads(threads: int | None) -> int:

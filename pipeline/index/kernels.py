@@ -23,7 +23,17 @@ from numpy.typing import NDArray
 
 from pipeline.errors import InputError
 from pipeline.index.rows import PackedRows, pack_rows, read_only
-from pipeline.index.simd import BLOCK, HEAD, NEVER, PATHS, nearest_ranges, scan_ranges, usable_paths
+from pipeline.index.simd import (
+    BLOCK,
+    HEAD,
+    NEVER,
+    PATHS,
+    best_ranges,
+    bound_ranges,
+    nearest_ranges,
+    scan_ranges,
+    usable_paths,
+)
 from pipeline.index.work import Work, full_work
 
 PATH = usable_paths()[-1]
@@ -243,6 +253,66 @@ def nearest(
     return distance, row
 
 
+def reach_of(
+    rows: PackedRows,
+    queries: Queries,
+    k: int,
+    *,
+    alive: NDArray[np.bool_],
+    work: Work,
+    path: str = PATH,
+) -> NDArray[np.int64]:
+    """Return how far, squared, each query's k-th neighbour may be: a `reach` for `nearest`.
+
+    Parameters
+    ----------
+    rows, queries, k, alive, work, path
+        As for `nearest`; the work is that of a few rows that are near.
+
+    Returns
+    -------
+    ndarray of shape (Q,), int64
+        The k nearest of the rows visited are below it; int32's maximum where there are too few
+        rows to tell.
+    """
+    _require_same_length(rows, queries)
+    reach = np.full(len(queries.codes), NEVER, np.int64)
+    if len(work.query_list):
+        inputs = [read_only(array) for array in (*rows[:3], alive, *queries[:2], *work)]
+        bound_ranges(*inputs, k, reach, PATHS[path].marker)  # type: ignore[call-arg]
+    return reach
+
+
+def best_rows(
+    rows: PackedRows, queries: Queries, count: int, work: Work, *, path: str = PATH
+) -> NDArray[np.int64]:
+    """Return the `count` nearest rows of each query, for counts of dozens.
+
+    Parameters
+    ----------
+    rows : PackedRows
+    queries : Queries
+        Q query rows.
+    count : int
+        Rows that are wanted, P.
+    work : Work
+        Items of one length, by their rows; each query has at least P rows in its own.
+    path : str
+        Code path; the rows are the same.
+
+    Returns
+    -------
+    ndarray of shape (Q, P), int64
+        Nearest first; the smaller row first among equal distances.
+    """
+    _require_same_length(rows, queries)
+    found = np.empty((len(queries.codes), count), np.int64)
+    if len(found):
+        inputs = [read_only(array) for array in (*rows[:3], queries.codes, *work)]
+        best_ranges(*inputs, found, PATHS[path].marker)  # type: ignore[call-arg]
+    return found
+
+
 def nearest_reference(
     unpacked: NDArray[np.uint8],
     queries: Queries,
@@ -269,3 +339,5 @@ def warm_up() -> None:
     work = full_work(BLOCK, 1)
     range_scan(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
     nearest(rows, queries, 1)
+    best_rows(rows, queries, 1, work)
+    reach_of(rows, queries, 1, alive=np.ones(BLOCK, np.bool_), work=work)

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import IndexConfig
+from pipeline.index.cells import MeanCells, cells_from_arrays, cells_to_arrays, train_cells
 from pipeline.index.quantizer import Quantizer, train_quantizer
-from pipeline.index.rows import PackedRows, pack_rows
-from pipeline.index.vptree import VPTree, levels_for, train_tree
+from pipeline.index.rows import PackedRows, pack_rows, to_unsigned
+from pipeline.index.vptree import VPTree, levels_for
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Model:
     Attributes
     ----------
     quantizer : Quantizer
-    tree : VPTree
+    tree : VPTree or MeanCells
     background : PackedRows
         A fixed random sample of the collection, spread over its images, that tells how near an
         unrelated descriptor comes to a query (see `pipeline.retrieval.score`).
@@ -35,7 +36,7 @@ class Model:
     """
 
     quantizer: Quantizer
-    tree: VPTree
+    tree: VPTree | MeanCells
     background: PackedRows
     groups: int
 
@@ -51,8 +52,7 @@ class Model:
             "rotation": self.quantizer.rotation,
             "scale": np.array([self.quantizer.scale]),
             "unit": np.array([self.quantizer.unit], np.uint8),
-            "points": self.tree.points,
-            "radii": self.tree.radii,
+            **cells_to_arrays(self.tree),
             "background_codes": self.background.codes,
             "background_norms": self.background.norms,
             "background_heads": self.background.heads,
@@ -70,7 +70,7 @@ class Model:
                 float(arrays["scale"][0]),
                 bool(arrays["unit"][0]),
             ),
-            VPTree(arrays["points"], arrays["radii"]),
+            cells_from_arrays(arrays),
             PackedRows(
                 arrays["background_codes"],
                 arrays["background_norms"],
@@ -79,16 +79,6 @@ class Model:
             ),
             groups,
         )
-
-
-def to_unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Return signed rows as the unsigned bytes that are stored: value plus 128."""
-    return (codes.view(np.uint8) ^ 0x80).astype(np.uint8, copy=False)
-
-
-def to_signed(stored: NDArray[np.uint8]) -> NDArray[np.int8]:
-    """Inverse of `to_unsigned`."""
-    return (stored ^ 0x80).view(np.int8)
 
 
 def train_model(
@@ -115,6 +105,7 @@ def train_model(
     """
     quantizer = train_quantizer(sample, config.dimensions, unit, whiten)
     levels = levels_for(descriptors, config.cell_size, config.groups)
-    tree = train_tree(quantizer.encode(sample), levels, config.vantage, config.seed)
+    coded = quantizer.encode(sample)
+    tree = train_cells(coded, levels, config.cells, config.vantage, config.seed)
     rows = pack_rows(to_unsigned(quantizer.encode(background)))
     return Model(quantizer, tree, rows, config.groups)

@@ -14,11 +14,10 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.kernels import Queries, nearest, prepare_queries
-from pipeline.index.model import to_signed, to_unsigned
-from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
-from pipeline.index.simd import NEVER
-from pipeline.index.vptree import VPTree
+from pipeline.index.cells import Cells
+from pipeline.index.kernels import Queries, nearest, prepare_queries, reach_of
+from pipeline.index.rows import PackedRows, pack_rows, to_signed, to_unsigned, unpack_rows
+from pipeline.index.simd import BLOCK, NEVER
 from pipeline.index.work import Work, cell_work, full_work, ordered_work, split_work
 
 CHUNK = 65_536
@@ -31,7 +30,7 @@ GROWTH = 2
 """A part is united with the one before it when that is not so many times larger."""
 
 SEED_CELLS = 4
-"""Cells that are scanned first: the 10th neighbour in them is 1.04 times as far as the true one."""
+"""Cells at least that are looked at first, for a bound on how far neighbours may be."""
 
 Neighbours = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Squared distances of bytes and ids, both of shape (Q, k); int32's maximum and -1 at the end."""
@@ -60,16 +59,14 @@ class Part:
     alive: NDArray[np.bool_]
 
 
-def make_part(
-    codes: NDArray[np.int8], ids: NDArray[np.int64], tree: VPTree, pool: Executor
-) -> Part:
+def make_part(codes: NDArray[np.int8], ids: NDArray[np.int64], tree: Cells, pool: Executor) -> Part:
     """Sort rows by their cells.
 
     Parameters
     ----------
     codes : ndarray of shape (N, W), int8
     ids : ndarray of shape (N,), int64
-    tree : VPTree
+    tree : Cells
     pool : Executor
         Finds the cells, `CHUNK` rows a piece.
     """
@@ -87,7 +84,7 @@ def living_rows(parts: Sequence[Part]) -> tuple[NDArray[np.int8], NDArray[np.int
     return np.concatenate(codes), np.concatenate([part.ids[part.alive] for part in parts])
 
 
-def unite_parts(parts: list[Part], tree: VPTree, pool: Executor) -> list[Part]:
+def unite_parts(parts: list[Part], tree: Cells, pool: Executor) -> list[Part]:
     """Unite the last parts until each is `GROWTH` times as large as the next."""
     last = len(parts) - 1
     size = len(parts[last].ids)
@@ -101,7 +98,7 @@ def unite_parts(parts: list[Part], tree: VPTree, pool: Executor) -> list[Part]:
 
 def search_parts(
     parts: Sequence[Part],
-    tree: VPTree,
+    tree: Cells,
     codes: NDArray[np.int8],
     k: int,
     probes: int | None,
@@ -110,13 +107,13 @@ def search_parts(
 ) -> Neighbours:
     """Return the k nearest rows of each query.
 
-    The best cells of a query are scanned first: the k-th neighbour there bounds the distances that
-    the rest of the search, in the order of the rows, has to look at.
+    The best cells of a query are looked at first: they bound the distances that the search, in the
+    order of the rows, has to care for.
 
     Parameters
     ----------
     parts : sequence of Part
-    tree : VPTree
+    tree : Cells
     codes : ndarray of shape (Q, W), int8
     k : int
     probes : int or None
@@ -137,7 +134,7 @@ def search_parts(
 
 def _search_some(
     parts: Sequence[Part],
-    tree: VPTree,
+    tree: Cells,
     codes: NDArray[np.int8],
     k: int,
     probes: int | None,
@@ -151,20 +148,41 @@ def _search_some(
         one = tree.probe(codes, probes)[0]
         tasks = [(part, ordered_work(one, part.cell_offsets)) for part in parts]
         return _nearest_of(tasks, queries, k, None, pool)
-    seeds = SEED_CELLS if probes is None else max(1, min(SEED_CELLS, probes // 4))
+    seeds = _seed_cells(parts, tree, k)
     wanted = seeds if probes is None else probes
     per_piece = -(-len(codes) // threads)
     pieces = [codes[at : at + per_piece] for at in range(0, len(codes), per_piece)]
     cells = np.concatenate(_spread(pool, lambda piece: tree.probe(piece, wanted), pieces))
-    tasks = [(part, work) for part in parts for work in _works(part, cells[:, :seeds], threads)]
-    first = _nearest_of(tasks, queries, k, None, pool)
-    reach = np.minimum(first[0][:, -1].astype(np.int64) + 1, NEVER)
+    near = [(part, work) for part in parts for work in _works(part, cells[:, :seeds], threads)]
+    reach = _reach_of(near, queries, k, pool)
     if probes is None:
         every = [(part, full_work(part.rows.size, len(codes), codes.shape[1])) for part in parts]
         tasks = [(part, piece) for part, work in every for piece in split_work(work, threads)]
-        return _nearest_of(tasks, queries, k, reach, pool)
-    tasks = [(part, work) for part in parts for work in _works(part, cells[:, seeds:], threads)]
-    return _merge([first, _nearest_of(tasks, queries, k, reach, pool)], k)
+    else:
+        tasks = [(part, work) for part in parts for work in _works(part, cells, threads)]
+    return _nearest_of(tasks, queries, k, reach, pool)
+
+
+def _seed_cells(parts: Sequence[Part], tree: Cells, k: int) -> int:
+    """Return how many cells have so many blocks of rows that k neighbours are among them."""
+    rows = sum(part.rows.size for part in parts)
+    return max(SEED_CELLS, -(-2 * k * BLOCK * tree.cells // max(1, rows)))
+
+
+def _reach_of(
+    tasks: Sequence[tuple[Part, Work]], queries: Queries, k: int, pool: Executor
+) -> NDArray[np.int64]:
+    """Return how far the k-th neighbour of each query may be, from some rows that are near."""
+
+    def bound(task: tuple[Part, Work]) -> NDArray[np.int64]:
+        part, work = task
+        return reach_of(part.rows, queries, k, alive=part.alive, work=work)
+
+    found = _spread(pool, bound, tasks)
+    reach = np.full(len(queries.codes), NEVER, np.int64)
+    for bounds in found:
+        np.minimum(reach, bounds, out=reach)
+    return reach
 
 
 def _works(part: Part, cells: NDArray[np.uint32], threads: int) -> list[Work]:

@@ -93,3 +93,13 @@ def unpack_rows(rows: PackedRows) -> NDArray[np.uint8]:
     """Return the rows as an array of shape (N, D), uint8: the inverse of `pack_rows`."""
     flat = rows.codes.transpose(0, 2, 1, 3).reshape(-1, rows.dimensions)
     return np.ascontiguousarray(flat[: rows.size])
+
+
+def to_unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return signed rows as the unsigned bytes that are stored: value plus 128."""
+    return (codes.view(np.uint8) ^ 0x80).astype(np.uint8, copy=False)
+
+
+def to_signed(stored: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Inverse of `to_unsigned`."""
+    return (stored ^ 0x80).view(np.int8)

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.index.model import Model, to_unsigned
-from pipeline.index.rows import PackedRows, pack_rows
+from pipeline.index.model import Model
+from pipeline.index.rows import PackedRows, pack_rows, to_unsigned
 from pipeline.records import Features
 
 SIZE_STEPS = 16

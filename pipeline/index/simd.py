@@ -44,8 +44,11 @@ BLOCK = 16
 TILE = 8
 """Queries that a pass over the rows of a work item serves."""
 
-WIDE = 2
-"""Blocks in a wide tile: each broadcast of query bytes is used for all of them."""
+FEW = 4
+"""Queries up to which a pass goes over the rows in tiles of few queries and more rows."""
+
+WIDE = 4
+"""Blocks in a wide tile: a bit of a 64-bit number for each of their rows."""
 
 HEAD = 32
 """Leading bytes of a row that are compared first. In principal axes they hold most of a distance:
@@ -64,13 +67,17 @@ what no pair passes; its opposite is below them all. Sums of such numbers fit 32
 BEGIN, END, LIMIT = range(3)
 """Marks of a query: what its sums begin with, what completes them, the limit (`set_marks`)."""
 
-COMPUTED = 32
-"""First bit of a tile's answer that tells of blocks, not of rows."""
-
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _Values = list[ir.Value]
 _Split = Callable[[ir.IRBuilder, ir.Value], _Values]
 _Dot = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
+
+
+class Shape(NamedTuple):
+    """Queries and blocks of a register tile: so many that sums and operands stay in registers."""
+
+    queries: int
+    blocks: int
 
 
 class Path(NamedTuple):
@@ -84,8 +91,8 @@ class Path(NamedTuple):
         the length chooses the path when it compiles.
     lanes : int
         32-bit lanes of a register.
-    queries, blocks : int
-        Queries and blocks of a register tile: so many that sums and operands stay in registers.
+    many, few : Shape
+        The register tile for many queries, and for not more than `FEW`.
     words : int
         32-bit words that a query takes for a step: one of 8-bit numbers, two of 16-bit numbers.
     """
@@ -93,24 +100,25 @@ class Path(NamedTuple):
     name: str
     marker: tuple[int, ...]
     lanes: int
-    queries: int
-    blocks: int
+    many: Shape
+    few: Shape
     words: int
 
 
 PATHS = {
     path.name: path
     for path in (
-        Path("portable", (), lanes=16, queries=4, blocks=1, words=2),
-        Path("avx2", (0,), lanes=8, queries=4, blocks=1, words=2),
-        Path("vnni256", (0, 0), lanes=8, queries=4, blocks=1, words=1),
-        Path("vnni512", (0, 0, 0), lanes=16, queries=8, blocks=2, words=1),
+        Path("portable", (), 16, Shape(4, 1), Shape(2, 1), 2),
+        Path("avx2", (0,), 8, Shape(4, 1), Shape(2, 2), 2),
+        Path("vnni256", (0, 0), 8, Shape(4, 1), Shape(2, 2), 1),
+        Path("vnni512", (0, 0, 0), 16, Shape(8, 2), Shape(2, 4), 1),
     )
 }
 """Every path, slowest first."""
 
 _BY_LENGTH = {len(path.marker): path for path in PATHS.values()}
-LONGEST_MARKER = max(_BY_LENGTH)
+_QUERIES = tuple((path.many.queries, path.few.queries) for path in PATHS.values())
+_BLOCKS = tuple((path.many.blocks, path.few.blocks) for path in PATHS.values())
 
 
 def usable_paths() -> list[str]:
@@ -202,8 +210,10 @@ class _Tile:
     ----------
     builder : ir.IRBuilder
     path : Path
-    wide : bool
-        Two blocks, else one.
+    shape : Shape
+        The path's for many queries or for few.
+    width : int
+        Blocks.
     pointers : dict of str to ir.Value
         The arrays' bytes; see `tile`.
     block, slot, rounds : ir.Value
@@ -214,7 +224,8 @@ class _Tile:
         self,
         builder: ir.IRBuilder,
         path: Path,
-        wide: bool,
+        shape: Shape,
+        width: int,
         pointers: dict[str, ir.Value],
         block: ir.Value,
         slot: ir.Value,
@@ -222,7 +233,7 @@ class _Tile:
     ) -> None:
         self.builder, self.path, self.pointers, self.rounds = builder, path, pointers, rounds
         self.block, self.slot = block, slot
-        self.width = WIDE if wide else 1
+        self.shape, self.width = shape, width
         self.lanes = ir.VectorType(_I32, path.lanes)
         self.split, self.dot = _ARITHMETIC[path.name]
 
@@ -244,7 +255,7 @@ class _Tile:
         builder = self.builder
         passed = cgutils.alloca_once(builder, _I64)  # type: ignore[no-untyped-call]
         builder.store(_I64(0), passed)
-        blocks = min(self.path.blocks, self.width)
+        blocks = min(self.shape.blocks, self.width)
         with cgutils.for_range(builder, _I64(self.width // blocks)) as loop:
             self._register_tile(builder.mul(loop.index, _I64(blocks)), blocks, passed)
         return builder.load(passed)
@@ -265,8 +276,9 @@ class _Tile:
         near = self._any([builder.load(cell) for line in sums for cell in line])
         with builder.if_then(near):
             self._rounds(HEAD // 4 // UNROLLED, self.rounds, first, sums)
-            bit = builder.shl(_I64(1 << COMPUTED), first)
-            builder.store(builder.or_(builder.load(passed), bit), passed)
+            seen = self.at("seen", _I64(0), _I64)
+            mark = builder.shl(_I64((1 << blocks) - 1), first)
+            builder.store(builder.or_(builder.load(seen), mark), seen)
             self._compare(first, row, heads, sums, passed)
 
     def _compare(
@@ -321,7 +333,7 @@ class _Tile:
         """Load one of each query's marks into every lane."""
         values = [
             self.load("marks", self._scaled(self.slot, kind * TILE + slot, 4), _I32)
-            for slot in range(self.path.queries)
+            for slot in range(self.shape.queries)
         ]
         return [_splat(self.builder, value, self.path.lanes) for value in values]
 
@@ -349,7 +361,7 @@ class _Tile:
         ]
         asked = [
             builder.add(builder.mul(builder.add(self.slot, _I64(i)), query_bytes), far_word)
-            for i in range(path.queries)
+            for i in range(self.shape.queries)
         ]
         values = [[builder.load(cell) for cell in line] for line in sums]
         for step in range(UNROLLED):
@@ -363,7 +375,7 @@ class _Tile:
         path, builder = self.path, self.builder
         parts = range(len(sums[0]))
         rows = [self.split(builder, self._rows(starts, step, part)) for part in parts]
-        for slot in range(path.queries):
+        for slot in range(self.shape.queries):
             for word in range(path.words):
                 offset = _I64(4 * (step * path.words + word))
                 four = self.load("queries", builder.add(asked[slot], offset), _I32)
@@ -384,11 +396,12 @@ class _Tile:
         return self.load("codes", self.builder.add(starts[number], offset), self.lanes)
 
 
-_ARRAYS = ("codes", "queries", "norms", "heads", "marks", "out")
+_ARRAYS = ("codes", "queries", "norms", "heads", "marks", "out", "seen")
 
 
-def _make_codegen(path: Path, wide: bool) -> Callable[..., ir.Value]:
+def _make_codegen(path: Path, few: bool, wide: bool) -> Callable[..., ir.Value]:
     """Return the code generator of a tile, which is called with the arrays, block and slot."""
+    shape, width = path.few if few else path.many, WIDE if wide else 1
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         def array(position: int) -> Any:
@@ -401,50 +414,40 @@ def _make_codegen(path: Path, wide: bool) -> Callable[..., ir.Value]:
         steps = builder.extract_value(array(0).shape, 1)
         rounds = builder.udiv(steps, _I64(UNROLLED))
         block, slot = args[len(_ARRAYS)], args[len(_ARRAYS) + 1]
-        return _Tile(builder, path, wide, pointers, block, slot, rounds).write()
+        return _Tile(builder, path, shape, width, pointers, block, slot, rounds).write()
 
     return codegen
 
 
-def _signature(arrays: tuple[Any, ...], path: Any) -> Any:
-    return types.int64(*arrays, types.int64, types.int64, path)
+def _tile_of(few: bool, wide: bool) -> Any:
+    """Return what numba emits a tile of few or many queries, of one block or `WIDE`, by."""
+
+    @intrinsic
+    def emitted(  # type: ignore[no-untyped-def]
+        typing_context, codes, queries, norms, heads, marks, out, seen, block, slot, path
+    ):
+        arrays = (codes, queries, norms, heads, marks, out, seen)
+        signature = types.int64(*arrays, types.int64, types.int64, path)
+        return signature, _make_codegen(_BY_LENGTH[len(path)], few, wide)
+
+    return emitted
 
 
-@intrinsic
-def _tile_narrow(  # type: ignore[no-untyped-def]
-    typing_context, codes, queries, norms, heads, marks, out, block, slot, path
-):
-    """Emit a tile of one block."""
-    arrays = (codes, queries, norms, heads, marks, out)
-    return _signature(arrays, path), _make_codegen(_BY_LENGTH[len(path)], wide=False)
-
-
-@intrinsic
-def _tile_wide(  # type: ignore[no-untyped-def]
-    typing_context, codes, queries, norms, heads, marks, out, block, slot, path
-):
-    """Emit a tile of two blocks."""
-    arrays = (codes, queries, norms, heads, marks, out)
-    return _signature(arrays, path), _make_codegen(_BY_LENGTH[len(path)], wide=True)
+_many_narrow, _many_wide = _tile_of(False, False), _tile_of(False, True)
+_few_narrow, _few_wide = _tile_of(True, False), _tile_of(True, True)
 
 
 @numba.njit(nogil=True)
-def queries_at_once(path):  # type: ignore[no-untyped-def]
-    """Return the queries of a tile; a constant when it is compiled."""
-    return TILE if len(path) == LONGEST_MARKER else TILE // 2
-
-
-@numba.njit(nogil=True)
-def blocks_at_once(path):  # type: ignore[no-untyped-def]
-    """Return the blocks of a register tile; a constant when it is compiled."""
-    return WIDE if len(path) == LONGEST_MARKER else 1
+def queries_at_once(few, path):  # type: ignore[no-untyped-def]
+    """Return the queries of a tile."""
+    return _QUERIES[len(path)][1 if few else 0]
 
 
 @numba.njit(nogil=True, inline="always")
 def tile(  # type: ignore[no-untyped-def]
-    codes, queries, norms, heads, marks, out, block, last, slot, path
+    codes, queries, norms, heads, marks, out, seen, block, last, slot, few, path
 ):
-    """Compare some queries with one or two blocks of rows.
+    """Compare some queries with one or `WIDE` blocks of rows.
 
     Parameters
     ----------
@@ -456,30 +459,37 @@ def tile(  # type: ignore[no-untyped-def]
         Squared length of each row, and half of that of its first `HEAD` bytes.
     marks : int32 (3, 8)
         Of each query what `set_marks` wrote.
-    out : int32 (8, 32)
-        Filled with ``2 * dot - norm`` where a bit of the answer is set.
+    out : int32 (8, 64)
+        Filled with ``2 * dot - norm`` of the register tiles in which a bit of the answer is set.
+    seen : int64 (1,)
+        Bits are set for the blocks whose whole rows were looked at.
     block, last : int
-        First block of the tile, and the end of the blocks: where there is another one, the tile is
-        two blocks wide.
+        First block of the tile, and the end of the blocks (see `width_at`).
     slot : int
         First of the `queries_at_once` queries.
+    few : bool
+        The shape of the tile.
     path : tuple of int
         A path's marker.
 
     Returns
     -------
     int
-        Bit r is set when row r of the tile is above the limit of any of these queries; bit
-        `COMPUTED` + b when the whole rows of block b (and of those beside it in a register tile)
-        were looked at.
+        Bit r is set when row r of the tile is above the limit of any of these queries.
     """
-    if block + 1 < last:
-        return _tile_wide(  # type: ignore[call-arg]
-            codes, queries, norms, heads, marks, out, block, slot, path
-        )
-    return _tile_narrow(  # type: ignore[call-arg]
-        codes, queries, norms, heads, marks, out, block, slot, path
-    )
+    if few:
+        if block + WIDE <= last:
+            return _few_wide(codes, queries, norms, heads, marks, out, seen, block, slot, path)
+        return _few_narrow(codes, queries, norms, heads, marks, out, seen, block, slot, path)
+    if block + WIDE <= last:
+        return _many_wide(codes, queries, norms, heads, marks, out, seen, block, slot, path)
+    return _many_narrow(codes, queries, norms, heads, marks, out, seen, block, slot, path)
+
+
+@numba.njit(nogil=True, inline="always")
+def width_at(block, last):  # type: ignore[no-untyped-def]
+    """Return the blocks of the tile that begins at a block: `WIDE` where there are so many."""
+    return WIDE if block + WIDE <= last else 1
 
 
 @numba.njit(nogil=True)
@@ -544,14 +554,14 @@ def clear_marks(marks, slot):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def _rows_computed(answer, block, begin, end, path):  # type: ignore[no-untyped-def]
-    """Return how many of an item's rows a tile looked at as a whole."""
+def _rows_seen(seen, block, begin, end):  # type: ignore[no-untyped-def]
+    """Return how many of an item's rows lie in the blocks that a tile has marked; clears them."""
     total = 0
-    step = blocks_at_once(path)
-    for first in range(0, WIDE, step):
-        if (answer >> (COMPUTED + first)) & 1:
+    for first in range(WIDE):
+        if (seen[0] >> first) & 1:
             start = (block + first) * BLOCK
-            total += min(end, start + step * BLOCK) - max(begin, start)
+            total += min(end, start + BLOCK) - max(begin, start)
+    seen[0] = 0
     return total
 
 
@@ -601,6 +611,7 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
     marks = np.empty((3, TILE), np.int32)
     values = np.empty((TILE, WIDE * BLOCK), np.int32)
+    seen = np.zeros(1, np.int64)
     capacity = out_query.shape[0]
     written = computed = 0
     for item in range(first_item, row_start.shape[0]):
@@ -616,16 +627,18 @@ def scan_ranges(  # type: ignore[no-untyped-def]
                     set_marks(marks, slot, bias[query], head_bias[query], radius[query], bounds)
                 else:
                     clear_marks(marks, slot)
-            for block in range(begin // BLOCK, last, WIDE):
-                for group in range(0, filled, queries_at_once(path)):
-                    answer = tile(
-                        codes, queries, norms, heads, marks, values, block, last, group, path
-                    )
-                    if answer == 0:
-                        continue
-                    many = min(filled - group, queries_at_once(path))
-                    computed += many * _rows_computed(answer, block, begin, end, path)
-                    bits = answer & ((1 << COMPUTED) - 1)
+            few = filled <= FEW
+            at_once = queries_at_once(few, path)
+            block = begin // BLOCK
+            while block < last:
+                for group in range(0, filled, at_once):
+                    bits = tile(
+                        codes, queries, norms, heads, marks, values, seen,
+                        block, last, group, few, path,
+                    )  # fmt: skip
+                    many = min(filled - group, at_once)
+                    if seen[0] != 0:
+                        computed += many * _rows_seen(seen, block, begin, end)
                     while bits != 0:
                         lane = lowest_bit(bits)
                         bits &= bits - 1
@@ -642,6 +655,7 @@ def scan_ranges(  # type: ignore[no-untyped-def]
                                 out_row[written] = row
                                 out_distance[written] = bias[query] - value
                                 written += 1
+                block += width_at(block, last)
     return row_start.shape[0], written, computed
 
 
@@ -687,6 +701,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
     queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
     marks = np.empty((3, TILE), np.int32)
     values = np.empty((TILE, WIDE * BLOCK), np.int32)
+    seen = np.zeros(1, np.int64)
     k = out_distance.shape[1]
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
@@ -702,18 +717,22 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
                     set_marks(marks, slot, bias[query], head_bias[query], worst, bounds)
                 else:
                     clear_marks(marks, slot)
-            for block in range(begin // BLOCK, last, WIDE):
-                for group in range(0, filled, queries_at_once(path)):
+            few = filled <= FEW
+            at_once = queries_at_once(few, path)
+            block = begin // BLOCK
+            while block < last:
+                for group in range(0, filled, at_once):
                     bits = tile(
-                        codes, queries, norms, heads, marks, values, block, last, group, path
-                    ) & ((1 << COMPUTED) - 1)
+                        codes, queries, norms, heads, marks, values, seen,
+                        block, last, group, few, path,
+                    )  # fmt: skip
                     while bits != 0:
                         lane = lowest_bit(bits)
                         bits &= bits - 1
                         row = block * BLOCK + lane
                         if row < begin or row >= end or not alive[row]:
                             continue
-                        for slot in range(group, min(filled, group + queries_at_once(path))):
+                        for slot in range(group, min(filled, group + at_once)):
                             value = values[slot, lane]
                             if value <= marks[LIMIT, slot]:
                                 continue
@@ -726,3 +745,184 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
                             _insert(out_distance[query], out_row[query], distance, number)
                             farthest = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
                             set_marks(marks, slot, bias[query], head_bias[query], farthest, bounds)
+                block += width_at(block, last)
+
+
+@numba.njit(nogil=True, cache=True)
+def bound_ranges(  # type: ignore[no-untyped-def]
+    codes, norms, heads, alive, query_codes, bias, row_start, row_stop, query_start, query_list,
+    k, out_reach, path,
+):  # fmt: skip
+    """Write for each query a squared distance below which k rows of its work items lie.
+
+    The k-th of the nearest rows of every block: k rows at least are as near as that, and seldom
+    many more. No list is kept in order for it.
+    """
+    laid = lay_out(query_codes, path)
+    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
+    marks = np.empty((3, TILE), np.int32)
+    values = np.empty((TILE, WIDE * BLOCK), np.int32)
+    seen = np.zeros(1, np.int64)
+    count = query_codes.shape[0]
+    blocks = np.zeros(count, np.int64)
+    for item in range(row_start.shape[0]):
+        for place in range(query_start[item], query_start[item + 1]):
+            blocks[query_list[place]] += (row_stop[item] - row_start[item]) // BLOCK + 2
+    nearest_of = np.empty((count, blocks.max()), np.int32)
+    blocks[:] = 0
+    for slot in range(TILE):
+        set_marks(marks, slot, 0, 0, NEVER, False)
+    for item in range(row_start.shape[0]):
+        begin, end = row_start[item], row_stop[item]
+        last = (end + BLOCK - 1) // BLOCK
+        for start in range(query_start[item], query_start[item + 1], TILE):
+            filled = min(TILE, query_start[item + 1] - start)
+            for slot in range(filled):
+                copy_row(queries[slot], laid[query_list[start + slot]])
+            few = filled <= FEW
+            block = begin // BLOCK
+            while block < last:
+                for group in range(0, filled, queries_at_once(few, path)):
+                    tile(
+                        codes, queries, norms, heads, marks, values, seen,
+                        block, last, group, few, path,
+                    )  # fmt: skip
+                for inner in range(width_at(block, last)):
+                    low = (block + inner) * BLOCK
+                    first, stop = max(begin, low) - low, min(end, low + BLOCK) - low
+                    whole = stop - first == BLOCK
+                    for row in range(low + first, low + stop):
+                        whole = whole and alive[row]
+                    for slot in range(filled):
+                        greatest = np.int32(-CEILING)
+                        if whole:
+                            for lane in range(BLOCK):
+                                greatest = max(greatest, values[slot, inner * BLOCK + lane])
+                        else:
+                            for lane in range(first, stop):
+                                if alive[low + lane]:
+                                    greatest = max(greatest, values[slot, inner * BLOCK + lane])
+                        if greatest > -CEILING:
+                            query = query_list[start + slot]
+                            nearest_of[query, blocks[query]] = greatest
+                            blocks[query] += 1
+                block += width_at(block, last)
+    for query in range(count):
+        out_reach[query] = NEVER
+        if blocks[query] >= k:
+            value = _greatest_reached(nearest_of[query, : blocks[query]], k)
+            out_reach[query] = np.int64(bias[query]) - value + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def best_ranges(  # type: ignore[no-untyped-def]
+    codes, norms, heads, query_codes, row_start, row_stop, query_start, query_list, out_row, path
+):
+    """Write the nearest rows (Q, P) of each query over its work items, by (distance, row).
+
+    All distances are written down and the P-th found among them: with many neighbours that costs
+    far less than keeping them in order while rows go by. Items are of one length, ordered by their
+    rows, and each query has at least P rows in its own.
+    """
+    laid = lay_out(query_codes, path)
+    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
+    marks = np.empty((3, TILE), np.int32)
+    values = np.empty((TILE, WIDE * BLOCK), np.int32)
+    seen = np.zeros(1, np.int64)
+    count = query_codes.shape[0]
+    items = np.zeros(count, np.int64)
+    for place in range(query_list.shape[0]):
+        items[query_list[place]] += 1
+    size = row_stop[0] - row_start[0]
+    near = np.empty((count, items.max() * size), np.int32)
+    first = np.empty((count, items.max()), np.int64)
+    items[:] = 0
+    for slot in range(TILE):
+        set_marks(marks, slot, 0, 0, NEVER, False)
+    for item in range(row_start.shape[0]):
+        begin, end = row_start[item], row_stop[item]
+        last = (end + BLOCK - 1) // BLOCK
+        for start in range(query_start[item], query_start[item + 1], TILE):
+            filled = min(TILE, query_start[item + 1] - start)
+            for slot in range(filled):
+                copy_row(queries[slot], laid[query_list[start + slot]])
+            few = filled <= FEW
+            block = begin // BLOCK
+            while block < last:
+                width = width_at(block, last)
+                low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
+                for group in range(0, filled, queries_at_once(few, path)):
+                    tile(
+                        codes, queries, norms, heads, marks, values, seen,
+                        block, last, group, few, path,
+                    )  # fmt: skip
+                for slot in range(filled):
+                    query = query_list[start + slot]
+                    target = near[query]
+                    at = items[query] * size + low - begin
+                    lane = low - block * BLOCK
+                    for i in range(high - low):
+                        target[at + i] = values[slot, lane + i]
+                block += width
+            for slot in range(filled):
+                query = query_list[start + slot]
+                first[query, items[query]] = begin
+                items[query] += 1
+    for query in range(count):
+        _take_greatest(near[query], items[query] * size, first[query], size, out_row[query])
+
+
+@numba.njit(nogil=True)
+def _take_greatest(values, length, first, size, out):  # type: ignore[no-untyped-def]
+    """Write the rows of the greatest of `length` values, greatest first; of equal ones the first.
+
+    As many values as are wanted reach the greatest maxima of short runs; only those runs are gone
+    through that have one of these.
+    """
+    wanted = out.shape[0]
+    least = np.iinfo(np.int32).min
+    maxima = np.empty(length // BLOCK, np.int32)
+    for run in range(maxima.shape[0]):
+        greatest = values[run * BLOCK]
+        for lane in range(1, BLOCK):
+            greatest = max(greatest, values[run * BLOCK + lane])
+        maxima[run] = greatest
+    if maxima.shape[0] >= wanted:
+        least = _greatest_reached(maxima, wanted)
+    # A value and its place in one number: greater for greater values, then for earlier places.
+    kept = np.empty(wanted, np.int64)
+    count = 0
+    for start in range(0, length, BLOCK):
+        if start + BLOCK <= length and maxima[start // BLOCK] < least:
+            continue
+        for place in range(start, min(start + BLOCK, length)):
+            key = (np.int64(values[place]) << 32) - place
+            if values[place] < least or (count == wanted and key < kept[count - 1]):
+                continue
+            at = count if count < wanted else count - 1
+            while at > 0 and kept[at - 1] < key:
+                kept[at] = kept[at - 1]
+                at -= 1
+            kept[at] = key
+            count += count < wanted
+    for rank in range(wanted):
+        place = -kept[rank] & 0xFFFFFFFF
+        out[rank] = first[place // size] + place % size
+
+
+@numba.njit(nogil=True)
+def _greatest_reached(values, wanted):  # type: ignore[no-untyped-def]
+    """Return the greatest number that `wanted` of the values reach."""
+    low = high = values[0]
+    for i in range(values.shape[0]):
+        low, high = min(low, values[i]), max(high, values[i])
+    while low < high:
+        middle = np.int32((np.int64(low) + high + 1) >> 1)
+        reached = np.int32(0)
+        for i in range(values.shape[0]):
+            reached += np.int32(values[i] >= middle)
+        if reached >= wanted:
+            low = middle
+        else:
+            high = np.int32(middle - 1)
+    return low

@@ -73,6 +73,11 @@ class VPTree:
         """Number 2^L of cells."""
         return len(self.points) + 1
 
+    def top(self, levels: int) -> VPTree:
+        """Return the tree of the uppermost levels."""
+        inner = 2**levels - 1
+        return VPTree(self.points[:inner], self.radii[:inner])
+
     def assign(self, rows: _Rows) -> NDArray[np.uint32]:
         """Find the cell of each row.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
+import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.index.rows import read_only
 from pipeline.index.simd import BLOCK
 
 ITEM_BYTES = 1 << 17
@@ -58,6 +60,16 @@ def full_work(rows: int, queries: int, dimensions: int = 64) -> Work:
     )
 
 
+def whole_work(rows: int, queries: int) -> Work:
+    """Return the work of a scan of all rows for all queries in one item."""
+    return Work(
+        np.zeros(1, np.int64),
+        np.full(1, rows, np.int64),
+        np.array([0, queries], np.int64),
+        np.arange(queries, dtype=np.int32),
+    )
+
+
 def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:
     """Return the work of a scan of some cells: each wanted cell once, with its queries.
 
@@ -69,20 +81,39 @@ def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Wo
     cell_offsets : ndarray of shape (C + 1,), int64
         Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     """
-    local = cells.astype(np.int64, copy=False)
     sizes = np.diff(cell_offsets)
-    mine = (local >= 0) & (local < len(sizes))
-    mine[mine] = sizes[local[mine]] > 0
-    query, _ = np.nonzero(mine)
-    cell = local[mine]
-    order = np.argsort(cell, kind="stable")
-    wanted, first = np.unique(cell[order], return_index=True)
+    wanted = np.ascontiguousarray(cells, np.int64)
+    starts, listed = _list_queries(read_only(wanted), read_only(sizes))
+    visited = np.flatnonzero(np.diff(starts))
     return Work(
-        cell_offsets[wanted],
-        cell_offsets[wanted + 1],
-        np.append(first, len(order)).astype(np.int64),
-        query[order].astype(np.int32),
+        cell_offsets[visited],
+        cell_offsets[visited + 1],
+        np.append(starts[visited], starts[-1]),
+        listed,
     )
+
+
+@numba.njit(nogil=True, cache=True)
+def _list_queries(cells, sizes):  # type: ignore[no-untyped-def]
+    """Sort the wishes by cell, by counting: where each filled cell's queries start, and all."""
+    count = sizes.shape[0]
+    starts = np.zeros(count + 1, np.int64)
+    for query in range(cells.shape[0]):
+        for place in range(cells.shape[1]):
+            cell = cells[query, place]
+            if 0 <= cell < count and sizes[cell] > 0:
+                starts[cell + 1] += 1
+    for cell in range(count):
+        starts[cell + 1] += starts[cell]
+    ends = starts[:-1].copy()
+    listed = np.empty(starts[count], np.int32)
+    for query in range(cells.shape[0]):
+        for place in range(cells.shape[1]):
+            cell = cells[query, place]
+            if 0 <= cell < count and sizes[cell] > 0:
+                listed[ends[cell]] = query
+                ends[cell] += 1
+    return starts, listed
 
 
 def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:

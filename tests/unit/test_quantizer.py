@@ -5,8 +5,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.index.model import to_signed, to_unsigned
 from pipeline.index.quantizer import Quantizer, train_quantizer
+from pipeline.index.rows import to_signed, to_unsigned
 
 
 def sample(width: int, count: int = 400) -> NDArray[np.float32]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import IndexConfig, SearchConfig
 from pipeline.index.kernels import nearest, prepare_queries
-from pipeline.index.model import Model, to_signed, train_model
-from pipeline.index.rows import pack_rows, unpack_rows
+from pipeline.index.model import Model, train_model
+from pipeline.index.rows import pack_rows, to_signed, unpack_rows
 from pipeline.index.segments import Segment, assign_features, merge_rows
 from pipeline.records import Features
 from pipeline.retrieval import scan

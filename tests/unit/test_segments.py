@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import IndexConfig
-from pipeline.index.model import Model, to_signed, train_model
-from pipeline.index.rows import unpack_rows
+from pipeline.index.model import Model, train_model
+from pipeline.index.rows import to_signed, unpack_rows
 from pipeline.index.segments import (
     AssignedRows,
     Segment,

@@ -1,0 +1,226 @@
+"""Cells about the means of a vantage-point tree's leaves.
+
+A leaf of the tree (`pipeline.index.vptree`) is bounded by spheres that were laid one after the
+other; rows just beyond one of them lie in another leaf, however near. So the leaves only say where
+the cells are: a row belongs to the cell whose *mean* (of the leaf's training rows) is nearest. That
+is one step of Lloyd's algorithm from where the tree begins it, and it halves the rows that have to
+be scanned for equal recall; further steps add little (docs/decisions/0014-cells.md).
+
+The tree leads to the means: a best-first descent to half its depth gives the subtrees whose means
+are compared, so that finding a cell takes the root of their number, not their number.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import CellKind, VantageStrategy
+from pipeline.index.kernels import best_rows, nearest, prepare_queries
+from pipeline.index.rows import PackedRows, pack_rows, to_signed, to_unsigned, unpack_rows
+from pipeline.index.vptree import VPTree, train_tree
+from pipeline.index.work import Work, cell_work, whole_work
+
+EVERY = 1024
+"""Number of means up to which all are compared: a few microseconds a row."""
+
+FEWEST_SUBTREES = 16
+"""Subtrees that are looked into at least: of 64, they hold the nearest mean of .999 of all rows."""
+
+BREADTH = 48
+"""Means that are looked at for each cell that is wanted, at least."""
+
+MOST_SELECTED = 256
+"""Cells up to which those wanted are selected; for more, all distances are sorted."""
+
+QUERIES_AT_ONCE = 4096
+"""Rows whose distances to means are held at once."""
+
+
+class Cells(Protocol):
+    """What says which cell a row belongs to, and where to look for its neighbours."""
+
+    @property
+    def levels(self) -> int:
+        """Levels of the tree."""
+        ...
+
+    @property
+    def cells(self) -> int:
+        """Number of cells, 2^levels."""
+        ...
+
+    def assign(self, rows: NDArray[np.int8]) -> NDArray[np.uint32]:
+        """Return the cell of each row (N, W)."""
+        ...
+
+    def probe(self, queries: NDArray[np.int8], count: int) -> NDArray[np.uint32]:
+        """Return the `count` best cells of each query, best first."""
+        ...
+
+
+@dataclass(frozen=True)
+class MeanCells:
+    """Cells about means.
+
+    Attributes
+    ----------
+    tree : VPTree
+        Leads to the means: cell c is its c-th leaf.
+    means : PackedRows
+        One row a cell.
+    """
+
+    tree: VPTree
+    means: PackedRows
+
+    @property
+    def levels(self) -> int:
+        """Levels of the tree."""
+        return self.tree.levels
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return self.tree.cells
+
+    @functools.cached_property
+    def _upper(self) -> VPTree:
+        """The tree's upper half, whose leaves are the subtrees of means."""
+        return self.tree.top(self.levels // 2)
+
+    @property
+    def _subtree(self) -> int:
+        """Means of a subtree."""
+        return self.cells // self._upper.cells
+
+    def assign(self, rows: NDArray[np.int8]) -> NDArray[np.uint32]:
+        """Find the cell of each row: that of the nearest mean, of equally near ones the first.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (N, W), int8
+
+        Returns
+        -------
+        ndarray of shape (N,), uint32
+        """
+        return self.probe(rows, 1)[:, 0]
+
+    def probe(self, queries: NDArray[np.int8], count: int) -> NDArray[np.uint32]:
+        """Return the cells with the nearest means, nearest first.
+
+        Parameters
+        ----------
+        queries : ndarray of shape (Q, W), int8
+        count : int
+            At most the number of cells; more is cut to it.
+
+        Returns
+        -------
+        ndarray of shape (Q, P), uint32
+        """
+        count = min(count, self.cells)
+        found = np.empty((len(queries), count), np.uint32)
+        for at in range(0, len(queries), QUERIES_AT_ONCE):
+            some = slice(at, at + QUERIES_AT_ONCE)
+            found[some] = self._nearest(queries[some], count)
+        return found
+
+    def _nearest(self, queries: NDArray[np.int8], count: int) -> NDArray[np.int64]:
+        """Return the nearest cells for few enough queries."""
+        if count > MOST_SELECTED:
+            return self._sorted(queries, count)
+        prepared, work = prepare_queries(queries), self._candidates(queries, count)
+        if count == 1:
+            return nearest(self.means, prepared, 1, work=work)[1]
+        return best_rows(self.means, prepared, count, work)
+
+    def _candidates(self, queries: NDArray[np.int8], count: int) -> Work:
+        """Return which means are compared with which queries."""
+        subtrees = max(FEWEST_SUBTREES, -(-BREADTH * count // self._subtree))
+        if self.cells <= EVERY or 2 * subtrees >= self._upper.cells:
+            return whole_work(self.cells, len(queries))
+        offsets = np.arange(0, self.cells + 1, self._subtree, dtype=np.int64)
+        return cell_work(self._upper.probe(queries, subtrees), offsets)
+
+    def _sorted(self, queries: NDArray[np.int8], count: int) -> NDArray[np.int64]:
+        """Return the nearest cells when many are wanted; products of bytes are exact in doubles."""
+        means = to_signed(unpack_rows(self.means)).astype(np.float64)
+        lengths = np.einsum("nd,nd->n", means, means)
+        far = lengths - 2 * (queries.astype(np.float64) @ means.T)
+        return np.argsort(far, axis=1, kind="stable")[:, :count]
+
+
+def train_cells(
+    sample: NDArray[np.int8],
+    levels: int,
+    kind: CellKind = "means",
+    strategy: VantageStrategy = "principal",
+    seed: int = 1,
+) -> VPTree | MeanCells:
+    """Build a tree from a sample, and the means of its leaves unless leaves are the cells.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (N, W), int8
+        At least one row. A leaf that no row of the sample reaches takes the mean of the nearest
+        subtree that has one.
+    levels : int
+        2^levels cells.
+    kind : {"means", "leaves"}
+    strategy, seed
+        See `pipeline.index.vptree.train_tree`.
+    """
+    tree = train_tree(sample, levels, strategy, seed)
+    if kind == "leaves":
+        return tree
+    return MeanCells(tree, pack_rows(to_unsigned(_leaf_means(tree, sample))))
+
+
+def _leaf_means(tree: VPTree, sample: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return the mean row of every leaf (C, W)."""
+    leaf = tree.assign(sample)
+    order = np.argsort(leaf, kind="stable")
+    ends = np.searchsorted(leaf[order], np.arange(tree.cells + 1))
+    counts = np.diff(ends)
+    sums = np.zeros((tree.cells, sample.shape[1]), np.int64)
+    filled = counts > 0
+    # Exact sums: the order of the rows cannot matter.
+    sums[filled] = np.add.reduceat(sample[order], ends[:-1][filled], axis=0, dtype=np.int64)
+    above_sums, above_counts, size = sums, counts, 1
+    while not (counts > 0).all():
+        size *= 2
+        above_sums = above_sums.reshape(-1, 2, sums.shape[1]).sum(axis=1)
+        above_counts = above_counts.reshape(-1, 2).sum(axis=1)
+        empty = np.flatnonzero(counts == 0)
+        sums[empty], counts[empty] = above_sums[empty // size], above_counts[empty // size]
+    means: NDArray[np.int8] = np.rint(sums / counts[:, None]).astype(np.int8)
+    return means
+
+
+def cells_to_arrays(cells: VPTree | MeanCells) -> dict[str, NDArray[Any]]:
+    """Return the arrays that a file of these cells holds."""
+    if isinstance(cells, VPTree):
+        return {"points": cells.points, "radii": cells.radii}
+    means = cells.means
+    return {
+        **cells_to_arrays(cells.tree),
+        "mean_codes": means.codes,
+        "mean_norms": means.norms,
+        "mean_heads": means.heads,
+    }
+
+
+def cells_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> VPTree | MeanCells:
+    """Inverse of `cells_to_arrays`."""
+    tree = VPTree(arrays["points"], arrays["radii"])
+    if "mean_codes" not in arrays:
+        return tree
+    codes, norms, heads = (arrays[f"mean_{name}"] for name in ("codes", "norms", "heads"))
+    return MeanCells(tree, PackedRows(codes, norms, heads, tree.cells))
