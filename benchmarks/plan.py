@@ -36,11 +36,11 @@ from pipeline.index.kernels import PATH
 from pipeline.index.model import Model, to_unsigned, train_model
 from pipeline.index.rows import ROW_UNIT
 from pipeline.index.segments import AssignedRows, Segment, merge_rows
-from pipeline.index.simd import PATHS, usable_paths
+from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
 from pipeline.retrieval.batch import Batch, join_batches
-from pipeline.retrieval.cost import Extent, Machine, probed_cost
-from pipeline.retrieval.plan import make_plan, plan_work
+from pipeline.retrieval.cost import Extent, Machine, probed_cost, tile_places
+from pipeline.retrieval.plan import make_plan
 from pipeline.retrieval.scan import ScanCounts, merge_blocks, scan_segment
 from pipeline.retrieval.score import rank_images
 
@@ -231,14 +231,12 @@ def fitted(cases: Sequence[Measured], listing_ns: float) -> list[dict[str, objec
 
 def places(batch: Batch) -> float:
     """Return the places of tiles, times rows, that a pass compares."""
-    at_once = PATHS[batch.machine.path].queries
-    full = -(-batch.extent.queries // at_once) * at_once
+    extent, path = batch.extent, batch.machine.path
     if batch.plan.kind == "exhaustive":
-        return float(full * batch.extent.rows)
-    distinct = len(np.unique(batch.plan.cells))
-    free = distinct * (at_once - 1) / 2
-    rows = batch.extent.rows / batch.extent.cells
-    return float(min(batch.plan.cells.size + free, distinct * full) * rows)
+        return float(tile_places(extent.queries, path) * extent.rows)
+    wanting = np.unique(batch.plan.cells, return_counts=True)[1]
+    rows = extent.rows / extent.cells
+    return sum(tile_places(int(count), path) for count in wanting) * rows
 
 
 def listing(collection: Collection, native: NDArray[np.generic], rounds: int) -> float:

@@ -86,7 +86,7 @@ def why(batch: Batch) -> str:
 
 def _tile(path: str) -> str:
     """Return the shape of a register tile: query descriptors x rows."""
-    shape = PATHS[path]
+    shape = PATHS[path].many
     return f"{shape.queries} x {shape.blocks * BLOCK}"
 
 

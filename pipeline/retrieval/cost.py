@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pipeline.index.rows import ROW_UNIT
-from pipeline.index.simd import PATHS
+from pipeline.index.simd import FEW, PATHS, TILE
 
 ROW_OVERHEAD = 8
 """Bytes that are read of a visited row beside its codes: squared length and that of its head."""
@@ -147,7 +147,7 @@ class Cost:
 
 def exhaustive_cost(extent: Extent, machine: Machine) -> Cost:
     """Return what comparing every query descriptor with every row costs."""
-    places = _full(extent.queries, PATHS[machine.path].queries)
+    places = tile_places(extent.queries, machine.path)
     return _cost(
         extent,
         machine,
@@ -175,10 +175,12 @@ def probed_cost(
     """
     if distinct is None:
         distinct = expected_distinct(extent.queries, opened, extent.cells)
-    at_once = PATHS[machine.path].queries
     wanted = extent.queries * opened
     rows = extent.rows / extent.cells
-    places = min(wanted + distinct * (at_once - 1) / 2, distinct * _full(extent.queries, at_once))
+    places = min(
+        wanted + distinct * _free_places(machine.path),
+        distinct * tile_places(extent.queries, machine.path),
+    )
     return _cost(
         extent,
         machine,
@@ -190,9 +192,16 @@ def probed_cost(
     )
 
 
-def _full(queries: int, at_once: int) -> int:
-    """Return the places of tiles that hold all queries."""
-    return -(-queries // at_once) * at_once
+def tile_places(queries: int, path: str) -> int:
+    """Return the places of the tiles that hold the query descriptors which want a row."""
+    rest = queries % TILE
+    shape = PATHS[path].few if rest <= FEW else PATHS[path].many
+    return queries - rest + -(-rest // shape.queries) * shape.queries
+
+
+def _free_places(path: str) -> float:
+    """Return how many places are left free in a cell, on the average."""
+    return sum(tile_places(rest, path) - rest for rest in range(TILE)) / TILE
 
 
 def expected_distinct(queries: int, opened: int, cells: int) -> float:
