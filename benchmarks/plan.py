@@ -40,7 +40,7 @@ from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
 from pipeline.retrieval.batch import Batch, join_batches
 from pipeline.retrieval.cost import Extent, Machine, probed_cost, tile_places
-from pipeline.retrieval.plan import make_plan
+from pipeline.retrieval.plan import make_plan, plan_work
 from pipeline.retrieval.scan import ScanCounts, merge_blocks, scan_segment
 from pipeline.retrieval.score import rank_images
 

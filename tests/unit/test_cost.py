@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from core_data import model, segments
+from core_data import descriptors, model, segments
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -110,8 +110,7 @@ def test_auto_does_not_ask_what_machine_it_is_on() -> None:
 @pytest.mark.parametrize("kind", ["probed", "exhaustive"])
 def test_what_is_predicted_is_what_is_counted(kind: str) -> None:
     """Pairs and bytes of the real scans: exactly when all is compared, nearly when cells differ."""
-    rng = np.random.default_rng(4)
-    codes = model().quantizer.encode(rng.normal(size=(200, 32)).astype(np.float32))
+    codes = model().quantizer.encode(descriptors(77, 200))
     rows = sum(segment.rows.size for segment in segments())
     plan = make_plan(model(), codes, rows, SearchConfig(plan=kind, effort=0.3))  # type: ignore[arg-type]
     extent = Extent(200, rows, 64, model().tree.cells)
