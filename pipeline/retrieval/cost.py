@@ -17,26 +17,26 @@ from pipeline.index.simd import FEW, PATHS, TILE
 ROW_OVERHEAD = 8
 """Bytes that are read of a visited row beside its codes: squared length and that of its head."""
 
-EXHAUSTIVE_WITHIN_MS = 400.0
+EXHAUSTIVE_WITHIN_MS = 350.0
 """The ``auto`` plan compares with every row where that takes the `REFERENCE` no longer, predicted:
-1,000 query descriptors and 1.26 million rows of 64 bytes. It is 0.12 s on two cores with 512-bit
+1,000 query descriptors and 1.3 million rows of 64 bytes. It is 0.11 s on two cores with 512-bit
 registers and an 8-bit dot product; nothing is lost then."""
 
 EXHAUSTIVE_WITHIN_BYTES = 1 << 30
 """And where it visits no more bytes: times hold for rows that stay in memory, and so much of a
 host's may be taken for granted."""
 
-PASS_NS = 900_000.0
+PASS_NS = 770_000.0
 """Nanoseconds that a pass takes whatever it scans."""
 
 BYTE_NS = 0.064
 """Nanoseconds to read a byte of the rows visited, once for all that want it."""
 
-NEAR_NS = 0.0078
+NEAR_NS = 0.01
 """Nanoseconds for what comes within the radius of local features, a query descriptor and row of the
 collection: so large a share of all rows does, and the nearest cells hold most of them."""
 
-LIST_NS = 128.0
+LIST_NS = 27.0
 """Nanoseconds to bring one (query descriptor, cell) into the order of the cells."""
 
 
@@ -59,10 +59,10 @@ class Rates(NamedTuple):
 
 
 RATES = {
-    "portable": Rates(0.49, 0.57, 1.48),
-    "avx2": Rates(0.62, 0.70, 1.64),
-    "vnni256": Rates(0.27, 0.29, 0.92),
-    "vnni512": Rates(0.17, 0.22, 0.25),
+    "portable": Rates(0.44, 0.52, 1.52),
+    "avx2": Rates(0.52, 0.66, 1.30),
+    "vnni256": Rates(0.25, 0.27, 0.80),
+    "vnni512": Rates(0.155, 0.18, 0.44),
 }
 """Of each code path of the kernels. Longer rows cost in proportion: no less than that where all of
 a row is computed, less where its head decides."""
