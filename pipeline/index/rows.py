@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+import math
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,17 @@ def read_only(array: NDArray[Number]) -> NDArray[Number]:
     view = array.view(np.ndarray)
     view.flags.writeable = False
     return view
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
+    """Return an array that begins at a line of the cache.
+
+    The kernels load whole lines: where they straddle two, the matrix unit takes twice as long.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    space = np.empty(size + ROW_UNIT, np.uint8)
+    skipped = -space.ctypes.data % ROW_UNIT
+    return space[skipped : skipped + size].view(dtype).reshape(shape)
 
 
 class PackedRows(NamedTuple):
@@ -85,8 +97,9 @@ def pack_rows(unpacked: NDArray[np.uint8]) -> PackedRows:
     norms = np.einsum("nd,nd->n", signed, signed).astype(np.int32)
     head = signed[:, :HEAD]
     heads = np.einsum("nd,nd->n", head, head).astype(np.int32) // 2
-    codes = padded.reshape(blocks, BLOCK, dimensions // 4, 4).transpose(0, 2, 1, 3)
-    return PackedRows(np.ascontiguousarray(codes), norms, heads, count)
+    codes = aligned_empty((blocks, dimensions // 4, BLOCK, 4), np.uint8)
+    codes[:] = padded.reshape(blocks, BLOCK, dimensions // 4, 4).transpose(0, 2, 1, 3)
+    return PackedRows(codes, norms, heads, count)
 
 
 def unpack_rows(rows: PackedRows) -> NDArray[np.uint8]:

@@ -11,6 +11,10 @@ generated for the processor at hand by one generator from a short description (`
 ``avx2``
     rows and queries widened to 16 bits in registers and added by ``vpmaddwd``: 255 * 128 * 2 fits
     32 bits, while the 8-bit ``vpmaddubsw`` would saturate at 16.
+``amx``
+    Advanced Matrix Extensions: ``tdpbsud`` multiplies 16 queries by a block of 16 rows, 64 bytes
+    long, in 16 cycles; a block is laid out just as its right operand has to be. Heads are not
+    looked at: comparing takes longer than multiplying. Tiles of few queries are ``vnni512``'s.
 ``portable``
     the same arithmetic in LLVM's own vector types, which every processor has.
 
@@ -27,7 +31,9 @@ after a change here.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,14 +47,17 @@ from numba.extending import intrinsic
 BLOCK = 16
 """Rows in a block: the 32-bit lanes of a 512-bit register."""
 
-TILE = 8
-"""Queries that a pass over the rows of a work item serves."""
+TILE = 16
+"""Queries that a pass over the rows of a slice serves."""
 
 FEW = 4
 """Queries up to which a pass goes over the rows in tiles of few queries and more rows."""
 
 WIDE = 4
 """Blocks in a wide tile: a bit of a 64-bit number for each of their rows."""
+
+SLICE_BYTES = 1 << 15
+"""Rows that all tiles of queries pass over before the next rows: they stay in the L1 cache."""
 
 HEAD = 32
 """Leading bytes of a row that are compared first. In principal axes they hold most of a distance:
@@ -64,8 +73,12 @@ CEILING, HEAD_CEILING = 1 << 29, 1 << 22
 """Above every value of a pair (4,096 products of bytes, twice) and of a pair's heads: as a limit,
 what no pair passes; its opposite is below them all. Sums of such numbers fit 32 bits."""
 
-BEGIN, END, LIMIT = range(3)
-"""Marks of a query: what its sums begin with, what completes them, the limit (`set_marks`)."""
+BEGIN, END, LIMIT, ROUGH, MARKS = range(5)
+"""Marks of a query: what its sums begin with, what completes them, the limit, and what half a
+value is compared with (`set_marks`)."""
+
+_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
+"""Linux on x86-64: number of the system call, ``ARCH_REQ_XCOMP_PERM``, ``XFEATURE_XTILEDATA``."""
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _Values = list[ir.Value]
@@ -112,6 +125,7 @@ PATHS = {
         Path("avx2", (0,), 8, Shape(4, 1), Shape(2, 2), 2),
         Path("vnni256", (0, 0), 8, Shape(4, 1), Shape(2, 2), 1),
         Path("vnni512", (0, 0, 0), 16, Shape(8, 2), Shape(2, 4), 1),
+        Path("amx", (0, 0, 0, 0), 16, Shape(16, 4), Shape(2, 4), 1),
     )
 }
 """Every path, slowest first."""
@@ -121,16 +135,34 @@ _QUERIES = tuple((path.many.queries, path.few.queries) for path in PATHS.values(
 _BLOCKS = tuple((path.many.blocks, path.few.blocks) for path in PATHS.values())
 
 
-def usable_paths() -> list[str]:
-    """Return the names of the paths that this processor has, slowest first."""
+@functools.cache
+def usable_paths() -> tuple[str, ...]:
+    """Return the names of the paths that this processor has, slowest first.
+
+    The first call asks Linux to let this process use the AMX tile registers, which it and its
+    children then may (https://docs.kernel.org/arch/x86/xstate.html).
+    """
     features = llvm.get_host_cpu_features()
     needs = {
         "portable": (),
         "avx2": ("avx2",),
         "vnni256": ("avxvnni",),
         "vnni512": ("avx512f", "avx512vnni"),
+        "amx": ("avx512f", "avx512vnni", "amx-tile", "amx-int8"),
     }
-    return [name for name in PATHS if all(features.get(feature) for feature in needs[name])]
+    having = [name for name in PATHS if all(features.get(feature) for feature in needs[name])]
+    return tuple(name for name in having if name != "amx" or _tiles_are_granted())
+
+
+def _tiles_are_granted() -> bool:
+    """Ask Linux for the AMX tile registers.
+
+    Old kernels refuse them, and any where signals have a stack of their own that is too small.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    call = ctypes.CDLL(None).syscall
+    return bool(call(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 
 def _every(kind: ir.VectorType, value: int) -> ir.Constant:
@@ -200,6 +232,7 @@ _ARITHMETIC: dict[str, tuple[_Split, _Dot]] = {
     "avx2": (_split_halves, _dot_avx2),
     "vnni256": (_split_bytes, _dot_vnni),
     "vnni512": (_split_bytes, _dot_vnni),
+    "amx": (_split_bytes, _dot_vnni),
 }
 
 
@@ -272,7 +305,7 @@ class _Tile:
         begins = self._marks(BEGIN)
         heads = [self._lane_numbers("heads", row, part) for part in range(parts)]
         sums = [[self._place(builder.sub(begin, head)) for head in heads] for begin in begins]
-        self._rounds(0, self._head_rounds(), first, sums)
+        self._rounds(0, _I64(HEAD // 4 // UNROLLED), first, sums)
         near = self._any([builder.load(cell) for line in sums for cell in line])
         with builder.if_then(near):
             self._rounds(HEAD // 4 // UNROLLED, self.rounds, first, sums)
@@ -308,12 +341,6 @@ class _Tile:
                 bits = builder.or_(builder.load(passed), builder.shl(number, at))
                 builder.store(bits, passed)
 
-    def _head_rounds(self) -> ir.Value:
-        """Return the rounds of the head as a number that the optimiser does not know."""
-        few = _I64(HEAD // 4 // UNROLLED)
-        shorter = self.builder.icmp_unsigned("<", self.rounds, few)
-        return self.builder.select(shorter, self.rounds, few)
-
     def _any(self, values: _Values) -> ir.Value:
         """Return whether any lane of any register is not negative."""
         number = self._not_negative(values)
@@ -331,8 +358,9 @@ class _Tile:
 
     def _marks(self, kind: int) -> _Values:
         """Load one of each query's marks into every lane."""
+        first = self.builder.mul(self.slot, _I64(MARKS))
         values = [
-            self.load("marks", self._scaled(self.slot, kind * TILE + slot, 4), _I32)
+            self.load("marks", self._scaled(first, MARKS * slot + kind, 4), _I32)
             for slot in range(self.shape.queries)
         ]
         return [_splat(self.builder, value, self.path.lanes) for value in values]
@@ -396,6 +424,100 @@ class _Tile:
         return self.load("codes", self.builder.add(starts[number], offset), self.lanes)
 
 
+class _MatrixTile(_Tile):
+    """Writes a tile of 16 queries by the matrix unit.
+
+    Tile registers 0 to 3 hold the sums of a block each, 4 and 5 blocks of rows in turn, 6 the
+    queries.
+    """
+
+    def write(self) -> ir.Value:
+        """Write the tile; returns which of its rows passed, bit by bit.
+
+        Sums are looked at where they need the least memory, a block after the other; where any
+        passes they are stored again, all, from the registers that still hold them.
+        """
+        builder = self.builder
+        for part in range(self.width):
+            self.emit("tilezero", [_I8(part)])
+        with cgutils.for_range(builder, builder.udiv(self.rounds, _I64(BLOCK))) as loop:
+            self._products(loop.index)
+        passed = cgutils.alloca_once(builder, _I64)  # type: ignore[no-untyped-call]
+        builder.store(_I64(0), passed)
+        builder.store(_I64((1 << self.width) - 1), self.at("seen", _I64(0), _I64))
+        row = builder.mul(self.block, _I64(BLOCK))
+        norms = [self._lane_numbers("norms", row, part) for part in range(self.width)]
+        with builder.if_then(self._any(self._roughly_above(norms))):
+            for part in range(self.width):
+                place = self._out(self._scaled(self.slot, 0, 4 * WIDE * BLOCK), part)
+                self.emit("tilestored64", [_I8(part), place, _I64(4 * WIDE * BLOCK)])
+            self._values(norms, passed)
+        return builder.load(passed)
+
+    def emit(self, name: str, values: _Values) -> None:
+        """Write an instruction of the matrix unit."""
+        kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.x86.{name}")  # type: ignore[no-untyped-call]
+        self.builder.call(function, values)
+
+    def _products(self, chunk: ir.Value) -> None:
+        """Write the products of 64 bytes of every row and query."""
+        builder = self.builder
+        line = builder.mul(self.rounds, _I64(4))
+        asked = builder.mul(self.slot, builder.mul(line, _I64(2)))
+        first = builder.add(asked, builder.mul(chunk, _I64(64)))
+        place = self.at("queries", first, _I8)
+        self.emit("tileloadd64", [_I8(6), place, builder.mul(line, _I64(2))])
+        for part in range(self.width):
+            block = builder.mul(builder.add(self.block, _I64(part)), builder.mul(line, _I64(BLOCK)))
+            rows = builder.add(block, builder.mul(chunk, _I64(64 * BLOCK)))
+            self.emit("tileloadd64", [_I8(4 + part % 2), self.at("codes", rows, _I8), _I64(64)])
+            self.emit("tdpbsud", [_I8(part), _I8(6), _I8(4 + part % 2)])
+
+    def _out(self, line: ir.Value, part: int) -> ir.Value:
+        """Where a block's part of a query's line of values is."""
+        return self.at("out", self.builder.add(line, _I64(4 * BLOCK * part)), _I8)
+
+    def _roughly_above(self, norms: _Values) -> _Values:
+        """Write half of how far values are above the limit, rounded up: that takes a step less."""
+        builder, one = self.builder, _every(self.lanes, 1)
+        rests = self._marks(ROUGH)
+        scratch = builder.bitcast(self._scratch(), _I8.as_pointer())
+        above = []
+        for part, norm in enumerate(norms):
+            half = builder.ashr(builder.sub(_every(self.lanes, 0), norm), one)
+            self.emit("tilestored64", [_I8(part), scratch, _I64(4 * BLOCK)])
+            for slot, rest in enumerate(rests):
+                place = builder.gep(scratch, [_I64(4 * BLOCK * slot)])
+                sums = builder.load(builder.bitcast(place, self.lanes.as_pointer()), align=64)
+                above.append(builder.add(builder.add(sums, half), rest))
+        return above
+
+    def _scratch(self) -> ir.Value:
+        """Return the place of one block's sums."""
+        kind = ir.ArrayType(self.lanes, BLOCK)
+        place = cgutils.alloca_once(self.builder, kind)  # type: ignore[no-untyped-call]
+        place.align = 64
+        return place
+
+    def _values(self, norms: _Values, passed: ir.Value) -> None:
+        """Write exact values in place of the sums, and the bits of the rows that pass."""
+        builder, one = self.builder, _every(self.lanes, 1)
+        limits = self._marks(LIMIT)
+        for part, norm in enumerate(norms):
+            flags = _every(ir.VectorType(ir.IntType(1), self.path.lanes), 0)
+            for slot, limit in enumerate(limits):
+                line = self._scaled(self.slot, slot, 4 * WIDE * BLOCK)
+                place = builder.bitcast(self._out(line, part), self.lanes.as_pointer())
+                sums = builder.load(place, align=64)
+                value = builder.sub(builder.shl(sums, one), norm)
+                builder.store(value, place, align=64)
+                flags = builder.or_(flags, builder.icmp_signed(">", value, limit))
+            number = builder.zext(builder.bitcast(flags, ir.IntType(self.path.lanes)), _I64)
+            bits = builder.shl(number, _I64(BLOCK * part))
+            builder.store(builder.or_(builder.load(passed), bits), passed)
+
+
 _ARRAYS = ("codes", "queries", "norms", "heads", "marks", "out", "seen")
 
 
@@ -414,7 +536,8 @@ def _make_codegen(path: Path, few: bool, wide: bool) -> Callable[..., ir.Value]:
         steps = builder.extract_value(array(0).shape, 1)
         rounds = builder.udiv(steps, _I64(UNROLLED))
         block, slot = args[len(_ARRAYS)], args[len(_ARRAYS) + 1]
-        return _Tile(builder, path, shape, width, pointers, block, slot, rounds).write()
+        kind = _MatrixTile if shape.queries == TILE else _Tile
+        return kind(builder, path, shape, width, pointers, block, slot, rounds).write()
 
     return codegen
 
@@ -443,6 +566,56 @@ def queries_at_once(few, path):  # type: ignore[no-untyped-def]
     return _QUERIES[len(path)][1 if few else 0]
 
 
+@intrinsic
+def _set_up(typing_context, path):  # type: ignore[no-untyped-def]
+    """Give the tile registers their shape, on the path that has them."""
+    matrix = _BY_LENGTH[len(path)].many.queries == TILE
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        if matrix:
+            # Palette 1; all eight registers have 16 rows of 64 bytes.
+            shapes = [1] + [0] * 15 + [64, 0] * 8 + [0] * 16 + [16] * 8 + [0] * 8
+            kind = ir.ArrayType(_I8, len(shapes))
+            place = cgutils.alloca_once(builder, kind)  # type: ignore[no-untyped-call]
+            builder.store(ir.Constant(kind, [_I8(value) for value in shapes]), place)
+            pointer = builder.bitcast(place, _I8.as_pointer())
+            load = ir.FunctionType(ir.VoidType(), [_I8.as_pointer()])
+            name = "llvm.x86.ldtilecfg"
+            function = cgutils.get_or_insert_function(builder.module, load, name)  # type: ignore[no-untyped-call]
+            builder.call(function, [pointer])
+        return _I64(int(matrix))
+
+    return types.int64(path), codegen
+
+
+@intrinsic
+def _clear_away(typing_context, path):  # type: ignore[no-untyped-def]
+    """Give the tile registers back, so that nobody has to save them."""
+    matrix = _BY_LENGTH[len(path)].many.queries == TILE
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        if matrix:
+            release = ir.FunctionType(ir.VoidType(), [])
+            name = "llvm.x86.tilerelease"
+            function = cgutils.get_or_insert_function(builder.module, release, name)  # type: ignore[no-untyped-call]
+            builder.call(function, [])
+        return _I64(int(matrix))
+
+    return types.int64(path), codegen
+
+
+@numba.njit(nogil=True)
+def set_up(path):  # type: ignore[no-untyped-def]
+    """Make this thread ready for tiles of a path."""
+    return _set_up(path)  # type: ignore[call-arg]
+
+
+@numba.njit(nogil=True)
+def clear_away(path):  # type: ignore[no-untyped-def]
+    """End what `set_up` began."""
+    return _clear_away(path)  # type: ignore[call-arg]
+
+
 @numba.njit(nogil=True, inline="always")
 def tile(  # type: ignore[no-untyped-def]
     codes, queries, norms, heads, marks, out, seen, block, last, slot, few, path
@@ -453,20 +626,21 @@ def tile(  # type: ignore[no-untyped-def]
     ----------
     codes : uint8 (B, D / 4, 16, 4)
         D a multiple of 64.
-    queries : int16 (8, D)
+    queries : int16 (16, D)
         As `lay_out` does.
     norms, heads : int32 (16 B,)
         Squared length of each row, and half of that of its first `HEAD` bytes.
-    marks : int32 (3, 8)
+    marks : int32 (N, 4)
         Of each query what `set_marks` wrote.
-    out : int32 (8, 64)
-        Filled with ``2 * dot - norm`` of the register tiles in which a bit of the answer is set.
+    out : int32 (16, 64)
+        Filled with ``2 * dot - norm`` of the register tiles in which a bit of the answer is set;
+        what else is in it means nothing.
     seen : int64 (1,)
         Bits are set for the blocks whose whole rows were looked at.
     block, last : int
         First block of the tile, and the end of the blocks (see `width_at`).
     slot : int
-        First of the `queries_at_once` queries.
+        The first of the `queries_at_once` queries.
     few : bool
         The shape of the tile.
     path : tuple of int
@@ -493,8 +667,24 @@ def width_at(block, last):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
+def aligned_rows(count, length):  # type: ignore[no-untyped-def]
+    """Return rows of 16-bit zeros that begin at a line of the cache (see `aligned_empty`)."""
+    space = np.zeros(count * length + 32, np.int16)
+    skipped = (-space.ctypes.data % 64) // 2
+    return space[skipped : skipped + count * length].reshape((count, length))
+
+
+@numba.njit(nogil=True)
+def new_values():  # type: ignore[no-untyped-def]
+    """Return the place for a tile's values."""
+    space = np.empty(TILE * WIDE * BLOCK + 16, np.int32)
+    skipped = (-space.ctypes.data % 64) // 4
+    return space[skipped : skipped + TILE * WIDE * BLOCK].reshape((TILE, WIDE * BLOCK))
+
+
+@numba.njit(nogil=True)
 def lay_out(rows, path):  # type: ignore[no-untyped-def]
-    """Return query rows (Q, D), int16, as the path's broadcasts read them.
+    """Return query rows (Q, D), int16, as the path reads them.
 
     The VNNI paths read a row's bytes. The others read, of every four bytes, two words of two 16-bit
     numbers: bytes 0 and 2, bytes 1 and 3.
@@ -515,13 +705,6 @@ def lay_out(rows, path):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def copy_row(target, source):  # type: ignore[no-untyped-def]
-    """Copy one laid out row."""
-    for i in range(source.shape[0]):
-        target[i] = source[i]
-
-
-@numba.njit(nogil=True)
 def set_marks(marks, slot, bias, head_bias, distance, bounds):  # type: ignore[no-untyped-def]
     """Write the marks of a query: which pairs are nearer to it than a squared distance.
 
@@ -530,9 +713,9 @@ def set_marks(marks, slot, bias, head_bias, distance, bounds):  # type: ignore[n
 
     Parameters
     ----------
-    marks : int32 (3, 8)
+    marks : int32 (N, 4)
     slot : int
-        The query's column.
+        The query's row.
     bias, head_bias : int
         See `pipeline.index.kernels.Queries`.
     distance : int
@@ -542,15 +725,56 @@ def set_marks(marks, slot, bias, head_bias, distance, bounds):  # type: ignore[n
     limit = min(max(np.int64(bias) - distance, -CEILING), CEILING)
     head = (np.int64(head_bias) - distance) >> 1
     head = min(max(head, -HEAD_CEILING), HEAD_CEILING) if bounds else -HEAD_CEILING
-    marks[BEGIN, slot] = -(head + 1)
-    marks[END, slot] = 2 * (head + 1) - limit - 1
-    marks[LIMIT, slot] = limit
+    marks[slot, BEGIN] = -(head + 1)
+    marks[slot, END] = 2 * (head + 1) - limit - 1
+    marks[slot, LIMIT] = limit
+    # Half of -(limit + 1), rounded down as half of the row's length is, and one for both.
+    marks[slot, ROUGH] = (~limit >> 1) + 1
 
 
 @numba.njit(nogil=True)
 def clear_marks(marks, slot):  # type: ignore[no-untyped-def]
-    """Write the marks of a column without a query: nothing is near."""
+    """Write the marks of a row without a query: nothing is near."""
     set_marks(marks, slot, 0, 0, -NEVER, True)
+
+
+@numba.njit(nogil=True)
+def new_marks(count):  # type: ignore[no-untyped-def]
+    """Return marks of so many queries, and of as many as a tile has, to which nothing is near."""
+    marks = np.empty((count + TILE, MARKS), np.int32)
+    for slot in range(count + TILE):
+        clear_marks(marks, slot)
+    return marks
+
+
+@numba.njit(nogil=True)
+def marks_of_all(count):  # type: ignore[no-untyped-def]
+    """Return marks of so many queries to which every row is near."""
+    marks = np.empty((count + TILE, MARKS), np.int32)
+    for slot in range(count + TILE):
+        set_marks(marks, slot, 0, 0, NEVER, False)
+    return marks
+
+
+@numba.njit(nogil=True)
+def gather(laid, marks, query_list, start, filled, at_once, rows, limits):  # type: ignore[no-untyped-def]
+    """Copy the next queries of a list, and their marks, to where tiles of `at_once` read them."""
+    for slot in range(filled):
+        query = query_list[start + slot]
+        for i in range(laid.shape[1]):
+            rows[slot, i] = laid[query, i]
+        for kind in range(MARKS):
+            limits[slot, kind] = marks[query, kind]
+    nobody = marks.shape[0] - 1
+    for slot in range(filled, -(-filled // at_once) * at_once):
+        for kind in range(MARKS):
+            limits[slot, kind] = marks[nobody, kind]
+
+
+@numba.njit(nogil=True)
+def slice_blocks(dimensions):  # type: ignore[no-untyped-def]
+    """Return the blocks of a slice."""
+    return max(WIDE, SLICE_BYTES // (BLOCK * dimensions) // WIDE * WIDE)
 
 
 @numba.njit(nogil=True)
@@ -581,6 +805,30 @@ def lowest_bit(bits):  # type: ignore[no-untyped-def]
     return _lowest_bit(bits)  # type: ignore[call-arg]
 
 
+@intrinsic
+def _fetch(typing_context, codes, place):  # type: ignore[no-untyped-def]
+    """Ask for four lines of rows, `place` bytes from the first."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        first = builder.gep(builder.bitcast(data, _I8.as_pointer()), [args[1]])
+        kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")  # type: ignore[no-untyped-call]
+        for line in range(4):
+            pointer = builder.gep(first, [_I64(64 * line)])
+            # To be read, into the caches from L2 on, data.
+            builder.call(function, [pointer, _I32(0), _I32(2), _I32(1)])
+        return _I64(0)
+
+    return types.int64(codes, types.int64), codegen
+
+
+@numba.njit(nogil=True)
+def fetch(codes, place):  # type: ignore[no-untyped-def]
+    """Ask for some rows that will soon be read; what is not there does no harm."""
+    return _fetch(codes, place)  # type: ignore[call-arg]
+
+
 @numba.njit(nogil=True, cache=True)
 def scan_ranges(  # type: ignore[no-untyped-def]
     codes,
@@ -608,54 +856,60 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     emptied buffers. *Computed* are the pairs that their heads did not decide.
     """
     laid = lay_out(query_codes, path)
-    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
-    marks = np.empty((3, TILE), np.int32)
-    values = np.empty((TILE, WIDE * BLOCK), np.int32)
+    marks = new_marks(query_codes.shape[0])
+    for query in range(query_codes.shape[0]):
+        set_marks(marks, query, bias[query], head_bias[query], radius[query], bounds)
+    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
+    values = new_values()
     seen = np.zeros(1, np.int64)
+    dimensions = query_codes.shape[1]
+    step, final = slice_blocks(dimensions), row_start.shape[0] - 1
     capacity = out_query.shape[0]
     written = computed = 0
+    set_up(path)
     for item in range(first_item, row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
-        last = (end + BLOCK - 1) // BLOCK
         at_item, computed_at_item = written, computed
-        for start in range(query_start[item], query_start[item + 1], TILE):
-            filled = min(TILE, query_start[item + 1] - start)
-            for slot in range(TILE):
-                if slot < filled:
-                    query = query_list[start + slot]
-                    copy_row(queries[slot], laid[query])
-                    set_marks(marks, slot, bias[query], head_bias[query], radius[query], bounds)
-                else:
-                    clear_marks(marks, slot)
-            few = filled <= FEW
-            at_once = queries_at_once(few, path)
-            block = begin // BLOCK
-            while block < last:
-                for group in range(0, filled, at_once):
-                    bits = tile(
-                        codes, queries, norms, heads, marks, values, seen,
-                        block, last, group, few, path,
-                    )  # fmt: skip
-                    many = min(filled - group, at_once)
-                    if seen[0] != 0:
-                        computed += many * _rows_seen(seen, block, begin, end)
-                    while bits != 0:
-                        lane = lowest_bit(bits)
-                        bits &= bits - 1
-                        row = block * BLOCK + lane
-                        if row < begin or row >= end or not alive[row]:
-                            continue
-                        for slot in range(group, group + many):
-                            value = values[slot, lane]
-                            if value > marks[LIMIT, slot]:
-                                if written == capacity:
-                                    return item, at_item, computed_at_item
-                                query = query_list[start + slot]
-                                out_query[written] = query
-                                out_row[written] = row
-                                out_distance[written] = bias[query] - value
-                                written += 1
-                block += width_at(block, last)
+        for low in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK, step):
+            last = min(low + step, (end + BLOCK - 1) // BLOCK)
+            following = last if last * BLOCK < end else row_start[min(item + 1, final)] // BLOCK
+            ahead = following * BLOCK * dimensions
+            for start in range(query_start[item], query_start[item + 1], TILE):
+                filled = min(TILE, query_start[item + 1] - start)
+                few = filled <= FEW
+                at_once = queries_at_once(few, path)
+                gather(laid, marks, query_list, start, filled, at_once, rows, limits)
+                block = low
+                while block < last:
+                    for group in range(0, filled, at_once):
+                        bits = tile(
+                            codes, rows, norms, heads, limits, values, seen,
+                            block, last, group, few, path,
+                        )  # fmt: skip
+                        many = min(filled - group, at_once)
+                        if seen[0] != 0:
+                            computed += many * _rows_seen(seen, block, begin, end)
+                        while bits != 0:
+                            lane = lowest_bit(bits)
+                            bits &= bits - 1
+                            row = block * BLOCK + lane
+                            if row < begin or row >= end or not alive[row]:
+                                continue
+                            for slot in range(group, group + many):
+                                value = values[slot, lane]
+                                if value > limits[slot, LIMIT]:
+                                    if written == capacity:
+                                        clear_away(path)
+                                        return item, at_item, computed_at_item
+                                    query = query_list[start + slot]
+                                    out_query[written] = query
+                                    out_row[written] = row
+                                    out_distance[written] = bias[query] - value
+                                    written += 1
+                    fetch(codes, ahead)
+                    ahead += 256
+                    block += width_at(block, last)
+    clear_away(path)
     return row_start.shape[0], written, computed
 
 
@@ -698,54 +952,61 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
     Only rows nearer than the query's `reach`. Without `ids`, a row's number is its id.
     """
     laid = lay_out(query_codes, path)
-    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
-    marks = np.empty((3, TILE), np.int32)
-    values = np.empty((TILE, WIDE * BLOCK), np.int32)
-    seen = np.zeros(1, np.int64)
     k = out_distance.shape[1]
+    marks = new_marks(query_codes.shape[0])
+    for query in range(query_codes.shape[0]):
+        # As far as the k-th may still come before it: another row, by its number.
+        worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
+        set_marks(marks, query, bias[query], head_bias[query], worst, bounds)
+    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
+    values = new_values()
+    seen = np.zeros(1, np.int64)
+    dimensions = query_codes.shape[1]
+    step, final = slice_blocks(dimensions), row_start.shape[0] - 1
+    set_up(path)
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
-        last = (end + BLOCK - 1) // BLOCK
-        for start in range(query_start[item], query_start[item + 1], TILE):
-            filled = min(TILE, query_start[item + 1] - start)
-            for slot in range(TILE):
-                if slot < filled:
-                    query = query_list[start + slot]
-                    copy_row(queries[slot], laid[query])
-                    # As far as the k-th may still come before it: another row, by its number.
-                    worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
-                    set_marks(marks, slot, bias[query], head_bias[query], worst, bounds)
-                else:
-                    clear_marks(marks, slot)
-            few = filled <= FEW
-            at_once = queries_at_once(few, path)
-            block = begin // BLOCK
-            while block < last:
-                for group in range(0, filled, at_once):
-                    bits = tile(
-                        codes, queries, norms, heads, marks, values, seen,
-                        block, last, group, few, path,
-                    )  # fmt: skip
-                    while bits != 0:
-                        lane = lowest_bit(bits)
-                        bits &= bits - 1
-                        row = block * BLOCK + lane
-                        if row < begin or row >= end or not alive[row]:
-                            continue
-                        for slot in range(group, min(filled, group + at_once)):
-                            value = values[slot, lane]
-                            if value <= marks[LIMIT, slot]:
+        for low in range(begin // BLOCK, (end + BLOCK - 1) // BLOCK, step):
+            last = min(low + step, (end + BLOCK - 1) // BLOCK)
+            following = last if last * BLOCK < end else row_start[min(item + 1, final)] // BLOCK
+            ahead = following * BLOCK * dimensions
+            for start in range(query_start[item], query_start[item + 1], TILE):
+                filled = min(TILE, query_start[item + 1] - start)
+                few = filled <= FEW
+                at_once = queries_at_once(few, path)
+                gather(laid, marks, query_list, start, filled, at_once, rows, limits)
+                block = low
+                while block < last:
+                    for group in range(0, filled, at_once):
+                        bits = tile(
+                            codes, rows, norms, heads, limits, values, seen,
+                            block, last, group, few, path,
+                        )  # fmt: skip
+                        while bits != 0:
+                            lane = lowest_bit(bits)
+                            bits &= bits - 1
+                            row = block * BLOCK + lane
+                            if row < begin or row >= end or not alive[row]:
                                 continue
-                            query = query_list[start + slot]
-                            distance = bias[query] - value
-                            number = ids[row] if ids.shape[0] else row
-                            worst = out_distance[query, k - 1]
-                            if distance == worst and number > out_row[query, k - 1]:
-                                continue
-                            _insert(out_distance[query], out_row[query], distance, number)
-                            farthest = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
-                            set_marks(marks, slot, bias[query], head_bias[query], farthest, bounds)
-                block += width_at(block, last)
+                            for slot in range(group, min(filled, group + at_once)):
+                                value = values[slot, lane]
+                                if value <= limits[slot, LIMIT]:
+                                    continue
+                                query = query_list[start + slot]
+                                distance = bias[query] - value
+                                number = ids[row] if ids.shape[0] else row
+                                worst = out_distance[query, k - 1]
+                                if distance == worst and number > out_row[query, k - 1]:
+                                    continue
+                                _insert(out_distance[query], out_row[query], distance, number)
+                                far = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
+                                set_marks(marks, query, bias[query], head_bias[query], far, bounds)
+                                for kind in range(MARKS):
+                                    limits[slot, kind] = marks[query, kind]
+                    fetch(codes, ahead)
+                    ahead += 256
+                    block += width_at(block, last)
+    clear_away(path)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -759,9 +1020,9 @@ def bound_ranges(  # type: ignore[no-untyped-def]
     many more. No list is kept in order for it.
     """
     laid = lay_out(query_codes, path)
-    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
-    marks = np.empty((3, TILE), np.int32)
-    values = np.empty((TILE, WIDE * BLOCK), np.int32)
+    marks = marks_of_all(query_codes.shape[0])
+    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
+    values = new_values()
     seen = np.zeros(1, np.int64)
     count = query_codes.shape[0]
     blocks = np.zeros(count, np.int64)
@@ -770,21 +1031,20 @@ def bound_ranges(  # type: ignore[no-untyped-def]
             blocks[query_list[place]] += (row_stop[item] - row_start[item]) // BLOCK + 2
     nearest_of = np.empty((count, blocks.max()), np.int32)
     blocks[:] = 0
-    for slot in range(TILE):
-        set_marks(marks, slot, 0, 0, NEVER, False)
+    set_up(path)
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
         last = (end + BLOCK - 1) // BLOCK
         for start in range(query_start[item], query_start[item + 1], TILE):
             filled = min(TILE, query_start[item + 1] - start)
-            for slot in range(filled):
-                copy_row(queries[slot], laid[query_list[start + slot]])
             few = filled <= FEW
+            at_once = queries_at_once(few, path)
+            gather(laid, marks, query_list, start, filled, at_once, rows, limits)
             block = begin // BLOCK
             while block < last:
-                for group in range(0, filled, queries_at_once(few, path)):
+                for group in range(0, filled, at_once):
                     tile(
-                        codes, queries, norms, heads, marks, values, seen,
+                        codes, rows, norms, heads, limits, values, seen,
                         block, last, group, few, path,
                     )  # fmt: skip
                 for inner in range(width_at(block, last)):
@@ -807,6 +1067,7 @@ def bound_ranges(  # type: ignore[no-untyped-def]
                             nearest_of[query, blocks[query]] = greatest
                             blocks[query] += 1
                 block += width_at(block, last)
+    clear_away(path)
     for query in range(count):
         out_reach[query] = NEVER
         if blocks[query] >= k:
@@ -825,9 +1086,9 @@ def best_ranges(  # type: ignore[no-untyped-def]
     rows, and each query has at least P rows in its own.
     """
     laid = lay_out(query_codes, path)
-    queries = np.zeros((TILE, query_codes.shape[1]), np.int16)
-    marks = np.empty((3, TILE), np.int32)
-    values = np.empty((TILE, WIDE * BLOCK), np.int32)
+    marks = marks_of_all(query_codes.shape[0])
+    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
+    values = new_values()
     seen = np.zeros(1, np.int64)
     count = query_codes.shape[0]
     items = np.zeros(count, np.int64)
@@ -837,23 +1098,22 @@ def best_ranges(  # type: ignore[no-untyped-def]
     near = np.empty((count, items.max() * size), np.int32)
     first = np.empty((count, items.max()), np.int64)
     items[:] = 0
-    for slot in range(TILE):
-        set_marks(marks, slot, 0, 0, NEVER, False)
+    set_up(path)
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
         last = (end + BLOCK - 1) // BLOCK
         for start in range(query_start[item], query_start[item + 1], TILE):
             filled = min(TILE, query_start[item + 1] - start)
-            for slot in range(filled):
-                copy_row(queries[slot], laid[query_list[start + slot]])
             few = filled <= FEW
+            at_once = queries_at_once(few, path)
+            gather(laid, marks, query_list, start, filled, at_once, rows, limits)
             block = begin // BLOCK
             while block < last:
                 width = width_at(block, last)
                 low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
-                for group in range(0, filled, queries_at_once(few, path)):
+                for group in range(0, filled, at_once):
                     tile(
-                        codes, queries, norms, heads, marks, values, seen,
+                        codes, rows, norms, heads, limits, values, seen,
                         block, last, group, few, path,
                     )  # fmt: skip
                 for slot in range(filled):
@@ -868,6 +1128,7 @@ def best_ranges(  # type: ignore[no-untyped-def]
                 query = query_list[start + slot]
                 first[query, items[query]] = begin
                 items[query] += 1
+    clear_away(path)
     for query in range(count):
         _take_greatest(near[query], items[query] * size, first[query], size, out_row[query])
 

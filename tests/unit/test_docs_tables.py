@@ -91,6 +91,7 @@ def test_what_a_collection_is_made_with_is_marked() -> None:
         "VANTAGE_GROUP_COUNT": "8",
         "VANTAGE_CELL_SIZE": "100",
         "VANTAGE_VANTAGE_POINTS": "random",
+        "VANTAGE_CELLS": "leaves",
     }
     assert marked == set(changed)
     before = Settings.from_env({})

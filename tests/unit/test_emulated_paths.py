@@ -6,6 +6,7 @@ where it is missing is the instruction itself.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numba
@@ -16,6 +17,9 @@ from llvmlite import ir
 from pipeline.index import simd
 from pipeline.index.kernels import prepare_queries
 from pipeline.index.rows import pack_rows
+
+BLOCKS, FIRST_BLOCKS = 6, (1, 5)
+"""Blocks of rows, and where the tiles begin: a wide one and a narrow one."""
 
 
 def dot_of_bytes(builder: Any, total: Any, rows: Any, query: Any) -> Any:
@@ -39,41 +43,49 @@ def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
     monkeypatch.setitem(simd._ARITHMETIC, name, (simd._split_bytes, dot_of_bytes))
 
     @numba.njit
-    def compare(codes, rows, norms, heads, marks, values, path):  # type: ignore[no-untyped-def]
+    def compare(codes, rows, norms, heads, marks, values, seen, few, path):  # type: ignore[no-untyped-def]
         laid = simd.lay_out(rows, path)
-        found = np.zeros((2, 2), np.int64)
-        for turn, first in enumerate((0, 2)):
-            for group in range(0, 8, simd.queries_at_once(path)):
-                found[turn, group // 4] = simd.tile(
-                    codes, laid, norms, heads, marks, values[turn], first, 3, group, path
-                )
+        at_once = simd.queries_at_once(few, path)
+        found = np.zeros((len(FIRST_BLOCKS), laid.shape[0] // at_once), np.uint64)
+        for turn, first in enumerate(FIRST_BLOCKS):
+            for group in range(found.shape[1]):
+                found[turn, group] = simd.tile(
+                    codes, laid, norms, heads, marks, values[turn], seen[turn],
+                    first, BLOCKS, group * at_once, few, path,
+                )  # fmt: skip
         return found
 
     marker = simd.PATHS[name].marker
-    for seed, width in enumerate((64, 128, 512)):
+    for seed, (width, few) in enumerate(itertools.product((64, 128, 512), (False, True))):
         rng = np.random.default_rng(seed)
-        extreme = rng.choice(np.array([0, 1, 127, 128, 254, 255], np.uint8), (48, width))
+        extreme = rng.choice(np.array([0, 1, 127, 128, 254, 255], np.uint8), (16 * BLOCKS, width))
         rows = pack_rows(extreme)
         signed = rng.choice(np.array([-128, -127, -1, 0, 127], np.int8), (8, width))
         queries = prepare_queries(signed)
         value = 2 * (signed.astype(np.int64) @ extreme.T.astype(np.int64)) - rows.norms
         head = signed[:, : simd.HEAD].astype(np.int64) @ extreme[:, : simd.HEAD].T - rows.heads
-        limits = np.sort(value, axis=1)[:, 30]
+        limits = np.sort(value, axis=1)[:, -20]
         for shown in (True, False):
             # With heads above every limit all is compared, with heads below nothing is.
             edge = int(head.min() - 1 if shown else head.max())
-            marks = np.zeros((3, simd.TILE), np.int32)
+            marks = simd.new_marks(8)
             for slot, limit in enumerate(limits):
                 simd.set_marks(marks, slot, limit, 2 * edge, 0, True)
-            values = np.zeros((2, 8, 32), np.int32)
+            values = np.zeros((2, simd.TILE, 16 * simd.WIDE), np.int32)
+            seen = np.zeros((2, 1), np.int64)
             found = compare(
-                rows.codes, queries.codes, rows.norms, rows.heads, marks, values, marker
+                rows.codes, queries.codes, rows.norms, rows.heads, marks, values, seen, few, marker
             )
             near = value > limits[:, None]
-            for turn, (start, stop) in enumerate(((0, 32), (32, 48))):
-                answer = int(found[turn, 0]) | int(found[turn, 1])
-                expected = near[:, start:stop].any(axis=0) & shown
-                assert [answer >> i & 1 == 1 for i in range(stop - start)] == expected.tolist()
-                assert (answer >> simd.COMPUTED != 0) == shown
-                if shown:
-                    assert np.array_equal(values[turn][:, : stop - start], value[:, start:stop])
+            for turn, first in enumerate(FIRST_BLOCKS):
+                count = simd.WIDE if first + simd.WIDE <= BLOCKS else 1
+                mine = slice(16 * first, 16 * (first + count))
+                assert int(seen[turn, 0]) == ((1 << count) - 1 if shown else 0)
+                at_once = 8 // found.shape[1]
+                for group, answer in enumerate(found[turn].tolist()):
+                    slots = slice(group * at_once, (group + 1) * at_once)
+                    expected = near[slots, mine].any(axis=0) & shown
+                    assert [answer >> i & 1 == 1 for i in range(16 * count)] == expected.tolist()
+                    for row in np.flatnonzero(expected):
+                        stored = values[turn, slots, row]
+                        assert np.array_equal(stored, value[slots, 16 * first + row])

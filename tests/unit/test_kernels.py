@@ -11,18 +11,28 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.index import quantizer, vptree
+from pipeline.index import quantizer, vptree, work
 from pipeline.index.kernels import (
     Hits,
     Queries,
+    best_rows,
     nearest,
     nearest_reference,
     prepare_queries,
     range_scan,
     range_scan_reference,
+    reach_of,
 )
 from pipeline.index.rows import pack_rows, unpack_rows
-from pipeline.index.simd import HEAD, PATHS, nearest_ranges, scan_ranges, usable_paths
+from pipeline.index.simd import (
+    HEAD,
+    PATHS,
+    best_ranges,
+    bound_ranges,
+    nearest_ranges,
+    scan_ranges,
+    usable_paths,
+)
 from pipeline.index.warm import warm_up
 from pipeline.index.work import Work, full_work
 
@@ -253,6 +263,73 @@ def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
             assert found[1][query].tolist() == kept.tolist() + [-1] * (9 - len(kept))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    items=st.integers(1, 5),
+    size=st.integers(1, 90),
+    share=st.floats(0.01, 1),
+    few=st.booleans(),
+    path=st.sampled_from(USABLE),
+)
+def test_best_rows_are_the_beginning_of_all_in_order(
+    seed: int, items: int, size: int, share: float, few: bool, path: str
+) -> None:
+    """Items of one length, each wanted by some queries; few kinds of rows make many ties."""
+    rng = np.random.default_rng(seed)
+    kinds = make_rows(rng, 3 if few else 500)
+    unpacked = kinds[rng.integers(0, len(kinds), items * size)]
+    queries = make_queries(rng, 21)
+    wanted = [np.flatnonzero(rng.random(21) < 0.6).astype(np.int32) for _ in range(items - 1)]
+    wanted.append(np.arange(21, dtype=np.int32))
+    starts = np.arange(items, dtype=np.int64) * size
+    listed = np.concatenate([[0], np.cumsum([len(want) for want in wanted])]).astype(np.int64)
+    work = Work(starts, starts + size, listed, np.concatenate(wanted))
+    count = max(1, int(share * size))
+    found = best_rows(pack_rows(unpacked), queries, count, work, path=path)
+    for query in range(21):
+        visited = np.repeat([query in want for want in wanted], size)
+        one = prepare_queries(queries.codes[query : query + 1])
+        expected = nearest_reference(unpacked, one, count, visited)
+        assert np.array_equal(found[query], expected[1][0])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 200),
+    k=st.integers(1, 9),
+    living=st.sampled_from([0.0, 0.2, 1.0]),
+    path=st.sampled_from(USABLE),
+)
+def test_the_k_nearest_are_below_the_reach(
+    seed: int, count: int, k: int, living: float, path: str
+) -> None:
+    rng = np.random.default_rng(seed)
+    unpacked, queries = make_rows(rng, count), make_queries(rng, 18)
+    alive = rng.random(count) < living
+    work = make_work(rng, count, 18, 4)
+    reach = reach_of(pack_rows(unpacked), queries, k, alive=alive, work=work, path=path)
+    blocks = dict.fromkeys(range(18), 0)
+    for query in range(18):
+        visited = np.zeros(count, np.int64)
+        for item in range(len(work.row_start)):
+            start, stop = work.query_start[item : item + 2]
+            if query in work.query_list[start:stop]:
+                rows = slice(int(work.row_start[item]), int(work.row_stop[item]))
+                visited[rows] += 1
+                near = np.flatnonzero(alive[rows]) + rows.start
+                blocks[query] += len(np.unique(near // 16))
+        below = nearest_reference(unpacked, queries, count)[0][query]
+        rows = nearest_reference(unpacked, queries, count)[1][query]
+        inside = (below < reach[query]) & (visited[rows] > 0) & alive[rows]
+        if blocks[query] >= k:
+            # A row that two items visit may be counted twice, as it is by whoever asks so.
+            assert visited[rows[inside]].sum() >= k
+        else:
+            assert reach[query] == np.iinfo(np.int32).max
+
+
 def test_queries_of_another_length_and_lengths_that_are_not_built_are_refused() -> None:
     rows = pack_rows(np.zeros((3, 128), np.uint8))
     queries = prepare_queries(np.zeros((1, 64), np.int8))
@@ -312,7 +389,8 @@ def test_packing_loses_nothing(count: int, width: int) -> None:
 
 def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path: Path) -> None:
     warm_up()
-    compiled = [scan_ranges, nearest_ranges, vptree._assign, vptree._probe, vptree._all_distances]
+    compiled = [scan_ranges, nearest_ranges, best_ranges, bound_ranges, work._list_queries]
+    compiled += [vptree._assign, vptree._probe, vptree._all_distances]
     compiled += [vptree._power_round, quantizer._rotate]
     versions = [len(function.signatures) for function in compiled]
     random = np.random.default_rng(3)
@@ -327,6 +405,9 @@ def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path:
     tree = vptree.train_tree(received, levels=2)
     tree.assign(received)
     tree.probe(received, 2)
+    work.cell_work(tree.probe(received, 2), np.arange(5))
+    reach_of(rows, queries, 1, alive=np.ones(40, bool), work=full_work(40, 5))
+    best_rows(rows, queries, 2, work.whole_work(40, 5))
     vectors = np.frombuffer(b"\0" * 4 * 257, np.float32, offset=4).reshape(2, 128)
     quantizer.train_quantizer(vectors).encode(vectors)
     range_scan(rows, np.ones(40, bool), queries, np.full(5, 9999, np.int32), full_work(40, 5))
