@@ -63,6 +63,7 @@ RATES = {
     "avx2": Rates(0.52, 0.66, 1.30),
     "vnni256": Rates(0.25, 0.27, 0.80),
     "vnni512": Rates(0.155, 0.18, 0.44),
+    "amx": Rates(0.106, 0.043, 0.27),
 }
 """Of each code path of the kernels. Longer rows cost in proportion: no less than that where all of
 a row is computed, less where its head decides."""
