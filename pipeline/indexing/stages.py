@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.indexing import compact
 from pipeline.indexing.extract import extract
 from pipeline.indexing.group import assign, merge, publish
 from pipeline.indexing.register import register
@@ -30,6 +31,9 @@ STEPS: dict[JobStage, _Step] = {
     "publish": publish,
 }
 """What does one part of a stage."""
+
+COMPACT_STEPS: dict[JobStage, _Step] = {"merge": compact.merge, "publish": compact.publish}
+"""The same for a compaction, which has these two stages only."""
 
 
 def run_part(
@@ -58,7 +62,8 @@ def run_part(
         part = parts.start_part(session, job_id, stage, number, worker)
     if part.state == "done":
         return part.result or {}
-    return STEPS[stage](resources, job, part)
+    steps = COMPACT_STEPS if job.kind == "compact" else STEPS
+    return steps[stage](resources, job, part)
 
 
 def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
@@ -74,6 +79,8 @@ def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
                 for c in extraction.containers_to_index(session, job)
             ]
             parts.create_parts(session, job.id, stage, args)
+        elif stage == "merge" and job.kind == "compact":
+            parts.create_parts(session, job.id, stage, compact.plan(session, job))
         elif stage == "merge":
             tree_id = parts.stage_result(session, job.id, "train")["tree"]
             tree = trees.get_tree(session, tree_id)
@@ -87,6 +94,9 @@ def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
 def next_stage(resources: Resources, job: JobRecord) -> JobStage:
     """Return the stage that follows the job's present one, whose parts are all done."""
     following = STAGES[STAGES.index(job.stage) + 1]
+    if job.kind == "compact" and job.stage == "merge":
+        with session_scope(resources.engine, write=False) as session:
+            return following if parts.parts(session, job.id, "merge") else "done"
     if job.stage not in ("train", "publish"):
         return following
     with session_scope(resources.engine, write=False) as session:
@@ -94,7 +104,8 @@ def next_stage(resources: Resources, job: JobRecord) -> JobStage:
     if job.stage == "train" and done["tree"] is None:
         return "done"  # nothing to index, and nothing was indexed before
     if job.stage == "publish" and not done["published"]:
-        return "train"  # another job changed the tree or the containers meanwhile
+        # Another job changed tree, segments or containers meanwhile.
+        return "merge" if job.kind == "compact" else "train"
     return following
 
 
