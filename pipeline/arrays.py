@@ -31,6 +31,10 @@ from numpy.typing import NDArray
 from pipeline.errors import CorruptFileError
 
 ALIGNMENT = 64
+MAPPED_BYTES = 1 << 17
+"""Files below are read, not mapped: each mapping holds a file open, and a process may have only so
+many open files. Additions of single images leave hundreds of such files."""
+
 META = "meta.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _PADDING_ID = 0xD935
@@ -182,6 +186,15 @@ def arrays_to_bytes(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any])
     return stream.getvalue()
 
 
+def _bytes_of(source: Path | bytes) -> NDArray[np.uint8]:
+    """Return a file's bytes, mapped; those of a small file, which is not worth a mapping, read."""
+    if isinstance(source, Path):
+        if source.stat().st_size >= MAPPED_BYTES:
+            return np.memmap(source, np.uint8, "r").view(np.ndarray)
+        source = source.read_bytes()
+    return np.frombuffer(source, np.uint8)
+
+
 class ArrayFile(Mapping[str, NDArray[Any]]):
     """A read-only file of named arrays, mapped into memory.
 
@@ -201,11 +214,7 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
     def __init__(self, source: Path | bytes, name: str = "<bytes>") -> None:
         self.name = str(source) if isinstance(source, Path) else name
         self._source = source
-        self._buffer: NDArray[np.uint8] = (
-            np.memmap(source, np.uint8, "r")
-            if isinstance(source, Path) and source.stat().st_size
-            else np.frombuffer(source if isinstance(source, bytes) else b"", np.uint8)
-        )
+        self._buffer = _bytes_of(source)
         self._arrays: dict[str, NDArray[Any]] = {}
         try:
             with self._archive() as archive:

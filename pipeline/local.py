@@ -151,7 +151,7 @@ class Collection:
         """Index folders and files; returns when it is done.
 
         When a group has then more segments than the settings allow, small ones are merged in the
-        same call.
+        same call (or all made anew, see `pipeline.indexing.due_upkeep`).
 
         Parameters
         ----------
@@ -175,7 +175,7 @@ class Collection:
         collection = open_collection(self._resources, self.name, chosen, index)
         self._resources.extractor(collection.extractor).warm_up()
         finished = self._run(collection.id, "index", paths, report)
-        self._compact_if_due(collection.id)
+        self._keep_up(collection.id)
         return finished
 
     def rebuild(self, report: Report | None = None) -> FinishedJob:
@@ -273,13 +273,14 @@ class Collection:
             raise
         return FinishedJob(self._resources, job.id)
 
-    def _compact_if_due(self, collection_id: int) -> None:
-        """Merge small segments; trouble with it is no trouble of the job that was asked for."""
-        if not indexing.compaction_is_due(self._resources, collection_id):
+    def _keep_up(self, collection_id: int) -> None:
+        """Do what is due; trouble with it is no trouble of the job that was asked for."""
+        kind = indexing.due_upkeep(self._resources, collection_id)
+        if kind is None:
             return
         above = {"above": self._resources.settings.compact_above}
         try:
-            self._run(collection_id, "compact", [], None, above)
+            self._run(collection_id, kind, [], None, above)
         except Exception as exc:
             _log.warning("segments of collection %r were not merged: %s", self.name, exc)
 

@@ -32,8 +32,8 @@ from workers.workflows import STAGE_TASKS, stage_canvas
 
 __all__ = [
     "broker_epoch",
-    "compact_if_due",
     "do_part",
+    "keep_up",
     "proceed",
     "release",
     "replan",
@@ -102,7 +102,7 @@ def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
         if moved is not None:
             send_stage(context, moved)
             if moved.kind == "index" and moved.finished:
-                compact_if_due(context, moved.collection_id)
+                keep_up(context, moved.collection_id)
         return {"stage": moved.stage if moved else job.stage}
 
     return _guarded(context, job_id, attempt, work)
@@ -119,14 +119,15 @@ def send_stage(context: Context, job: JobRecord) -> None:
         current = indexing.advance(context.resources, current)
 
 
-def compact_if_due(context: Context, collection_id: int) -> bool:
-    """Begin to merge a collection's small segments, where a group has too many of them."""
-    if not indexing.compaction_is_due(context.resources, collection_id):
+def keep_up(context: Context, collection_id: int) -> bool:
+    """Begin what is due where a group has too many segments (`pipeline.indexing.due_upkeep`)."""
+    kind = indexing.due_upkeep(context.resources, collection_id)
+    if kind is None:
         return False
     params = {"above": context.settings.compact_above}
     epoch = broker_epoch(context.redis)
     with session_scope(context.engine) as session:
-        job = jobs.create_job(session, collection_id, "compact", params, broker_epoch=epoch)
+        job = jobs.create_job(session, collection_id, kind, params, broker_epoch=epoch)
     send_stage(context, job)
     return True
 

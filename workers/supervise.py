@@ -23,7 +23,7 @@ from pipeline.metadata.records import HostRecord, JobRecord, PartRecord
 from workers import searches
 from workers.context import Context
 from workers.heartbeat import Heartbeat
-from workers.jobs import PASSING, broker_epoch, compact_if_due, replan
+from workers.jobs import PASSING, broker_epoch, keep_up, replan
 
 __all__ = ["watch_jobs", "watch_segments"]
 
@@ -71,7 +71,7 @@ def watch_segments(context: Context, patience_s: float = PATIENCE_S) -> int:
     above, before = context.settings.compact_above, time.time() - patience_s
     with session_scope(context.engine, write=False) as session:
         due = compaction.collections_to_compact(session, above, before)
-    return sum(compact_if_due(context, collection_id) for collection_id in due)
+    return sum(keep_up(context, collection_id) for collection_id in due)
 
 
 def _why_stopped(

@@ -14,7 +14,7 @@ A rebuild begins at train and assigns every container of the collection. A compa
 merge, with the segments that there are (`pipeline.indexing.compact`).
 """
 
-from pipeline.indexing.compact import compaction_is_due
+from pipeline.indexing.compact import due_upkeep
 from pipeline.indexing.stages import advance, next_stage, open_stage, run_part
 
-__all__ = ["advance", "compaction_is_due", "next_stage", "open_stage", "run_part"]
+__all__ = ["advance", "due_upkeep", "next_stage", "open_stage", "run_part"]

@@ -13,8 +13,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 from pipeline.config import digest
 from pipeline.index.merge import Merge, SortedRows, segment_rows
 from pipeline.index.parts import GROWTH
@@ -22,6 +20,7 @@ from pipeline.indexing.group import cell_stats, store_segment
 from pipeline.metadata import compaction, jobs, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
+    JobKind,
     JobRecord,
     PartRecord,
     PartResult,
@@ -31,24 +30,43 @@ from pipeline.metadata.records import (
 )
 from pipeline.resources import Resources
 
+REGROWTH = 4
+"""Times the descriptors that a model was trained on, above which it is trained again."""
 
-def compaction_is_due(resources: Resources, collection_id: int) -> bool:
-    """Say whether a group of a collection has more segments than the settings allow."""
+
+def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
+    """Return the job that shall begin by itself because a group has too many segments, if any.
+
+    A compaction; or a rebuild, where the model was trained on few of the descriptors that there are
+    now. Images that are added one by one would else be searched by a model of the first of them,
+    whose background distances let ten times as many rows vote. A model of a whole training sample
+    is not outgrown in that way, so that large collections are never rebuilt unasked.
+    """
     above = resources.settings.compact_above
     with session_scope(resources.engine, write=False) as session:
-        return bool(compaction.collections_to_compact(session, above, collection_id=collection_id))
+        if not compaction.collections_to_compact(session, above, collection_id=collection_id):
+            return None
+        version = versions.current_version(session, collection_id)
+        if compaction.last_rebuild_failed(session, collection_id):
+            return "compact"
+    rows = sum(segment.descriptor_count for segment in version.segments)
+    trained_on = version.tree.trained_on
+    young = trained_on < version.index.sample_size
+    return "rebuild" if young and rows > REGROWTH * trained_on else "compact"
 
 
-def plan(session: Session, job: JobRecord) -> list[dict[str, Any]]:
+def plan(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
     """Return the arguments of the merge of every group that has something to merge."""
-    current = versions.current_version_id(session, job.collection_id)
-    if current is None:
-        return []
-    version = versions.get_version(session, current)
-    if not job.params.get("all"):
-        return _merges(version, lambda found: small_segments(found, job.params["above"]), [])
-    dropped = compaction.droppable_images(session, job.collection_id)
-    return _merges(version, list, dropped)
+    everything = bool(job.params.get("all"))
+    with session_scope(resources.engine, write=False) as session:
+        current = versions.current_version_id(session, job.collection_id)
+        if current is None:
+            return []
+        version = versions.get_version(session, current)
+        dropped = compaction.droppable_images(session, job.collection_id) if everything else []
+    if everything:
+        return _merges(version, list, dropped)
+    return _merges(version, lambda found: small_segments(found, job.params["above"]), [])
 
 
 def _merges(

@@ -68,8 +68,13 @@ def run_part(
 
 def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
     """Make sure that the job's present stage has its parts; return the unfinished ones."""
+    stage = job.stage
+    if stage == "merge" and job.kind == "compact":
+        merges = compact.plan(resources, job)
+        with session_scope(resources.engine) as session:
+            parts.create_parts(session, job.id, stage, merges)
+            return parts.unfinished_parts(session, job.id, stage)
     with session_scope(resources.engine) as session:
-        stage = job.stage
         if stage == "extract":
             extraction.plan_extraction(session, job.id, resources.settings.batch_size)
         elif stage == "assign":
@@ -79,8 +84,6 @@ def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
                 for c in extraction.containers_to_index(session, job)
             ]
             parts.create_parts(session, job.id, stage, args)
-        elif stage == "merge" and job.kind == "compact":
-            parts.create_parts(session, job.id, stage, compact.plan(session, job))
         elif stage == "merge":
             tree_id = parts.stage_result(session, job.id, "train")["tree"]
             tree = trees.get_tree(session, tree_id)

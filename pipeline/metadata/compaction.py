@@ -36,8 +36,8 @@ def collections_to_compact(
 ) -> list[int]:
     """Return the collections with a group of too many segments that nobody has begun to merge.
 
-    A compaction that was begun since the current version was published counts, whatever became of
-    it: one that failed is tried again after the next publication.
+    A compaction or rebuild that was begun since the current version was published counts, whatever
+    became of it: one that failed is tried again after the next publication.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def collections_to_compact(
         return []
     begun = exists().where(
         Job.collection_id == Collection.id,
-        Job.kind == "compact",
+        Job.kind.in_(["compact", "rebuild"]),
         (Job.state.in_(["running", "paused"])) | (Job.created_at >= Version.created_at),
     )
     statement = (
@@ -70,6 +70,17 @@ def collections_to_compact(
     if collection_id is not None:
         statement = statement.where(Collection.id == collection_id)
     return sorted(set(session.scalars(statement)))
+
+
+def last_rebuild_failed(session: Session, collection_id: int) -> bool:
+    """Say whether the newest rebuild of a collection failed."""
+    statement = (
+        select(Job.state)
+        .where(Job.collection_id == collection_id, Job.kind == "rebuild")
+        .order_by(Job.created_at.desc())
+        .limit(1)
+    )
+    return session.scalar(statement) == "failed"
 
 
 def droppable_images(session: Session, collection_id: int) -> list[int]:

@@ -15,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pipeline.arrays import ALIGNMENT, ArrayFile, ArrayWriter, arrays_to_bytes, write_arrays
+from pipeline.arrays import (
+    ALIGNMENT,
+    MAPPED_BYTES,
+    ArrayFile,
+    ArrayWriter,
+    arrays_to_bytes,
+    write_arrays,
+)
 from pipeline.errors import CorruptFileError
 
 ARRAYS: dict[str, NDArray[Any]] = {
@@ -120,13 +127,26 @@ def test_data_lie_at_multiples_of_64_bytes() -> None:
 
 def test_arrays_of_a_file_are_mapped_and_read_only(tmp_path: Path) -> None:
     path = tmp_path / "some.npz"
-    path.write_bytes(arrays_to_bytes(ARRAYS, META))
-    array = ArrayFile(path)["numbers"]
-    assert isinstance(array, np.memmap)
+    large = np.arange(MAPPED_BYTES, dtype=np.int32)
+    path.write_bytes(arrays_to_bytes({"large": large}, META))
+    array = ArrayFile(path)["large"]
+    base: Any = array
+    while not isinstance(base, np.memmap):
+        base = base.base
     with pytest.raises(ValueError, match="read-only"):
-        array[0, 0] = 1
+        array[0] = 1
     path.unlink()
-    assert np.array_equal(array, ARRAYS["numbers"])
+    assert np.array_equal(array, large)
+
+
+def test_small_files_hold_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "some.npz"
+    path.write_bytes(arrays_to_bytes(ARRAYS, META))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = [ArrayFile(path) for _ in range(20)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0]["numbers"][0, 0] = 1
 
 
 def test_a_file_cut_off_anywhere_is_refused() -> None:
