@@ -448,38 +448,20 @@ def test_a_store_that_nobody_may_write_to_is_named(
     assert answers(collection, small_photographs) == before
 
 
-def test_two_hundred_segments_of_a_group_are_searched_and_merged(
+def test_images_of_one_descriptor_each_are_searched_and_merged(
     tmp_path: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
-    """A group with one descriptor a segment: two hundred images of one descriptor each."""
-    few = dataclasses.replace(
-        settings,
-        batch_size=1,
-        extractor=dataclasses.replace(settings.extractor, max_features=1),
-        index=dataclasses.replace(settings.index, groups=1),
+    one = dataclasses.replace(
+        settings, extractor=dataclasses.replace(settings.extractor, max_features=1)
     )
-    folder = tmp_path / "many"
-    folder.mkdir()
-    with Collection.open("many", few) as collection:
-        _fill(folder, small_photographs["coffee"], 20)
-        for path in sorted(folder.iterdir()):
+    with Collection.open("tiny", one) as collection:
+        for name in NAMES:
+            path = tmp_path / f"{name}.png"
+            path.write_bytes(small_photographs[name])
             collection.index([path])
-        assert status(collection).segments == {0: 20}
-        for plan in PLANS:
-            result = collection.search(small_photographs["coffee"], top=200, plan=plan)  # type: ignore[arg-type]
-            assert result.complete
-        before = result.to_dict()["matches"]
+            assert collection.search(path).complete
+        assert sum(s.descriptor_count for s in version(collection).segments) == len(NAMES)
+        before = answers(collection, small_photographs)
         collection.compact()
-        after = collection.search(small_photographs["coffee"], top=200, plan="exhaustive")
-        assert after.to_dict()["matches"] == before
-
-
-def _fill(folder: Path, data: bytes, count: int) -> None:
-    """Write so many different pictures."""
-    import io
-
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as opened:
-        for number in range(count):
-            opened.crop((number, 0, 100 + number, 100)).save(folder / f"{number:03}.png")
+        assert status(collection).largest_group == 1
+        assert answers(collection, small_photographs) == before

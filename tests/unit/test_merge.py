@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_data import assign, collection, merge_rows, model
+from core_data import WIDTH, assign, collection, descriptors, features, merge_rows, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
+from pipeline.config import IndexConfig, SearchConfig
 from pipeline.index.merge import (
     Merge,
     SortedRows,
@@ -23,8 +24,12 @@ from pipeline.index.merge import (
     segment_rows,
     write_segment,
 )
+from pipeline.index.model import train_model
 from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
+from pipeline.records import Features
+from pipeline.retrieval.plan import make_plan
+from pipeline.retrieval.scan import merge_blocks, scan_segment
 
 CELLS = model().cells_per_group
 
@@ -147,3 +152,43 @@ def test_sizes_leave_out_what_is_dropped() -> None:
     assert Merge(inputs, 0).sizes().tolist() == [0, 5, 0]
     assert Merge(inputs, 0, frozenset({3, 77})).sizes().tolist() == [0, 3, 0]
     assert Merge(inputs, 0, frozenset({1, 2, 3}), piece_bytes=8).sizes().sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["probed", "exhaustive"])
+def test_two_hundred_segments_find_what_the_merged_one_finds(kind: Any) -> None:
+    images = {number: features(number, 20) for number in range(200)}
+    small = [merge_rows(model(), 1, [assign(model(), {i: f})]) for i, f in images.items()]
+    inputs = [functools.partial(segment_rows, one) for one in small if one.rows.size]
+    stream = io.BytesIO()
+    write_segment(stream, inputs, CELLS, {})
+    whole = Segment.from_arrays(ArrayFile(stream.getvalue()))
+    assert whole.image_count > 150
+    codes = model().quantizer.encode(descriptors(77, 300))
+    planned = make_plan(model(), codes, 4000, SearchConfig(plan=kind))
+    plan = replace(planned, radius=planned.radius * 8)  # so that many rows are near enough
+    gone = frozenset({3, 50, 51})
+    one_by_one = merge_blocks([scan_segment(segment, plan, gone) for segment in small])
+    at_once = scan_segment(whole, plan, gone)
+    assert len(at_once.query) > 100
+    for name, found in at_once.to_arrays().items():
+        assert np.array_equal(found, one_by_one.to_arrays()[name]), name
+    assert (at_once.pairs, at_once.rows) == (one_by_one.pairs, one_by_one.rows)
+
+
+def test_a_collection_whose_descriptors_are_all_equal_is_built() -> None:
+    """Every row lies in one cell, which is merged in pieces like any other."""
+    rows = np.full((500, WIDTH), 0.3, np.float32)
+    trained = train_model(rows, rows[:16], 100_000, IndexConfig(groups=2, cell_size=50))
+    assert trained.tree.cells > 1000
+    keypoints = np.zeros((50, 7), np.float32)
+    parts = [
+        assign(trained, {number: Features(keypoints, rows[:50], 640, 480)}) for number in range(30)
+    ]
+    (group,) = np.unique(parts[0].cells // trained.cells_per_group)
+    cells = trained.cells_per_group
+    inputs = [assigned_rows(part, int(group), cells) for part in parts]
+    stream = io.BytesIO()
+    Merge(inputs, int(group) * cells, piece_bytes=64 * 100).write(stream, {})
+    found = Segment.from_arrays(ArrayFile(stream.getvalue()))
+    assert (found.rows.size, found.image_count) == (1500, 30)
+    assert (np.diff(found.cell_offsets) > 0).sum() == 1
