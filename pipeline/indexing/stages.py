@@ -13,6 +13,7 @@ from pipeline.metadata import extraction, jobs, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     STAGES,
+    JobKind,
     JobRecord,
     JobStage,
     PartRecord,
@@ -34,6 +35,10 @@ STEPS: dict[JobStage, _Step] = {
 
 COMPACT_STEPS: dict[JobStage, _Step] = {"merge": compact.merge, "publish": compact.publish}
 """The same for a compaction, which has these two stages only."""
+
+AGAIN_FROM: dict[JobKind, JobStage] = {"index": "train", "rebuild": "assign", "compact": "merge"}
+"""Where a job goes on whose publication was refused: another tree to assign to; other containers,
+of which most are assigned already, so that a rebuild catches up with additions; other segments."""
 
 
 def run_part(
@@ -107,8 +112,7 @@ def next_stage(resources: Resources, job: JobRecord) -> JobStage:
     if job.stage == "train" and done["tree"] is None:
         return "done"  # nothing to index, and nothing was indexed before
     if job.stage == "publish" and not done["published"]:
-        # Another job changed tree, segments or containers meanwhile.
-        return "merge" if job.kind == "compact" else "train"
+        return AGAIN_FROM[job.kind]
     return following
 
 

@@ -111,6 +111,23 @@ def test_small_segments_are_merged_after_an_index_job_and_all_by_hand(
         assert answers(same, folder) == before
 
 
+def test_workers_train_a_model_of_the_first_images_alone_again(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    with Collection.open("young", settings) as collection:
+        for name in NAMES:
+            collection.index([folder / f"{name}.png"]).wait(timeout=90)
+        eventually(lambda: status(context, "young").jobs == (), 60)
+        with session_scope(context.engine, write=False) as session:
+            found = current_version(session, "young")
+            kinds = {job.kind for job in jobs.list_jobs(session, found.collection_id)}
+        assert kinds == {"index", "compact", "rebuild"}
+        assert found.tree.trained_on * 4 >= sum(s.descriptor_count for s in found.segments)
+        assert status(context, "young").images == {"indexed": len(NAMES)}
+        for name in NAMES:
+            assert found_names(collection.search(folder / f"{name}.png"))[0] == name
+
+
 def test_rows_of_removed_images_are_left_out_by_workers_too(
     settings: Settings, context: Context, folder: Path, small_photographs: dict[str, bytes]
 ) -> None:
