@@ -9,6 +9,7 @@ several groups, and an image is in the index with all of them or with none.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +34,9 @@ from pipeline.resources import Resources
 REGROWTH = 4
 """Times the descriptors that a model was trained on, above which it is trained again."""
 
+REBUILD_AGAIN_S = 3600.0
+"""Seconds that no rebuild begins by itself after one has failed."""
+
 
 def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
     """Return the job that shall begin by itself because a group has too many segments, if any.
@@ -47,7 +51,8 @@ def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
         if not compaction.collections_to_compact(session, above, collection_id=collection_id):
             return None
         version = versions.current_version(session, collection_id)
-        if compaction.last_rebuild_failed(session, collection_id):
+        since = time.time() - REBUILD_AGAIN_S
+        if compaction.last_rebuild_failed(session, collection_id, since):
             return "compact"
     rows = sum(segment.descriptor_count for segment in version.segments)
     trained_on = version.tree.trained_on
@@ -59,11 +64,12 @@ def plan(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
     """Return the arguments of the merge of every group that has something to merge."""
     everything = bool(job.params.get("all"))
     with session_scope(resources.engine, write=False) as session:
+        # Before the version is read, so that all rows of these images are in its segments.
+        dropped = compaction.droppable_images(session, job.collection_id) if everything else []
         current = versions.current_version_id(session, job.collection_id)
         if current is None:
             return []
         version = versions.get_version(session, current)
-        dropped = compaction.droppable_images(session, job.collection_id) if everything else []
     if everything:
         return _merges(version, list, dropped)
     return _merges(version, lambda found: small_segments(found, job.params["above"]), [])

@@ -72,11 +72,12 @@ def collections_to_compact(
     return sorted(set(session.scalars(statement)))
 
 
-def last_rebuild_failed(session: Session, collection_id: int) -> bool:
-    """Say whether the newest rebuild of a collection failed."""
+def last_rebuild_failed(session: Session, collection_id: int, since: float) -> bool:
+    """Say whether the newest rebuild of a collection, begun since a time, unix seconds, failed."""
+    mine = and_(Job.collection_id == collection_id, Job.kind == "rebuild")
     statement = (
         select(Job.state)
-        .where(Job.collection_id == collection_id, Job.kind == "rebuild")
+        .where(mine, Job.created_at >= since)
         .order_by(Job.created_at.desc())
         .limit(1)
     )
