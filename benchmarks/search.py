@@ -1,26 +1,31 @@
-"""Latency of a warm search through Celery, and what an index costs on disk and in memory.
+"""Latency of a warm search through Celery, of several together, and what an index costs.
 
     python -m benchmarks.search [--photos FOLDER] [--queries 60]
 
 Indexes the photographs, then searches with some of them, both plans in turn. ``search`` is all that
-comes after the query's features: plan, chord, scans, ranking; ``extract`` stands beside it.
+comes after the query's features: plan, chord, scans, ranking; ``extract`` stands beside it. Then
+the time of 8 searches over that of one pass for their 8 images, medians of rounds in which both
+take turns: all of it, extraction included, and sending and waiting for the scans alone.
 """
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
+from statistics import median
 
 import psutil
 
 from benchmarks.common import parser, percentiles, photographs, running, show
-from pipeline.config import Settings
+from pipeline.config import PlanKind, Settings
 from pipeline.metadata import hosts, versions
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.records import SearchResult
 from workers.client import Collection
 
-PLANS = ("probed", "exhaustive")
+PLANS: tuple[PlanKind, ...] = ("probed", "exhaustive")
+TOGETHER = 8
+ROUNDS = 5
 
 
 def main() -> None:
@@ -42,6 +47,9 @@ def main() -> None:
                 result = collection.search(query, plan=plan)
                 timed[plan].append(((time.perf_counter() - started) * 1e3, result))
         show("warm search, ms", [latency_row(plan, timed[plan]) for plan in PLANS], arguments.json)
+        some = queries[:: max(1, len(queries) // TOGETHER)][:TOGETHER]
+        gains = [together_row(collection, some, plan) for plan in PLANS]
+        show(f"{len(some)} searches over one pass for {len(some)}", gains, arguments.json)
         show("index, per 1,000 images", [footprint(settings, len(files))], arguments.json)
 
 
@@ -59,6 +67,32 @@ def latency_row(plan: str, timed: list[tuple[float, SearchResult]]) -> dict[str,
         "search p95": percentiles(rest)["p95"],
         "chord and scans p50": percentiles(scan)["p50"],
         "extract p50": percentiles(extract)["p50"],
+    }
+
+
+def together_row(collection: Collection, queries: list[str], plan: PlanKind) -> dict[str, object]:
+    """Return what searching for several images together gains by one plan."""
+    apart: list[tuple[float, float]] = []
+    at_once: list[tuple[float, float]] = []
+    for _ in range(ROUNDS + 1):  # the first warms up
+        started = time.perf_counter()
+        singles = [collection.search(query, plan=plan) for query in queries]
+        between = time.perf_counter()
+        many = collection.search_many(queries, plan=plan, deadline_s=60)
+        ended = time.perf_counter()
+        passes = {result.timings["scan"] for result in many if isinstance(result, SearchResult)}
+        apart.append((between - started, sum(single.timings["scan"] for single in singles)))
+        at_once.append((ended - between, sum(passes)))
+    all_apart, scans_apart = (median(values) for values in zip(*apart[1:], strict=True))
+    all_together, scans_together = (median(values) for values in zip(*at_once[1:], strict=True))
+    return {
+        "plan": plan,
+        "searches ms": round(all_apart * 1e3),
+        "one pass ms": round(all_together * 1e3),
+        "ratio": round(all_apart / all_together, 2),
+        "chords and scans ms": round(scans_apart),
+        "of one pass ms": round(scans_together),
+        "their ratio": round(scans_apart / scans_together, 2),
     }
 
 

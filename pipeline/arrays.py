@@ -17,6 +17,7 @@ import io
 import json
 import math
 import struct
+import threading
 import tokenize
 import zipfile
 import zlib
@@ -41,6 +42,9 @@ _PADDING_ID = 0xD935
 _LOCAL_HEADER = 30
 _ZIP64_EXTRA = 20
 _END_RECORD = 22
+# NumPy parses a header as Python; CPython before 3.11.8 may raise a SystemError when two threads
+# do that at once ("AST constructor recursion depth mismatch").
+_PARSING = threading.Lock()
 # What zipfile and NumPy raise for damaged bytes; RuntimeError: an "encrypted" member.
 _DAMAGE = (
     zipfile.BadZipFile,
@@ -238,11 +242,12 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
         start = info.header_offset + _LOCAL_HEADER + name_size + extra_size
         head = io.BytesIO(self._buffer[start : start + 4096].tobytes())
         version = npy.read_magic(head)
-        shape, fortran, dtype = (
-            npy.read_array_header_1_0(head)
-            if version == (1, 0)
-            else npy.read_array_header_2_0(head)
-        )
+        with _PARSING:
+            shape, fortran, dtype = (
+                npy.read_array_header_1_0(head)
+                if version == (1, 0)
+                else npy.read_array_header_2_0(head)
+            )
         if fortran:
             raise ValueError(f"array {info.filename} is in Fortran order")
         start += head.tell()

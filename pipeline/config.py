@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 from platformdirs import user_data_path
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 
 MAX_GROUPS = 16
 """Most groups a collection can have: every message of a search costs 1.3 to 2 ms."""
@@ -248,7 +248,7 @@ class SearchConfig(_Config):
     plan : {"auto", "probed", "exhaustive"}
         ``exhaustive`` compares every query descriptor with every row; ``probed`` only with the
         rows of the nearest cells; ``auto`` takes the exhaustive plan where it is fast enough.
-    probe_share : float
+    effort : float
         Share of the cells that the probed plan opens for one query descriptor.
     deadline_s : float
         Seconds after which the answer comes with what is there.
@@ -256,7 +256,7 @@ class SearchConfig(_Config):
 
     top: int = 10
     plan: PlanKind = "auto"
-    probe_share: float = 0.06
+    effort: float = 0.06
     deadline_s: float = 5.0
 
     def __post_init__(self) -> None:
@@ -264,10 +264,54 @@ class SearchConfig(_Config):
             raise ConfigError("top", self.top, "must be from 1 to 10000")
         if self.plan not in get_args(PlanKind):
             raise ConfigError("plan", self.plan, "must be auto, probed or exhaustive")
-        if not 0 < self.probe_share <= 1:
-            raise ConfigError("probe_share", self.probe_share, "must be above 0 and at most 1")
+        if not 0 < self.effort <= 1:
+            raise ConfigError("effort", self.effort, "must be above 0 and at most 1")
         if self.deadline_s <= 0:
             raise ConfigError("deadline_s", self.deadline_s, "must be above 0 seconds")
+
+    @classmethod
+    def asked(
+        cls,
+        *,
+        top: int = 10,
+        plan: PlanKind = "auto",
+        effort: float | None = None,
+        exact: bool = False,
+        deadline_s: float = 5.0,
+    ) -> Self:
+        """Return the configuration of a search as somebody asks for it.
+
+        An effort asks for the probed plan, the only one that has any; ``exact`` asks for the
+        exhaustive plan.
+
+        Raises
+        ------
+        InputError
+            Wishes that contradict each other.
+        ConfigError
+            A value out of range.
+        """
+        if exact and effort is not None:
+            raise InputError(
+                f"exact compares with every row, an effort of {effort:g} with the rows of that "
+                "share of the cells; ask for one of the two"
+            )
+        if exact and plan == "probed":
+            raise InputError(
+                "exact asks for the exhaustive plan, and the plan asked for is probed; "
+                "ask for one of the two"
+            )
+        if effort is not None and plan == "exhaustive":
+            raise InputError(
+                f"the exhaustive plan compares with every row and knows no effort (of {effort:g}); "
+                "leave out one of the two"
+            )
+        if exact:
+            plan = "exhaustive"
+        elif effort is not None:
+            plan = "probed"
+        share = cls().effort if effort is None else effort
+        return cls(top=top, plan=plan, effort=share, deadline_s=deadline_s)
 
 
 @dataclass(frozen=True, kw_only=True)

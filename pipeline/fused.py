@@ -14,7 +14,6 @@ Examples
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Self
 
 from pipeline.config import PlanKind, Settings
@@ -26,12 +25,13 @@ from pipeline.metadata.records import VersionRecord
 from pipeline.records import FusedResult, SearchResult
 from pipeline.resources import Resources
 from pipeline.retrieval.fuse import DEPTH, fuse
-from pipeline.searching import ImageSource
+from pipeline.searching import ImageSource, only
 
 __all__ = [
     "FusedCollection",
     "answer_or_nothing",
     "current_versions",
+    "fuse_images",
     "fuse_parts",
     "require_different",
     "search_fused",
@@ -88,13 +88,15 @@ class FusedCollection:
         image: ImageSource,
         top: int = 10,
         plan: PlanKind = "auto",
-        probe_share: float | None = None,
+        effort: float | None = None,
+        *,
+        exact: bool = False,
     ) -> FusedResult:
         """Find the images that show the same thing, by all extractors together.
 
         Parameters
         ----------
-        image, top, plan, probe_share
+        image, top, plan, effort, exact
             As for `pipeline.local.Collection.search`.
 
         Raises
@@ -105,15 +107,27 @@ class FusedCollection:
             No extractor finds anything in the image. (When only some find nothing, the others
             answer.)
         InputError
-            The image cannot be used.
+            The image cannot be used, or plan, effort and exact contradict each other.
         """
+        return only(self.search_many([image], top, plan, effort, exact=exact))
+
+    def search_many(
+        self,
+        images: Sequence[ImageSource],
+        top: int = 10,
+        plan: PlanKind = "auto",
+        effort: float | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[FusedResult | InputError]:
+        """Search for several images together; see `pipeline.local.Collection.search_many`."""
         versions = current_versions(self._resources, [c.name for c in self._collections])
         depth = max(top, DEPTH)
         parts = [
-            answer_or_nothing(partial(collection.search, image, depth, plan, probe_share))
+            collection.search_many(images, depth, plan, effort, exact=exact)
             for collection in self._collections
         ]
-        return fuse_parts(self._resources, versions, parts, top)
+        return fuse_images(self._resources, versions, parts, top)
 
 
 def search_fused(
@@ -155,6 +169,47 @@ def answer_or_nothing(search: Callable[[], SearchResult]) -> SearchResult | NoFe
     """Return a collection's answer, or why its extractor sees nothing in the query."""
     try:
         return search()
+    except NoFeaturesError as error:
+        return error
+
+
+def fuse_images(
+    resources: Resources,
+    versions: Sequence[VersionRecord],
+    parts: Sequence[Sequence[SearchResult | InputError]],
+    top: int,
+) -> list[FusedResult | InputError]:
+    """Fuse what each collection answered to several images.
+
+    Parameters
+    ----------
+    resources, versions, top
+        As for `fuse_parts`.
+    parts : sequence of sequence of SearchResult or InputError
+        For each collection the answer to each image.
+
+    Returns
+    -------
+    list of FusedResult or InputError
+        For each image; the error when it cannot be used.
+    """
+    return [_fuse_image(resources, versions, image, top) for image in zip(*parts, strict=True)]
+
+
+def _fuse_image(
+    resources: Resources,
+    versions: Sequence[VersionRecord],
+    parts: Sequence[SearchResult | InputError],
+    top: int,
+) -> FusedResult | InputError:
+    """Fuse the answers to one image, or tell why it cannot be used."""
+    usable: list[SearchResult | NoFeaturesError] = []
+    for part in parts:
+        if not isinstance(part, SearchResult | NoFeaturesError):
+            return part
+        usable.append(part)
+    try:
+        return fuse_parts(resources, versions, usable, top)
     except NoFeaturesError as error:
         return error
 

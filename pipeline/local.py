@@ -27,7 +27,7 @@ from typing import Any, Self
 from pipeline import indexing
 from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
 from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
-from pipeline.errors import MissingRootError, StateError, VantageError
+from pipeline.errors import InputError, MissingRootError, StateError, VantageError
 from pipeline.local_jobs import end_abandoned_jobs, this_process
 from pipeline.metadata import collections, jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
@@ -40,13 +40,14 @@ from pipeline.metadata.records import (
 )
 from pipeline.records import SearchResult
 from pipeline.resources import Resources
+from pipeline.retrieval.batch import Batch
 from pipeline.searching import (
     ImageSource,
-    finish_search,
-    prepare_query,
+    finish_batch,
+    only,
     scan_group,
+    search_images,
     searched_groups,
-    segment_keys,
 )
 
 _log = logging.getLogger(__name__)
@@ -199,7 +200,9 @@ class Collection:
         image: ImageSource,
         top: int = 10,
         plan: PlanKind = "auto",
-        probe_share: float | None = None,
+        effort: float | None = None,
+        *,
+        exact: bool = False,
     ) -> SearchResult:
         """Find the images that show the same thing.
 
@@ -210,32 +213,69 @@ class Collection:
         top : int
             Images in the answer.
         plan : {"auto", "probed", "exhaustive"}
-        probe_share : float, optional
-            Share of the cells that a query descriptor probes; see `SearchConfig`.
+        effort : float, optional
+            Share of the cells that the probed plan opens for a query descriptor; asks for that
+            plan. Default: that of `SearchConfig`.
+        exact : bool
+            Compare with every row: the exhaustive plan.
 
         Raises
         ------
         UnknownNameError, IndexNotBuiltError
             There is no such collection, or nothing in it.
         InputError
-            The image cannot be used.
+            The image cannot be used, or plan, effort and exact contradict each other.
+        """
+        return only(self.search_many([image], top, plan, effort, exact=exact))
+
+    def search_many(
+        self,
+        images: Sequence[ImageSource],
+        top: int = 10,
+        plan: PlanKind = "auto",
+        effort: float | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[SearchResult | InputError]:
+        """Find for each of several images those that show the same thing.
+
+        They are searched for together, up to `pipeline.retrieval.batch.BATCH_IMAGES` at a time:
+        cells that several of them want are visited once. The answers are those of single searches.
+
+        Parameters
+        ----------
+        images : sequence of str, Path, bytes or ndarray
+        top, plan, effort, exact
+            As for `search`.
+
+        Returns
+        -------
+        list of SearchResult or InputError
+            In the order of the images; for one that cannot be used, the error.
+
+        Raises
+        ------
+        UnknownNameError, IndexNotBuiltError
+            There is no such collection, or nothing in it.
+        InputError
+            Plan, effort and exact contradict each other.
         """
         resources = self._resources
-        share = SearchConfig().probe_share if probe_share is None else probe_share
-        config = SearchConfig(top=top, plan=plan, probe_share=share)
+        config = SearchConfig.asked(top=top, plan=plan, effort=effort, exact=exact)
         version = resources.current_version(self.name)
-        query = prepare_query(resources, version, image, config)
-        started = time.perf_counter()
-        blocks = list(
-            self._pool.map(
-                lambda group: scan_group(
-                    resources, segment_keys(version, group), query.plan, version.tombstones
-                ),
-                searched_groups(version, query.plan),
+
+        def answer(batch: Batch) -> list[SearchResult]:
+            started = time.perf_counter()
+            groups = searched_groups(version, batch.plan)
+            scans = list(
+                self._pool.map(
+                    lambda group: scan_group(resources, version, group, batch.plan), groups
+                )
             )
-        )
-        timings = {"scan": (time.perf_counter() - started) * 1e3}
-        return finish_search(resources, version, query, blocks, [], top, timings)
+            timings = {"scan": (time.perf_counter() - started) * 1e3}
+            return finish_batch(resources, version, batch, scans, [], top, timings)
+
+        return search_images(resources, version, images, config, answer, self._pool.map)
 
     def _run(
         self,

@@ -143,13 +143,17 @@ class SearchResult:
         Which plan ran: ``kind`` ("probed" or "exhaustive"), ``cells``, ``cells_probed`` (mean per
         query descriptor), ``groups``, ``scanned_share`` (descriptor pairs computed over all).
     timings : dict of str to float
-        Milliseconds per stage.
+        Milliseconds per stage; of images that were searched for together, all but ``extract`` and
+        ``plan`` are those of all.
     query : dict
         ``descriptors`` (number), ``width``, ``height``, ``digest``.
     collection : str
     version : int
     extractor : str
         Name of the collection's extractor.
+    explain : dict
+        Why this plan, what each group visited and compared, predicted against actual
+        (`pipeline.explain`).
     """
 
     matches: tuple[Match, ...]
@@ -161,6 +165,7 @@ class SearchResult:
     collection: str = ""
     version: int = 0
     extractor: str = ""
+    explain: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-serialisable values."""
@@ -172,6 +177,7 @@ class SearchResult:
             "missing_groups": list(self.missing_groups),
             "plan": self.plan,
             "timings": self.timings,
+            "explain": self.explain,
             "query": self.query,
             "matches": [match.to_dict() for match in self.matches],
         }
@@ -189,6 +195,7 @@ class SearchResult:
             collection=values["collection"],
             version=values["version"],
             extractor=values.get("extractor", ""),
+            explain=values.get("explain", {}),
         )
 
 
@@ -251,6 +258,7 @@ class FusedResult:
             "missing_groups": {name: list(found) for name, found in self.missing_groups.items()},
             "plans": self.plans,
             "timings": self.timings,
+            "explains": {part.collection: part.explain for part in self.parts},
             "queries": {part.collection: part.query for part in self.parts},
             "matches": [match.to_dict() for match in self.matches],
         }

@@ -1,75 +1,54 @@
 """The steps of a search: where extraction, index, retrieval and metadata meet.
 
-``prepare_query`` (features, plan) -> ``scan_group`` for every group of the plan (map) ->
-``finish_search`` (reduce). `pipeline.local` calls them in a loop, `workers.tasks` one a message.
+``prepare_query`` (features, plan) for every image, ``join_batches`` -> ``scan_group`` for every
+group of the plan (map) -> ``finish_batch`` (reduce). `pipeline.local` calls them in a loop,
+`workers.tasks` one a message. A search of one image is a batch of one.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from pipeline.config import ExtractorConfig, SearchConfig, digest
+from pipeline.config import SearchConfig, digest
+from pipeline.errors import InputError, UnknownNameError
+from pipeline.explain import explain
 from pipeline.extraction.features import extract_decoded
 from pipeline.images import open_query
+from pipeline.index.kernels import PATH
 from pipeline.metadata import images
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import VersionRecord
-from pipeline.records import SearchResult
+from pipeline.records import FusedResult, SearchResult
 from pipeline.resources import Resources
+from pipeline.retrieval.batch import BATCH_IMAGES, Batch, QueryImage, cut_batches, join_batches
+from pipeline.retrieval.cost import Extent, Machine
 from pipeline.retrieval.plan import QueryPlan, make_plan
-from pipeline.retrieval.scan import DistanceBlock, merge_blocks, scan_segment
-from pipeline.retrieval.score import make_matches, rank_blocks
+from pipeline.retrieval.scan import (
+    GroupScan,
+    merge_blocks,
+    scan_segment,
+)
+from pipeline.retrieval.score import make_matches, rank_images
 
+Answer = TypeVar("Answer", SearchResult, FusedResult)
 ImageSource = str | Path | bytes | NDArray[Any]
 """A query image: a file, a file's bytes, or pixels."""
 
 
-@dataclass(frozen=True)
-class PreparedQuery:
-    """A query, extracted and planned.
-
-    Attributes
-    ----------
-    plan : QueryPlan
-    digest : str
-        Names the query's content, its extractor, its plan and the tree: equal digests, equal plans.
-    width, height : int
-        Query image, pixels.
-    timings : dict of str to float
-        Milliseconds spent.
-    """
-
-    plan: QueryPlan
-    digest: str
-    width: int
-    height: int
-    timings: dict[str, float]
-
-    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Return arrays and plain values, as they travel to scans and ranking."""
-        own = {"digest": self.digest, "size": [self.width, self.height], "timings": self.timings}
-        return self.plan.to_arrays(), {**self.plan.to_meta(), **own}
-
-    @classmethod
-    def from_arrays(
-        cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
-    ) -> PreparedQuery:
-        """Inverse of `to_arrays`."""
-        plan = QueryPlan.from_arrays(arrays, meta)
-        width, height = meta["size"]
-        return cls(plan, meta["digest"], width, height, meta["timings"])
-
-
 def prepare_query(
     resources: Resources, version: VersionRecord, source: ImageSource, config: SearchConfig
-) -> PreparedQuery:
-    """Extract a query's features and plan its search.
+) -> Batch:
+    """Extract a query image's features and plan its search.
+
+    Returns
+    -------
+    Batch
+        Of this image alone.
 
     Raises
     ------
@@ -77,57 +56,126 @@ def prepare_query(
         The image cannot be used.
     """
     started = time.perf_counter()
-    wanted: ExtractorConfig = version.extractor
-    limits = resources.settings.image_limits
+    wanted = version.extractor
+    settings = resources.settings
     extractor = resources.extractor(wanted)
     image, content = open_query(
-        source, limits=limits, max_side=wanted.max_side, color=extractor.color
+        source, limits=settings.image_limits, max_side=wanted.max_side, color=extractor.color
     )
     features = extract_decoded(image, extractor, wanted.query_max_features)
     extracted = time.perf_counter()
     model = resources.model(version.tree.key, version.tree.checksum)
     codes = model.quantizer.encode(extractor.normalize(features.descriptors))
-    descriptors = sum(segment.descriptor_count for segment in version.segments)
-    plan = make_plan(model, codes, descriptors, config, extractor.one_vector)
+    rows = _row_count(version)
+    plan = make_plan(model, codes, rows, config, extractor.one_vector)
     planned = time.perf_counter()
-    asked = (plan.kind, int(plan.cells.shape[1]), plan.neighbours)
-    return PreparedQuery(
-        plan,
-        digest(content, wanted.to_dict(), version.tree.key, *asked),
+    key = (plan.kind, int(plan.cells.shape[1]), plan.neighbours)
+    query = QueryImage(
+        digest(content, wanted.to_dict(), version.tree.key, *key),
         features.width,
         features.height,
+        len(codes),
         {"extract": (extracted - started) * 1e3, "plan": (planned - extracted) * 1e3},
+    )
+    return Batch(
+        plan,
+        (query,),
+        Extent(len(codes), rows, codes.shape[1], model.tree.cells, extractor.one_vector),
+        config.plan,
+        config.effort,
+        Machine(PATH, max(1, min(settings.group_threads, model.groups))),
     )
 
 
-def scan_group(
+def search_images(
     resources: Resources,
-    segments: Iterable[tuple[str, str | None]],
-    plan: QueryPlan,
-    removed: frozenset[int],
-    until: float | None = None,
-) -> DistanceBlock:
-    """Scan a group's segments for a query (map).
+    version: VersionRecord,
+    sources: Sequence[ImageSource],
+    config: SearchConfig,
+    answer: Callable[[Batch], Sequence[SearchResult]],
+    spread: Callable[..., Iterable[Any]] = map,
+) -> list[SearchResult | InputError]:
+    """Search for several images, as many in one pass as `cut_batches` says.
 
     Parameters
     ----------
     resources : Resources
-    segments : iterable of (key, checksum)
+    version : VersionRecord
+    sources : sequence of image
+    config : SearchConfig
+        The deadline is that of each pass.
+    answer : callable
+        Does a pass: returns the answer to each image of a batch.
+    spread : callable
+        ``map``, or that of an executor: images are extracted by it.
+
+    Returns
+    -------
+    list of SearchResult or InputError
+        In the order of the images; what is wrong with an image stands in its place.
+    """
+
+    def prepare(source: ImageSource) -> Batch | InputError:
+        try:
+            return prepare_query(resources, version, source, config)
+        except UnknownNameError:
+            raise  # the extractor: no image can do anything about it
+        except InputError as error:
+            return error
+
+    found: list[SearchResult | InputError] = []
+    for first in range(0, len(sources), BATCH_IMAGES):
+        prepared = list(spread(prepare, sources[first : first + BATCH_IMAGES]))
+        places = [i for i, one in enumerate(prepared) if isinstance(one, Batch)]
+        queries = [prepared[place] for place in places]
+        for members in cut_batches(queries, config.deadline_s):
+            results = answer(join_batches([queries[member] for member in members]))
+            for member, result in zip(members, results, strict=True):
+                prepared[places[member]] = result
+        found += prepared
+    return found
+
+
+def only(found: Sequence[Answer | InputError]) -> Answer:
+    """Return the answer to a single image.
+
+    Raises
+    ------
+    InputError
+        The image cannot be used.
+    """
+    (result,) = found
+    if isinstance(result, InputError):
+        raise result
+    return result
+
+
+def scan_group(
+    resources: Resources,
+    version: VersionRecord,
+    group: int,
+    plan: QueryPlan,
+    until: float | None = None,
+) -> GroupScan:
+    """Scan a group's segments for a plan (map); the time is from when they are open.
+
+    Parameters
+    ----------
+    resources : Resources
+    version : VersionRecord
+    group : int
     plan : QueryPlan
-    removed : frozenset of int
-        Image row ids that no longer count.
     until : float, optional
         Time (as `time.time`) after which the scan is given up.
     """
-    blocks = [
-        scan_segment(resources.segment(*segment), plan, removed, until) for segment in segments
+    segments = [
+        resources.segment(segment.key, segment.checksum)
+        for segment in version.group_segments(group)
     ]
-    return merge_blocks(blocks, plan.neighbours)
-
-
-def segment_keys(version: VersionRecord, group: int) -> list[tuple[str, str | None]]:
-    """Return the segments of a group as `scan_group` takes them."""
-    return [(segment.key, segment.checksum) for segment in version.group_segments(group)]
+    started = time.perf_counter()
+    blocks = [scan_segment(segment, plan, version.tombstones, until) for segment in segments]
+    block = blocks[0] if len(blocks) == 1 else merge_blocks(blocks, plan.neighbours)
+    return GroupScan(group, block, (time.perf_counter() - started) * 1e3, PATH)
 
 
 def searched_groups(version: VersionRecord, plan: QueryPlan) -> list[int]:
@@ -135,61 +183,73 @@ def searched_groups(version: VersionRecord, plan: QueryPlan) -> list[int]:
     return [group for group in plan.groups if version.group_segments(group)]
 
 
-def finish_search(
+def finish_batch(
     resources: Resources,
     version: VersionRecord,
-    query: PreparedQuery,
-    blocks: Sequence[DistanceBlock],
+    batch: Batch,
+    scans: Sequence[GroupScan],
     missing: Sequence[int],
     top: int,
     timings: Mapping[str, float],
-) -> SearchResult:
-    """Rank the images and look their rows up (reduce).
+) -> list[SearchResult]:
+    """Rank the images for each query image and look their rows up (reduce).
 
     Parameters
     ----------
     resources : Resources
     version : VersionRecord
-    query : PreparedQuery
-    blocks : sequence of DistanceBlock
+    batch : Batch
+    scans : sequence of GroupScan
         One for each group that answered; their order does not matter.
     missing : sequence of int
         Groups that did not answer.
     top : int
-        Images in the answer.
+        Images in an answer.
     timings : mapping of str to float
-        Milliseconds spent since the query was prepared.
+        Milliseconds spent since the batch was prepared.
     """
     started = time.perf_counter()
-    ranking = rank_blocks(list(blocks), query.plan.radius)
+    rankings = rank_images([scan.block for scan in scans], batch.plan.radius, batch.offsets)
+    wanted = {int(image) for ranking in rankings for image in ranking.candidates(top)}
     with session_scope(resources.engine, write=False) as session:
-        rows = images.image_rows(session, [int(image) for image in ranking.candidates(top)])
-    matches = make_matches(ranking, rows, top)
-    rank_ms = (time.perf_counter() - started) * 1e3
-    return SearchResult(
-        matches=matches,
-        complete=not missing,
-        missing_groups=tuple(sorted(missing)),
-        plan=_plan_summary(version, query.plan, blocks),
-        timings={k: round(v, 2) for k, v in {**query.timings, **timings, "rank": rank_ms}.items()},
-        query={
-            "descriptors": len(query.plan.codes),
-            "width": query.width,
-            "height": query.height,
-            "digest": query.digest,
-        },
-        collection=version.collection,
-        version=version.number,
-        extractor=version.extractor.name,
-    )
+        rows = images.image_rows(session, list(wanted))
+    matches = [make_matches(ranking, rows, top) for ranking in rankings]
+    spent = {**timings, "rank": (time.perf_counter() - started) * 1e3}
+    summary = _plan_summary(version, batch, scans)
+    explained = explain(version, batch, scans)
+    return [
+        SearchResult(
+            matches=found,
+            complete=not missing,
+            missing_groups=tuple(sorted(missing)),
+            plan=summary,
+            timings={k: round(v, 2) for k, v in {**image.timings, **spent}.items()},
+            query={
+                "descriptors": image.descriptors,
+                "width": image.width,
+                "height": image.height,
+                "digest": image.digest,
+            },
+            collection=version.collection,
+            version=version.number,
+            extractor=version.extractor.name,
+            explain=explained,
+        )
+        for image, found in zip(batch.images, matches, strict=True)
+    ]
+
+
+def _row_count(version: VersionRecord) -> int:
+    """Return the number of rows that a version has."""
+    return sum(segment.descriptor_count for segment in version.segments)
 
 
 def _plan_summary(
-    version: VersionRecord, plan: QueryPlan, blocks: Sequence[DistanceBlock]
+    version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]
 ) -> dict[str, Any]:
-    """Return what the answer tells of its plan."""
-    rows = sum(segment.descriptor_count for segment in version.segments)
-    pairs = sum(block.pairs for block in blocks)
+    """Return what an answer tells of its plan."""
+    plan, rows = batch.plan, _row_count(version)
+    pairs = sum(scan.block.counts.pairs for scan in scans)
     probed = plan.cells.shape[1] if plan.kind == "probed" else version.tree.cells
     return {
         "kind": plan.kind,

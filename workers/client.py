@@ -17,6 +17,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -27,7 +28,13 @@ from redis import RedisError
 
 from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
 from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
-from pipeline.errors import BrokerUnavailableError, NoWorkersError, StateError, TransientError
+from pipeline.errors import (
+    BrokerUnavailableError,
+    InputError,
+    NoWorkersError,
+    StateError,
+    TransientError,
+)
 from pipeline.files import read_file
 from pipeline.local_jobs import end_abandoned_jobs
 from pipeline.metadata import collections, hosts, jobs, parts
@@ -35,7 +42,8 @@ from pipeline.metadata.engine import require_schema, session_scope
 from pipeline.metadata.records import JobKind, JobProgress
 from pipeline.pixels import pixels_of_array
 from pipeline.records import SearchResult
-from pipeline.searching import ImageSource, prepare_query
+from pipeline.retrieval.batch import Batch
+from pipeline.searching import ImageSource, only, search_images
 from workers import searches
 from workers.app import app, use_redis
 from workers.context import Context
@@ -125,12 +133,12 @@ class SearchHandle:
         """
         until = time.monotonic() + timeout
         with _broker(self._context):
-            while (result := searches.fetch_result(self._context.redis, self.id)) is None:
+            while (results := searches.fetch_results(self._context.redis, self.id)) is None:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"search {self.id} has no answer after {timeout} s")
                 _block(self._context, self.id, left)
-            return result
+            return only(results)
 
 
 class Collection:
@@ -250,8 +258,10 @@ class Collection:
         image: ImageSource,
         top: int = 10,
         plan: PlanKind = "auto",
-        probe_share: float | None = None,
+        effort: float | None = None,
         deadline_s: float | None = None,
+        *,
+        exact: bool = False,
     ) -> SearchResult:
         """Find the images that show the same thing.
 
@@ -264,41 +274,92 @@ class Collection:
         top : int
             Images in the answer.
         plan : {"auto", "probed", "exhaustive"}
-        probe_share : float, optional
-            Share of the cells that a query descriptor probes; see `SearchConfig`.
+        effort : float, optional
+            Share of the cells that the probed plan opens for a query descriptor; asks for that
+            plan. Default: that of `SearchConfig`.
         deadline_s : float, optional
             Seconds after which the answer comes with what is there (``complete`` is then False);
             default from the settings.
+        exact : bool
+            Compare with every row: the exhaustive plan.
 
         Raises
         ------
         UnknownNameError, IndexNotBuiltError
             There is no such collection, or nothing in it.
         InputError
-            The image cannot be used.
+            The image cannot be used, or plan, effort and exact contradict each other.
         TransientError
             Redis does not answer, or has lost its data meanwhile.
         """
-        config = self._search_config(top, plan, probe_share, deadline_s)
+        return only(self.search_many([image], top, plan, effort, deadline_s, exact=exact))
+
+    def search_many(
+        self,
+        images: Sequence[ImageSource],
+        top: int = 10,
+        plan: PlanKind = "auto",
+        effort: float | None = None,
+        deadline_s: float | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[SearchResult | InputError]:
+        """Find for each of several images those that show the same thing.
+
+        They are searched for together, up to `pipeline.retrieval.batch.BATCH_IMAGES` at a time:
+        one message a group serves them all, and cells that several of them want are visited once.
+        The answers are those of single searches.
+
+        Parameters
+        ----------
+        images : sequence of str, Path, bytes or ndarray
+        top, plan, effort, exact
+            As for `search`.
+        deadline_s : float, optional
+            As for `search`, for each pass.
+
+        Returns
+        -------
+        list of SearchResult or InputError
+            In the order of the images; for one that cannot be used, the error.
+
+        Raises
+        ------
+        UnknownNameError, IndexNotBuiltError
+            There is no such collection, or nothing in it.
+        InputError
+            Plan, effort and exact contradict each other.
+        TransientError
+            Redis does not answer, or has lost its data meanwhile.
+        """
+        config = self._search_config(top, plan, effort, deadline_s, exact)
         context = self._context
         version = context.resources.current_version(self.name)
-        query = prepare_query(context.resources, version, image, config)
-        deadline_at = time.time() + config.deadline_s
-        search_id = uuid.uuid4().hex
-        with _broker(context):
-            ticket = searches.begin(context, search_id, version, query, top, deadline_at)
-            return _tend_until_answered(context, ticket)
+
+        def answer(batch: Batch) -> list[SearchResult]:
+            deadline_at = time.time() + config.deadline_s
+            search_id = uuid.uuid4().hex
+            with _broker(context):
+                ticket = searches.begin(context, search_id, version, batch, top, deadline_at)
+                return _tend_until_answered(context, ticket)
+
+        if len(images) < 2:
+            return search_images(context.resources, version, images, config, answer)
+        with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1), "vantage-query") as pool:
+            return search_images(context.resources, version, images, config, answer, pool.map)
 
     def enqueue_search(
         self,
         image: ImageSource,
         top: int = 10,
         plan: PlanKind = "auto",
-        probe_share: float | None = None,
+        effort: float | None = None,
         deadline_s: float | None = None,
+        *,
+        exact: bool = False,
     ) -> SearchHandle:
         """Leave a search to the workers, extraction included; see `search` for the parameters."""
-        config = self._search_config(top, plan, probe_share, deadline_s)
+        config = self._search_config(top, plan, effort, deadline_s, exact)
         self._require_workers("query")
         search_id = uuid.uuid4().hex
         data = self._image_bytes(image)
@@ -307,14 +368,22 @@ class Collection:
         return SearchHandle(self._context, search_id)
 
     def _search_config(
-        self, top: int, plan: PlanKind, probe_share: float | None, deadline_s: float | None
+        self,
+        top: int,
+        plan: PlanKind,
+        effort: float | None,
+        deadline_s: float | None,
+        exact: bool,
     ) -> SearchConfig:
         """Return the configuration of a search."""
-        return SearchConfig(
+        return SearchConfig.asked(
             top=top,
             plan=plan,
-            probe_share=probe_share or SearchConfig().probe_share,
-            deadline_s=deadline_s or self._context.settings.search_deadline_s,
+            effort=effort,
+            exact=exact,
+            deadline_s=self._context.settings.search_deadline_s
+            if deadline_s is None
+            else deadline_s,
         )
 
     def _image_bytes(self, image: ImageSource) -> bytes:
@@ -364,10 +433,10 @@ def _broker(context: Context) -> Iterator[None]:
         raise BrokerUnavailableError(str(context.redis_address), str(exc)) from exc
 
 
-def _tend_until_answered(context: Context, ticket: searches.Ticket) -> SearchResult:
+def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[SearchResult]:
     """Wait for a search and see to its late parts and its deadline, as the watchman does."""
     over = False
-    while (result := searches.fetch_result(context.redis, ticket.id)) is None:
+    while (results := searches.fetch_results(context.redis, ticket.id)) is None:
         if over:
             raise TransientError("Redis has lost this search with its data; search again")
         now = time.time()
@@ -377,7 +446,7 @@ def _tend_until_answered(context: Context, ticket: searches.Ticket) -> SearchRes
             ticket = searches.tend(context, ticket, now)
             due = now + 0.05
         _block(context, ticket.id, 0.0 if over else due - now)
-    return result
+    return results
 
 
 def _block(context: Context, search_id: str, seconds: float) -> None:

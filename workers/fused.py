@@ -20,12 +20,19 @@ from functools import partial
 from typing import Self
 
 from pipeline.config import PlanKind, Settings
-from pipeline.fused import answer_or_nothing, current_versions, fuse_parts, require_different
+from pipeline.errors import InputError
+from pipeline.fused import (
+    answer_or_nothing,
+    current_versions,
+    fuse_images,
+    fuse_parts,
+    require_different,
+)
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import FusedResult, SearchResult
 from pipeline.resources import Resources
 from pipeline.retrieval.fuse import DEPTH
-from pipeline.searching import ImageSource
+from pipeline.searching import ImageSource, only
 from workers.client import Collection, SearchHandle
 
 __all__ = ["FusedCollection", "FusedSearchHandle", "search_fused"]
@@ -131,8 +138,10 @@ class FusedCollection:
         image: ImageSource,
         top: int = 10,
         plan: PlanKind = "auto",
-        probe_share: float | None = None,
+        effort: float | None = None,
         deadline_s: float | None = None,
+        *,
+        exact: bool = False,
     ) -> FusedResult:
         """Find the images that show the same thing, by all extractors together.
 
@@ -141,7 +150,7 @@ class FusedCollection:
 
         Parameters
         ----------
-        image, top, plan, probe_share, deadline_s
+        image, top, plan, effort, deadline_s, exact
             As for `workers.client.Collection.search`; the deadline is each collection's.
 
         Raises
@@ -152,31 +161,47 @@ class FusedCollection:
             No extractor finds anything in the image. (When only some find nothing, the others
             answer.)
         InputError
-            The image cannot be used.
+            The image cannot be used, or plan, effort and exact contradict each other.
         TransientError
             Redis does not answer, or has lost its data meanwhile.
         """
+        return only(self.search_many([image], top, plan, effort, deadline_s, exact=exact))
+
+    def search_many(
+        self,
+        images: Sequence[ImageSource],
+        top: int = 10,
+        plan: PlanKind = "auto",
+        effort: float | None = None,
+        deadline_s: float | None = None,
+        *,
+        exact: bool = False,
+    ) -> list[FusedResult | InputError]:
+        """Search for several images together; see `workers.client.Collection.search_many`."""
         versions = self._versions()
 
-        def ask(collection: Collection) -> SearchResult:
-            return collection.search(image, max(top, DEPTH), plan, probe_share, deadline_s)
+        def ask(collection: Collection) -> list[SearchResult | InputError]:
+            return collection.search_many(
+                images, max(top, DEPTH), plan, effort, deadline_s, exact=exact
+            )
 
-        asked = [self._pool.submit(ask, collection) for collection in self._collections]
-        parts = [answer_or_nothing(future.result) for future in asked]
-        return fuse_parts(self._resources, versions, parts, top)
+        parts = list(self._pool.map(ask, self._collections))
+        return fuse_images(self._resources, versions, parts, top)
 
     def enqueue_search(
         self,
         image: ImageSource,
         top: int = 10,
         plan: PlanKind = "auto",
-        probe_share: float | None = None,
+        effort: float | None = None,
         deadline_s: float | None = None,
+        *,
+        exact: bool = False,
     ) -> FusedSearchHandle:
         """Leave a search to the workers, extraction included; see `search` for the parameters."""
         versions = self._versions()
         handles = [
-            collection.enqueue_search(image, max(top, DEPTH), plan, probe_share, deadline_s)
+            collection.enqueue_search(image, max(top, DEPTH), plan, effort, deadline_s, exact=exact)
             for collection in self._collections
         ]
         return FusedSearchHandle(self._resources, versions, handles, top)

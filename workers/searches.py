@@ -1,12 +1,14 @@
 """One search on the workers: what lies in Redis for it, and how it always comes to an end.
 
+A search is a pass over the index for one query image or a batch of them.
+
 Keys of the results' database, all with a time to live:
 
 * ``request:<id>``, ``image:<id>``: the wish and the bytes of a search left to the workers;
-* ``query:<id>``: features and plan (arrays);
+* ``query:<id>``: the batch: features and plan (arrays);
 * ``search:<id>``: the `Ticket`;
 * ``part:<id>:<group>``: what a scan found, or the error it ended with;
-* ``result:<id>``: the answer or the error, written once;
+* ``result:<id>``: the answers, one for each image, or the error, written once;
 * ``reply:<id>``: a list that gets one element when the answer is there, for a caller who blocks.
 
 Scans never raise: an error is a value. A part that is late is sent again once; at the deadline the
@@ -32,22 +34,16 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.hosts import groups_served
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import SearchResult
-from pipeline.retrieval.scan import DistanceBlock
-from pipeline.searching import (
-    PreparedQuery,
-    finish_search,
-    prepare_query,
-    scan_group,
-    searched_groups,
-    segment_keys,
-)
+from pipeline.retrieval.batch import Batch
+from pipeline.retrieval.scan import GroupScan
+from pipeline.searching import finish_batch, prepare_query, scan_group, searched_groups
 from workers.context import Context
 from workers.workflows import scan_task, search_canvas, task
 
 __all__ = [
     "Ticket",
     "begin",
-    "fetch_result",
+    "fetch_results",
     "prepare",
     "rank",
     "request",
@@ -123,11 +119,11 @@ def begin(
     context: Context,
     search_id: str,
     version: VersionRecord,
-    query: PreparedQuery,
+    batch: Batch,
     top: int,
     deadline_at: float,
 ) -> Ticket:
-    """Store a prepared query and send its chord.
+    """Store a prepared batch and send its chord.
 
     Groups without a live server are not sent to; when there is none at all the answer is made at
     once.
@@ -136,7 +132,7 @@ def begin(
     timeout_s = context.settings.host_timeout_s
     with session_scope(context.engine, write=False) as session:
         served = groups_served(session, now, timeout_s)
-    wanted = searched_groups(version, query.plan)
+    wanted = searched_groups(version, batch.plan)
     ticket = Ticket(
         id=search_id,
         version_id=version.id,
@@ -147,7 +143,7 @@ def begin(
         resend_at=now + RESEND_SHARE * max(0.0, deadline_at - now),
         deadline_at=deadline_at,
     )
-    arrays, meta = query.to_arrays()
+    arrays, meta = batch.to_arrays()
     blob = arrays_to_bytes(arrays, meta)
     context.redis.set(f"query:{search_id}", blob, ex=_keep_s(deadline_at))
     ticket.save(context.redis)
@@ -187,23 +183,23 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
     config = SearchConfig.from_dict(wish["config"])
     try:
         version = context.resources.current_version(wish["collection"])
-        query = prepare_query(context.resources, version, image, config)
+        batch = prepare_query(context.resources, version, image, config)
     except Exception as exc:
         if not isinstance(exc, VantageError):
             _log.exception("search %s could not be prepared", search_id)
         store_error(redis, search_id, _as_ours(exc))
         return {"error": str(exc)}
-    begin(context, search_id, version, query, config.top, wish["deadline_at"])
-    return {"descriptors": len(query.plan.codes), "plan": query.plan.kind}
+    begin(context, search_id, version, batch, config.top, wish["deadline_at"])
+    return {"descriptors": len(batch.plan.codes), "plan": batch.plan.kind}
 
 
-def _read_query(redis: Redis, search_id: str) -> PreparedQuery | None:
-    """Return a search's query; None when it is gone."""
+def _read_batch(redis: Redis, search_id: str) -> Batch | None:
+    """Return a search's batch; None when it is gone."""
     blob = cast("bytes | None", redis.get(f"query:{search_id}"))
     if blob is None:
         return None
     arrays = ArrayFile(blob)
-    return PreparedQuery.from_arrays(arrays, arrays.meta)
+    return Batch.from_arrays(arrays, arrays.meta)
 
 
 def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
@@ -213,52 +209,49 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     if redis.exists(key):
         return {"group": group, "known": True}
     ticket = Ticket.load(redis, search_id)
-    query = _read_query(redis, search_id)
-    if ticket is None or query is None:
+    batch = _read_batch(redis, search_id)
+    if ticket is None or batch is None:
         return {"group": group, "error": "the search is over"}
     try:
         version = context.resources.version(ticket.version_id)
-        segments = segment_keys(version, group)
-        block = scan_group(
-            context.resources, segments, query.plan, version.tombstones, ticket.deadline_at
-        )
+        found = scan_group(context.resources, version, group, batch.plan, ticket.deadline_at)
     except Exception as exc:
         _log.exception("search %s: group %d could not be scanned", search_id, group)
         error = f"{type(exc).__name__}: {exc}"
         redis.set(key, arrays_to_bytes({}, {"error": error}), ex=_keep_s(ticket.deadline_at))
         return {"group": group, "error": error}
-    found = arrays_to_bytes(block.to_arrays(), block.to_meta())
-    redis.set(key, found, ex=_keep_s(ticket.deadline_at))
-    return {"group": group, "matches": len(block.query)}
+    part = arrays_to_bytes(found.block.to_arrays(), found.to_meta())
+    redis.set(key, part, ex=_keep_s(ticket.deadline_at))
+    return {"group": group, "matches": len(found.block.query)}
 
 
-def rank(context: Context, search_id: str) -> SearchResult | None:
-    """Make the answer from the parts that are there (reduce); the first answer stays.
+def rank(context: Context, search_id: str) -> list[SearchResult] | None:
+    """Make the answers from the parts that are there (reduce); the first ones stay.
 
     Returns None when the search is not known any more.
     """
     redis = context.redis
     ticket = Ticket.load(redis, search_id)
-    query = _read_query(redis, search_id)
-    if ticket is None or query is None:
+    batch = _read_batch(redis, search_id)
+    if ticket is None or batch is None:
         return None
-    blocks, missing = _read_parts(redis, ticket)
-    result = finish_search(
+    scans, missing = _read_parts(redis, ticket)
+    results = finish_batch(
         context.resources,
         context.resources.version(ticket.version_id),
-        query,
-        blocks,
+        batch,
+        scans,
         [*ticket.missing, *missing],
         ticket.top,
         {"scan": (time.time() - ticket.sent_at) * 1e3},
     )
-    _store_result(redis, search_id, {"result": result.to_dict()})
-    return result
+    _store_result(redis, search_id, {"results": [result.to_dict() for result in results]})
+    return results
 
 
-def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[DistanceBlock], list[int]]:
-    """Return the blocks that are there, and the groups without one."""
-    blocks: list[DistanceBlock] = []
+def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int]]:
+    """Return the scans that are there, and the groups without one."""
+    scans: list[GroupScan] = []
     missing: list[int] = []
     keys = [f"part:{ticket.id}:{group}" for group in ticket.asked]
     blobs = cast("list[bytes | None]", redis.mget(keys)) if keys else []
@@ -267,8 +260,8 @@ def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[DistanceBlock], list
         if arrays is None or "error" in arrays.meta:
             missing.append(group)
         else:
-            blocks.append(DistanceBlock.from_arrays(arrays, arrays.meta))
-    return blocks, missing
+            scans.append(GroupScan.from_arrays(arrays, arrays.meta))
+    return scans, missing
 
 
 def _store_result(redis: Redis, search_id: str, value: dict[str, Any]) -> None:
@@ -282,13 +275,13 @@ def _store_result(redis: Redis, search_id: str, value: dict[str, Any]) -> None:
 
 
 def store_error(redis: Redis, search_id: str, error: VantageError) -> None:
-    """End a search with an error of ours, which `fetch_result` raises again."""
+    """End a search with an error of ours, which `fetch_results` raises again."""
     value = {"error": {"type": type(error).__name__, "args": list(error.args)}}
     _store_result(redis, search_id, value)
 
 
-def fetch_result(redis: Redis, search_id: str) -> SearchResult | None:
-    """Return a search's answer; None while there is none.
+def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
+    """Return a search's answers, in the order of its images; None while there are none.
 
     Raises
     ------
@@ -302,7 +295,7 @@ def fetch_result(redis: Redis, search_id: str) -> SearchResult | None:
     if "error" in value:
         kind = getattr(errors, value["error"]["type"], VantageError)
         raise kind(*value["error"]["args"])
-    return SearchResult.from_dict(value["result"])
+    return [SearchResult.from_dict(result) for result in value["results"]]
 
 
 def tend_all(context: Context) -> int:
@@ -352,7 +345,7 @@ def _look_after(context: Context, search_id: str, now: float) -> float | None:
 
 
 def _as_ours(error: Exception) -> VantageError:
-    """Return an error that `fetch_result` can raise again."""
+    """Return an error that `fetch_results` can raise again."""
     if isinstance(error, VantageError):
         return error
     return VantageError(f"{type(error).__name__}: {error}")

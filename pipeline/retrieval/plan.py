@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -13,14 +13,9 @@ from numpy.typing import NDArray
 from pipeline.config import SearchConfig
 from pipeline.index.kernels import Queries, nearest, prepare_queries
 from pipeline.index.model import Model
-from pipeline.index.rows import ROW_UNIT
 from pipeline.index.segments import Segment
 from pipeline.index.work import Work, cell_work, full_work
-
-EXHAUSTIVE_BELOW = 1_000_000
-"""Descriptors of 64 bytes below which the ``auto`` plan scans everything: 1,000 query descriptors
-against a million rows take about 0.1 s on two cores with the dot-product instruction, and nothing
-is lost. Of longer rows as many fewer."""
+from pipeline.retrieval.cost import Extent, exhaustive_is_fast_enough
 
 FEWEST_NEIGHBOURS = 100
 """Least number of neighbours that a search with one vector an image asks for: an answer of 10 has
@@ -47,7 +42,9 @@ _BACKGROUND_RANKS = ((2, 1.0), (16, 0.9))
 
 @dataclass(frozen=True)
 class QueryPlan:
-    """A query, ready to be scanned by any group on any host.
+    """Query descriptors, ready to be scanned by any group on any host.
+
+    They are those of one image, or of several, one after the other (`join_plans`).
 
     Attributes
     ----------
@@ -156,7 +153,7 @@ def make_plan(
     config: SearchConfig,
     one_vector: bool = False,
 ) -> QueryPlan:
-    """Choose the plan of one query.
+    """Choose the plan of one query image.
 
     Parameters
     ----------
@@ -178,24 +175,54 @@ def make_plan(
     neighbours = max(config.top, FEWEST_NEIGHBOURS) if one_vector else 0
     kind = config.plan
     if kind == "auto":
-        few = descriptors * (codes.shape[1] // ROW_UNIT) < EXHAUSTIVE_BELOW
-        kind = "exhaustive" if few else "probed"
+        extent = Extent(len(codes), descriptors, codes.shape[1], model.tree.cells, one_vector)
+        kind = "exhaustive" if exhaustive_is_fast_enough(extent) else "probed"
     if kind == "exhaustive":
         nothing = np.empty((len(codes), 0), np.uint32)
         every = tuple(range(model.groups))
         return QueryPlan(kind, codes, radius, nothing, every, neighbours)
-    cells = model.tree.probe(codes, _cells_to_open(model, descriptors, config, one_vector))
+    opened = cells_to_open(model.tree.cells, descriptors, config.effort, one_vector)
+    cells = model.tree.probe(codes, opened)
     groups = tuple(int(group) for group in np.unique(cells // model.cells_per_group))
     return QueryPlan(kind, codes, radius, cells, groups, neighbours)
 
 
-def _cells_to_open(model: Model, descriptors: int, config: SearchConfig, one_vector: bool) -> int:
-    """Return how many cells each query row opens."""
-    every = model.tree.cells
-    count = max(1, round(config.probe_share * every))
+def join_plans(plans: Sequence[QueryPlan]) -> QueryPlan:
+    """Return one plan for the descriptors of several images, which one scan serves.
+
+    Parameters
+    ----------
+    plans : sequence of QueryPlan
+        At least one; of one kind, made for one model and one configuration.
+    """
+    if len(plans) == 1:
+        return plans[0]
+    return QueryPlan(
+        plans[0].kind,
+        np.concatenate([plan.codes for plan in plans]),
+        np.concatenate([plan.radius for plan in plans]),
+        np.concatenate([plan.cells for plan in plans]),
+        tuple(sorted({group for plan in plans for group in plan.groups})),
+        plans[0].neighbours,
+    )
+
+
+def cells_to_open(cells: int, rows: int, effort: float, one_vector: bool = False) -> int:
+    """Return how many of a tree's cells the probed plan opens for each query row.
+
+    Parameters
+    ----------
+    cells, rows : int
+        Of the collection.
+    effort : float
+        Share of the cells.
+    one_vector : bool
+        See `make_plan`.
+    """
+    count = max(1, round(effort * cells))
     if one_vector:
-        count = max(count, -(-ONE_VECTOR_ROWS * every // max(1, descriptors)))
-    return min(count, every)
+        count = max(count, -(-ONE_VECTOR_ROWS * cells // max(1, rows)))
+    return min(count, cells)
 
 
 def plan_work(plan: QueryPlan, segment: Segment) -> Work:

@@ -1,20 +1,66 @@
-"""Scan one segment for one query (map): the distance block."""
+"""Scan one segment for one plan (map): the distance block."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TransientError
-from pipeline.index.kernels import Hits, nearest, range_scan, unite_hits
+from pipeline.index.kernels import PATH, Hits, nearest, range_scan, unite_hits
 from pipeline.index.segments import Segment
 from pipeline.index.work import Work, split_work
+from pipeline.retrieval.cost import ROW_OVERHEAD
 from pipeline.retrieval.plan import QueryPlan, plan_work
+
+
+@dataclass(frozen=True)
+class ScanCounts:
+    """What scans visited and compared; those of several segments are added up.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of the segments.
+    cells : int
+        Cells opened: with rows in them, and wanted by a query descriptor. In each segment anew.
+    visited : int
+        Rows of the cells opened.
+    bytes : int
+        Bytes of the rows visited: codes, lengths and heads, each once.
+    pairs : int
+        Pairs of a query descriptor and a row that were compared.
+    computed : int or None
+        Those that were compared whole; the others were decided by the heads of the rows. None:
+        not counted (one vector an image).
+    """
+
+    rows: int = 0
+    cells: int = 0
+    visited: int = 0
+    bytes: int = 0
+    pairs: int = 0
+    computed: int | None = 0
+
+    def __add__(self, other: ScanCounts) -> ScanCounts:
+        unknown = self.computed is None or other.computed is None
+        return ScanCounts(
+            self.rows + other.rows,
+            self.cells + other.cells,
+            self.visited + other.visited,
+            self.bytes + other.bytes,
+            self.pairs + other.pairs,
+            None if unknown else (self.computed or 0) + (other.computed or 0),
+        )
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Self:
+        """Read the counts among other plain values."""
+        return cls(**{field.name: meta[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
@@ -31,33 +77,60 @@ class DistanceBlock:
         Squared distance of the 8-bit rows.
     geometry : ndarray of shape (M, 4), uint16
         Keypoint of the row (`pipeline.index.segments.encode_geometry`).
-    pairs : int
-        Descriptor pairs computed.
-    rows : int
-        Rows of the segment.
+    counts : ScanCounts
     """
 
     query: NDArray[np.uint16]
     image: NDArray[np.uint32]
     distance: NDArray[np.uint32]
     geometry: NDArray[np.uint16]
-    pairs: int
-    rows: int
+    counts: ScanCounts = ScanCounts()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that travel to the ranking."""
         return {name: getattr(self, name) for name in ("query", "image", "distance", "geometry")}
 
-    def to_meta(self) -> dict[str, int]:
+    def to_meta(self) -> dict[str, Any]:
         """Return the plain values that travel beside the arrays."""
-        return {"pairs": self.pairs, "rows": self.rows}
+        return asdict(self.counts)
 
     @classmethod
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
     ) -> DistanceBlock:
         """Inverse of `to_arrays` and `to_meta`."""
-        return cls(**dict(arrays), pairs=meta["pairs"], rows=meta["rows"])
+        return cls(**dict(arrays), counts=ScanCounts.from_meta(meta))
+
+
+@dataclass(frozen=True)
+class GroupScan:
+    """What the scan of a group found, and how long it took.
+
+    Attributes
+    ----------
+    group : int
+    block : DistanceBlock
+    ms : float
+        Milliseconds in its own thread, from when its segments were open.
+    path : str
+        Code path of the kernels there.
+    """
+
+    group: int
+    block: DistanceBlock
+    ms: float
+    path: str
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the plain values that travel beside the block's arrays."""
+        own = {"group": self.group, "ms": round(self.ms, 2), "path": self.path}
+        return {**self.block.to_meta(), **own}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> GroupScan:
+        """Read what travelled: the block's arrays, and `to_meta`."""
+        block = DistanceBlock.from_arrays(arrays, meta)
+        return cls(meta["group"], block, meta["ms"], meta["path"])
 
 
 PAIRS_BETWEEN_LOOKS = 1 << 26
@@ -76,6 +149,7 @@ def scan_segment(
     plan: QueryPlan,
     removed: frozenset[int] = frozenset(),
     until: float | None = None,
+    path: str = PATH,
 ) -> DistanceBlock:
     """Return the rows of a segment that are nearer to a query descriptor than its background.
 
@@ -89,6 +163,8 @@ def scan_segment(
         Image row ids whose rows no longer count.
     until : float, optional
         Time (as `time.time`) after which nobody waits for the answer.
+    path : str
+        Code path of the kernels; the answer is the same.
 
     Raises
     ------
@@ -99,19 +175,33 @@ def scan_segment(
     alive = segment.alive(removed)
     _look_at_the_clock(until)
     hits = (
-        _nearest_hits(segment, plan, alive, work)
+        _nearest_hits(segment, plan, alive, work, path)
         if plan.neighbours
-        else _near_hits(segment, plan, alive, work, until)
+        else _near_hits(segment, plan, alive, work, until, path)
     )
     block = DistanceBlock(
         hits.query.astype(np.uint16),
         segment.images[hits.row],
         hits.distance.astype(np.uint32),
         segment.geometry[hits.row],
-        pairs=work.pairs,
-        rows=segment.rows.size,
+        # The nearest rows are kept in a pass that does not count.
+        _counts(segment, plan, work, None if plan.neighbours else hits.computed),
     )
     return merge_blocks([block], plan.neighbours)
+
+
+def _counts(segment: Segment, plan: QueryPlan, work: Work, computed: int | None) -> ScanCounts:
+    """Return what the scan of a segment visited."""
+    visited = int((work.row_stop - work.row_start).sum())
+    every = int(np.count_nonzero(np.diff(segment.cell_offsets)))
+    return ScanCounts(
+        rows=segment.rows.size,
+        cells=every if plan.kind == "exhaustive" else len(work.row_start),
+        visited=visited,
+        bytes=visited * (segment.rows.dimensions + ROW_OVERHEAD),
+        pairs=work.pairs,
+        computed=computed,
+    )
 
 
 def _look_at_the_clock(until: float | None) -> None:
@@ -126,16 +216,19 @@ def _near_hits(
     alive: NDArray[np.bool_],
     work: Work,
     until: float | None,
+    path: str,
 ) -> Hits:
     """Return the rows within each query's radius; looks at the clock between pieces of work."""
     queries, found = plan.queries(), []
     for piece in split_work(work, max(1, work.pairs // PAIRS_BETWEEN_LOOKS)):
         _look_at_the_clock(until)
-        found.append(range_scan(segment.rows, alive, queries, plan.radius, piece))
+        found.append(range_scan(segment.rows, alive, queries, plan.radius, piece, path=path))
     return unite_hits(found)
 
 
-def _nearest_hits(segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], work: Work) -> Hits:
+def _nearest_hits(
+    segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], work: Work, path: str
+) -> Hits:
     """Return the nearest rows of each query within its radius, with all that tie with the last.
 
     One neighbour more than wanted is looked for: is it as near as the last, there may be others,
@@ -143,14 +236,14 @@ def _nearest_hits(segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], w
     the rows.
     """
     k = plan.neighbours
-    distance, row = nearest(segment.rows, plan.queries(), k + 1, alive=alive, work=work)
+    distance, row = nearest(segment.rows, plan.queries(), k + 1, alive=alive, work=work, path=path)
     query, rank = np.nonzero((row >= 0) & (distance < plan.radius[:, None]))
     if not (distance[:, k] == distance[:, k - 1])[row[:, k] >= 0].any():
         first = rank < k
         query, rank = query[first], rank[first]
         return Hits(query.astype(np.int32), row[query, rank], distance[query, rank], work.pairs)
     reach = np.minimum(distance[:, k - 1].astype(np.int64) + 1, plan.radius)
-    return range_scan(segment.rows, alive, plan.queries(), reach.astype(np.int32), work)
+    return range_scan(segment.rows, alive, plan.queries(), reach.astype(np.int32), work, path=path)
 
 
 def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:
@@ -187,9 +280,31 @@ def merge_blocks(blocks: list[DistanceBlock], neighbours: int = 0) -> DistanceBl
         image[kept],
         distance[kept],
         geometry[kept],
-        pairs=sum(block.pairs for block in blocks),
-        rows=sum(block.rows for block in blocks),
+        sum((block.counts for block in blocks), ScanCounts()),
     )
+
+
+def split_block(block: DistanceBlock, offsets: Sequence[int]) -> list[DistanceBlock]:
+    """Return a part for each query image: the inverse of `pipeline.retrieval.plan.join_plans`.
+
+    Parameters
+    ----------
+    block : DistanceBlock
+    offsets : sequence of int
+        Image i has the query descriptors ``offsets[i]`` to ``offsets[i + 1] - 1``; in its part
+        they are counted from zero. The counts stay with the whole.
+    """
+    order = np.argsort(block.query, kind="stable")
+    ends = np.searchsorted(block.query[order], offsets)
+    return [
+        DistanceBlock(
+            (block.query[mine] - first).astype(np.uint16),
+            block.image[mine],
+            block.distance[mine],
+            block.geometry[mine],
+        )
+        for first, mine in zip(offsets, np.split(order, ends[1:-1]), strict=False)
+    ]
 
 
 def _among_nearest(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.records import Match
-from pipeline.retrieval.scan import DistanceBlock, merge_blocks, pack_geometry
+from pipeline.retrieval.scan import DistanceBlock, merge_blocks, pack_geometry, split_block
 
 
 class ImageRow(Protocol):
@@ -100,6 +101,25 @@ def rank_blocks(blocks: list[DistanceBlock], radius: NDArray[np.int32]) -> Ranki
         votes[order].astype(np.int64),
         int(radius.astype(np.int64).sum()),
     )
+
+
+def rank_images(
+    blocks: Sequence[DistanceBlock], radius: NDArray[np.int32], offsets: Sequence[int]
+) -> list[Ranking]:
+    """Score the images for each query image of a pass by itself.
+
+    Parameters
+    ----------
+    blocks : sequence of DistanceBlock
+    radius : ndarray of shape (Q,), int32
+    offsets : sequence of int
+        Query image i has the query descriptors ``offsets[i]`` to ``offsets[i + 1] - 1``.
+    """
+    split = [split_block(block, offsets) for block in blocks]
+    return [
+        rank_blocks([parts[i] for parts in split], radius[start:stop])
+        for i, (start, stop) in enumerate(itertools.pairwise(offsets))
+    ]
 
 
 def _best_of_each_row(

@@ -12,9 +12,11 @@ from onnx import TensorProto, helper, numpy_helper
 from sites import Site, answer, found_names
 
 from pipeline import local
+from pipeline.config import PlanKind
 from pipeline.errors import ConfigError
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
+from pipeline.records import SearchResult
 from workers.client import Collection
 
 SIDE, CHANNELS = 64, 80
@@ -50,6 +52,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_workers_index_and_search_with_every_extractor(
     site: Site, photo_folder: Path, queries: list[Path], network: Path, kind: str
 ) -> None:
+    plan: PlanKind
     spec = f"cnn:{network}" if kind == "cnn" else kind
     name = f"by-{kind}"
     with (
@@ -71,6 +74,13 @@ def test_workers_index_and_search_with_every_extractor(
             assert answer(remote.search(image, top=20)) == wanted
             there = answer(remote.enqueue_search(image, top=20).wait())
             assert there["matches"] == wanted["matches"]
+        for plan in ("probed", "exhaustive"):
+            singles = [here.search(query, top=20, plan=plan) for query in queries]
+            for form in (here, remote):
+                many = form.search_many(queries, top=20, plan=plan)
+                assert [r.matches for r in many if isinstance(r, SearchResult)] == [
+                    single.matches for single in singles
+                ]
         first = [found_names(remote.search(query))[0].split("__")[0] for query in queries]
         # What a changed view looks like to random weights is not what is tested here.
         assert kind == "cnn" or first == [query.stem for query in queries]

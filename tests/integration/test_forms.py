@@ -65,7 +65,7 @@ def test_probed_and_exhaustive_differ_in_what_they_scan(
     with Collection.open(indexed, site.settings) as collection:
         exhaustive = collection.search(queries[0], plan="exhaustive").plan
         probed = collection.search(queries[0], plan="probed").plan
-        wide = collection.search(queries[0], plan="probed", probe_share=0.5).plan
+        wide = collection.search(queries[0], plan="probed", effort=0.5).plan
     assert exhaustive["scanned_share"] == 1.0
     assert 0 < probed["scanned_share"] < 0.3
     assert probed["scanned_share"] < wide["scanned_share"] < 1.0

@@ -371,7 +371,7 @@ def test_the_probed_plan_over_all_cells_gives_the_exhaustive_answer(
 ) -> None:
     for query in queries:
         exhaustive = shared.search(query, top=45, plan="exhaustive").to_dict()
-        probed = shared.search(query, top=45, plan="probed", probe_share=1.0).to_dict()
+        probed = shared.search(query, top=45, plan="probed", effort=1.0).to_dict()
         assert probed["matches"] == exhaustive["matches"]
         assert probed["plan"] == exhaustive["plan"] | {"kind": "probed"}
         assert exhaustive["plan"]["scanned_share"] == 1.0
@@ -422,8 +422,8 @@ def test_a_search_of_nothing_says_what_to_do(shared: Collection, settings: Setti
         shared.search(np.full((200, 200), 128, np.uint8))
     with pytest.raises(ImageReadError):
         shared.search("/nowhere/query.jpg")
-    with pytest.raises(ConfigError, match="probe_share"):
-        shared.search(np.zeros((50, 50), np.uint8), probe_share=0.0)
+    with pytest.raises(ConfigError, match="effort"):
+        shared.search(np.zeros((50, 50), np.uint8), effort=0.0)
     with pytest.raises(ConfigError, match="top"):
         shared.search(np.zeros((50, 50), np.uint8), top=0)
 

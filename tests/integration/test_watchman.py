@@ -271,16 +271,15 @@ class TestSearches:
         for group in range(4):
             sent = _messages(context, f"group.{group}")
             assert sent == ([("retrieve.scan", [ticket.id, group])] if group in (1, 2) else [])
-        assert searches.fetch_result(context.redis, ticket.id) is None
+        assert searches.fetch_results(context.redis, ticket.id) is None
 
         searches.tend(context, late, ticket.deadline_at)
-        result = searches.fetch_result(context.redis, ticket.id)
-        assert result is not None
+        (result,) = searches.fetch_results(context.redis, ticket.id) or []
         assert (result.complete, result.missing_groups) == (False, (1, 2))
         # What comes after the end changes nothing.
         searches.scan(context, ticket.id, 1)
         searches.rank(context, ticket.id)
-        assert searches.fetch_result(context.redis, ticket.id) == result
+        assert searches.fetch_results(context.redis, ticket.id) == [result]
 
     def test_a_lost_ranking_is_made_up_for(self, context: Context, query: bytes) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
@@ -288,10 +287,9 @@ class TestSearches:
         for group in range(4):
             assert "matches" in searches.scan(context, ticket.id, group)
             assert searches.scan(context, ticket.id, group) == {"group": group, "known": True}
-        assert searches.fetch_result(context.redis, ticket.id) is None
+        assert searches.fetch_results(context.redis, ticket.id) is None
         searches.tend(context, ticket, ticket.resend_at)
-        result = searches.fetch_result(context.redis, ticket.id)
-        assert result is not None
+        (result,) = searches.fetch_results(context.redis, ticket.id) or []
         assert result.complete
 
     def test_a_scan_that_fails_is_a_missing_group_not_an_error(
@@ -314,8 +312,7 @@ class TestSearches:
             fresh.close()
         for group in (0, 1, 3):
             searches.scan(context, ticket.id, group)
-        result = searches.rank(context, ticket.id)
-        assert result is not None
+        (result,) = searches.rank(context, ticket.id) or []
         assert (result.complete, result.missing_groups) == (False, (2,))
         assert Path(result.matches[0].locations[0]).stem == "coffee"
 
@@ -370,7 +367,7 @@ class TestSearches:
         assert "error" in searches.prepare(context, "unknown")
         assert "error" in searches.scan(context, "unknown", 0)
         assert searches.rank(context, "unknown") is None
-        assert searches.fetch_result(context.redis, "unknown") is None
+        assert searches.fetch_results(context.redis, "unknown") is None
         assert context.redis.keys("*unknown*") == []
 
     @pytest.mark.parametrize("deadline_s", [5.0, 5000.0])

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -97,6 +99,88 @@ def test_search_for_people_fits_80_columns_and_tells_the_plan(filled: Path, phot
     assert table[1].endswith("coffee.png")
     assert "100.0% scanned" in result.stdout
     assert "complete" in result.stdout
+
+
+def test_exact_and_effort_choose_the_plan(filled: Path, photos: Path) -> None:
+    query = photos / "coffee.png"
+
+    def plan(*options: str) -> dict[str, Any]:
+        answer = vantage_json(filled, "search", "holiday", query, "--local", *options)
+        found: dict[str, Any] = answer["searches"][0]
+        assert found["matches"][0]["locations"] == [str(query)]
+        return found
+
+    assert plan("--exact")["plan"]["kind"] == "exhaustive"
+    assert plan("--exact")["explain"]["effort"] is None
+    some = plan("--effort", "0.3")
+    assert (some["plan"]["kind"], some["explain"]["effort"]) == ("probed", 0.3)
+    assert some["plan"]["cells_probed"] == round(0.3 * some["plan"]["cells"])
+    assert plan("--plan", "probed")["explain"]["effort"] == 0.06
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--exact", "--effort", "0.1"), "ask for one of the two"),
+        (("--exact", "--plan", "probed"), "ask for one of the two"),
+        (("--plan", "exhaustive", "--effort", "0.1"), "leave out one of the two"),
+        (("--effort", "1.5"), "effort is 1.5: must be above 0 and at most 1"),
+    ],
+)
+def test_plans_that_contradict_themselves_are_refused(
+    filled: Path, photos: Path, options: tuple[str, ...], sentence: str
+) -> None:
+    for command in (("search", "holiday", photos / "coffee.png"), ("eval", photos)):
+        result = vantage(filled, *command, "--local", *options)
+        assert result.exit_code == exits.USAGE
+        assert sentence in " ".join(result.stderr.split())
+        assert result.stdout == ""
+
+
+def test_explain_tells_the_plan_its_cost_and_its_times(filled: Path, photos: Path) -> None:
+    names = [photos / "coffee.png", photos / "rocket.jpg"]
+    result = vantage(filled, "search", "holiday", *names, "--local", "--explain", "--exact")
+    assert result.exit_code == exits.OK
+    lines = result.stdout.splitlines()
+    assert all(columns(line) <= 80 for line in lines if line.startswith("  "))
+    text = " ".join(result.stdout.split())
+    assert "Plan of holiday: exhaustive; it was asked for." in text
+    assert "Scanned for 2 images with" in text
+    # One pass for both, explained once, after both answers.
+    assert text.count("Tree: ") == 1
+    assert text.index("rocket.jpg: ") < text.index("Tree: ")
+    table = [line.split() for line in lines if line.startswith("  ")]
+    assert any(line[0] == "pairs" and "1.00" in line for line in table)
+    assert any(line[0] == "all" for line in table)
+    assert re.search(r"extract ms plan ms send and wait ms rank ms( [\d,]+\.\d){4}", text)
+    assert "the probed plan, predicted" in text
+
+
+def test_what_is_explained_adds_up(filled: Path, photos: Path) -> None:
+    query = photos / "coffee.png"
+    for options in (("--exact",), ("--effort", "0.3")):
+        answer = vantage_json(filled, "search", "holiday", query, "--local", *options)
+        (found,) = answer["searches"]
+        explain, plan = found["explain"], found["plan"]
+        groups = explain["groups"]
+        assert explain["plan"] == plan["kind"]
+        assert [group["group"] for group in groups] == plan["groups"]
+        assert explain["queries"] == found["query"]["descriptors"]
+        wanted = explain["queries"] * plan["cells_probed"]
+        assert sum(group["wanted"] for group in groups) == wanted
+        for name in ("pairs", "bytes"):
+            assert explain["actual"][name] == sum(group[name] for group in groups)
+        assert explain["actual"]["pairs"] == pytest.approx(
+            plan["scanned_share"] * plan["descriptors"] * explain["queries"], rel=1e-3
+        )
+        for group in groups:
+            assert 0 < group["cells"] <= group["distinct"] <= group["wanted"]
+            assert group["bytes"] == 72 * group["visited"] <= 72 * group["rows"]
+            assert 0 < group["matches"] <= group["computed"] < group["pairs"]
+            assert group["ms"] > 0
+        if plan["kind"] == "exhaustive":
+            assert explain["predicted"]["pairs"] == explain["actual"]["pairs"]
+            assert explain["predicted"]["bytes"] == explain["actual"]["bytes"]
 
 
 def test_search_takes_standard_input(filled: Path, photos: Path) -> None:
@@ -285,6 +369,17 @@ def test_eval_measures_both_plans_and_leaves_no_collection(home: Path, dataset: 
         assert 0 < report["overall"]["scanned_share"] <= 1
     assert found["plans"]["exhaustive"]["overall"]["scanned_share"] == 1.0
     assert vantage_json(home, "collections") == {"collections": []}
+
+
+def test_eval_measures_the_effort_that_is_asked_for(home: Path, dataset: Path) -> None:
+    shares = []
+    for effort in ("0.3", "1.0"):
+        found = vantage_json(home, "eval", dataset, "--local", "--keep", "--effort", effort)
+        assert set(found["plans"]) == {"probed", "exhaustive"}
+        shares.append(found["plans"]["probed"]["overall"]["scanned_share"])
+    assert 0 < shares[0] < shares[1] == 1.0
+    exact = vantage_json(home, "eval", dataset, "--local", "--keep", "--exact")
+    assert set(exact["plans"]) == {"exhaustive"}
 
 
 def test_eval_for_people_shows_the_plans_side_by_side(home: Path, dataset: Path) -> None:

@@ -18,7 +18,7 @@ from pipeline.config import (
     Settings,
     digest,
 )
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, InputError
 
 CONFIGS: list[Any] = [ImageLimits, ExtractorConfig, IndexConfig, SearchConfig]
 
@@ -166,9 +166,9 @@ def test_configurations_survive_json_and_refuse_unknown_keys(config: Any) -> Non
         (SearchConfig, "top", 0),
         (SearchConfig, "top", 10_001),
         (SearchConfig, "plan", "fast"),
-        (SearchConfig, "probe_share", 0.0),
-        (SearchConfig, "probe_share", 1.1),
-        (SearchConfig, "probe_share", float("nan")),
+        (SearchConfig, "effort", 0.0),
+        (SearchConfig, "effort", 1.1),
+        (SearchConfig, "effort", float("nan")),
         (SearchConfig, "deadline_s", 0.0),
     ],
 )
@@ -176,6 +176,41 @@ def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -
     with pytest.raises(ConfigError) as caught:
         config(**{name: value})
     assert caught.value.args[0] == name
+
+
+@pytest.mark.parametrize(
+    ("wish", "plan", "effort"),
+    [
+        ({}, "auto", 0.06),
+        ({"exact": True}, "exhaustive", 0.06),
+        ({"exact": True, "plan": "exhaustive"}, "exhaustive", 0.06),
+        ({"effort": 0.2}, "probed", 0.2),
+        ({"effort": 0.2, "plan": "probed"}, "probed", 0.2),
+        ({"plan": "probed"}, "probed", 0.06),
+    ],
+)
+def test_a_search_is_done_as_it_is_asked_for(wish: Any, plan: str, effort: float) -> None:
+    config = SearchConfig.asked(**wish, top=3, deadline_s=2.0)
+    assert config == SearchConfig(plan=plan, effort=effort, top=3, deadline_s=2.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wish", "sentence"),
+    [
+        ({"exact": True, "effort": 0.1}, "exact compares with every row, an effort of 0.1"),
+        ({"exact": True, "plan": "probed"}, "the plan asked for is probed"),
+        ({"effort": 0.1, "plan": "exhaustive"}, r"knows no effort \(of 0.1\)"),
+    ],
+)
+def test_wishes_that_contradict_each_other_are_refused(wish: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        SearchConfig.asked(**wish)
+
+
+def test_an_effort_out_of_range_is_refused() -> None:
+    for effort in (0.0, -1.0, 1.01):
+        with pytest.raises(ConfigError, match="effort"):
+            SearchConfig.asked(effort=effort)
 
 
 @given(st.integers(32, 5000), st.integers(1, 5000), st.integers(1, 5000))

@@ -15,9 +15,10 @@ from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import ExtractorConfig, SearchConfig
 from pipeline.containers import container_arrays, container_key, read_container
 from pipeline.records import Features, ImageFailure
+from pipeline.retrieval.batch import Batch, QueryImage
+from pipeline.retrieval.cost import Extent, Machine
 from pipeline.retrieval.plan import make_plan
-from pipeline.retrieval.scan import scan_segment
-from pipeline.searching import PreparedQuery
+from pipeline.retrieval.scan import GroupScan, scan_segment
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 FAILURE = ImageFailure("cd" * 32, "truncated", "the file ends too early")
@@ -37,14 +38,18 @@ def container_file() -> bytes:
 def plan_file(kind: str) -> bytes:
     codes = model().quantizer.encode(features(15, 30).descriptors)
     plan = make_plan(model(), codes, 930, SearchConfig(plan=kind))  # type: ignore[arg-type]
-    return arrays_to_bytes(*PreparedQuery(plan, "ab", 640, 480, {"plan": 1.0}).to_arrays())
+    image = QueryImage("ab", 640, 480, 30, {"plan": 1.0})
+    extent = Extent(30, 930, 64, model().tree.cells)
+    batch = Batch(plan, (image,), extent, "probed", 0.06, Machine("avx2", 2))
+    return arrays_to_bytes(*batch.to_arrays())
 
 
 def block_file() -> bytes:
     codes = model().quantizer.encode(features(15, 30).descriptors)
     plan = make_plan(model(), codes, 930, SearchConfig())
     block = scan_segment(segments()[2], plan)
-    return arrays_to_bytes(block.to_arrays(), block.to_meta())
+    scan = GroupScan(1, block, 2.5, "avx2")
+    return arrays_to_bytes(block.to_arrays(), scan.to_meta())
 
 
 FILES: dict[str, bytes] = {

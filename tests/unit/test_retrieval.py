@@ -19,15 +19,26 @@ from pipeline.index.rows import pack_rows, to_signed, unpack_rows
 from pipeline.index.segments import Segment, assign_features
 from pipeline.records import Features
 from pipeline.retrieval import scan
+from pipeline.retrieval.cost import (
+    EXHAUSTIVE_WITHIN_BYTES,
+    Extent,
+    exhaustive_is_fast_enough,
+)
 from pipeline.retrieval.plan import (
-    EXHAUSTIVE_BELOW,
     ONE_VECTOR_ROWS,
     QueryPlan,
     background_radius,
+    join_plans,
     make_plan,
     plan_work,
 )
-from pipeline.retrieval.scan import DistanceBlock, merge_blocks, scan_segment
+from pipeline.retrieval.scan import (
+    DistanceBlock,
+    ScanCounts,
+    merge_blocks,
+    scan_segment,
+    split_block,
+)
 from pipeline.retrieval.score import Ranking, make_matches, rank_blocks
 
 
@@ -38,7 +49,7 @@ def query_codes(seed: int = 15, count: int = 40) -> NDArray[np.int8]:
 
 
 def plan_of(kind: str, share: float = 1.0, codes: NDArray[np.int8] | None = None) -> QueryPlan:
-    config = SearchConfig(plan=kind, probe_share=share)  # type: ignore[arg-type]
+    config = SearchConfig(plan=kind, effort=share)  # type: ignore[arg-type]
     return make_plan(model(), query_codes() if codes is None else codes, 930, config)
 
 
@@ -59,7 +70,11 @@ def test_the_probed_plan_over_all_cells_finds_what_the_exhaustive_plan_finds() -
     probed, exhaustive = scan_all(plan_of("probed")), scan_all(plan_of("exhaustive"))
     assert sum(len(block.query) for block in exhaustive) >= 40
     for one, other in zip(probed, exhaustive, strict=True):
-        assert same_block(one, other)
+        assert one.counts.computed is not None
+        assert len(one.query) <= one.counts.computed <= one.counts.pairs
+        # How many pairs the heads decide depends on the tiles.
+        tiled = replace(one.counts, computed=other.counts.computed)
+        assert same_block(replace(one, counts=tiled), other)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 1.0])
@@ -96,10 +111,33 @@ def test_a_probed_plan_names_the_groups_of_its_cells_alone() -> None:
         assert (work.pairs > 0) <= (group in plan.groups)
 
 
-def test_auto_takes_the_exhaustive_plan_for_few_descriptors() -> None:
+def test_auto_takes_the_exhaustive_plan_where_the_reference_is_fast_enough() -> None:
     config = SearchConfig()
-    assert make_plan(model(), query_codes(), EXHAUSTIVE_BELOW - 1, config).kind == "exhaustive"
-    assert make_plan(model(), query_codes(), EXHAUSTIVE_BELOW, config).kind == "probed"
+    for count in (1, 7, 40):
+        rows = 10**6
+        while exhaustive_is_fast_enough(Extent(count, rows, 64, model().tree.cells)):
+            rows *= 2
+        for many, kind in ((rows, "probed"), (rows // 2, "exhaustive")):
+            assert make_plan(model(), query_codes(count=count), many, config).kind == kind
+
+
+def test_plans_of_images_are_joined_and_what_a_scan_found_is_parted_again() -> None:
+    codes = [query_codes(seed, count) for seed, count in ((15, 40), (3, 7), (9, 1), (15, 40))]
+    for kind in ("probed", "exhaustive"):
+        plans = [plan_of(kind, 0.2, some) for some in codes]
+        joined = join_plans(plans)
+        offsets = [0, 40, 47, 48, 88]
+        together = merge_blocks(scan_all(joined))
+        assert len(together.query) > 0
+        for plan, part in zip(plans, split_block(together, offsets), strict=True):
+            alone = merge_blocks(scan_all(plan))
+            again = merge_blocks([part])
+            for name, array in alone.to_arrays().items():
+                assert np.array_equal(array, again.to_arrays()[name])
+        counts = together.counts
+        assert counts.pairs == sum(merge_blocks(scan_all(plan)).counts.pairs for plan in plans)
+        # What several want is visited once.
+        assert counts.cells < sum(merge_blocks(scan_all(plan)).counts.cells for plan in plans)
 
 
 def test_the_background_radius_is_that_of_the_second_neighbour_or_the_shortened_sixteenth() -> None:
@@ -171,6 +209,10 @@ def test_a_scan_is_given_up_between_cells_when_its_search_is_over(
     assert not list(clock)
 
 
+def random_count(rng: np.random.Generator) -> int | None:
+    return None if rng.random() < 0.2 else int(rng.integers(0, 9))
+
+
 def random_block(rng: np.random.Generator) -> DistanceBlock:
     count = int(rng.integers(0, 30))
     return DistanceBlock(
@@ -178,8 +220,7 @@ def random_block(rng: np.random.Generator) -> DistanceBlock:
         rng.integers(0, 4, count).astype(np.uint32),
         rng.integers(0, 3, count).astype(np.uint32),
         rng.integers(0, 3, (count, 4)).astype(np.uint16) * 20_000,
-        pairs=int(rng.integers(0, 9)),
-        rows=int(rng.integers(0, 9)),
+        ScanCounts(*rng.integers(0, 9, 5).tolist(), computed=random_count(rng)),
     )
 
 
@@ -198,7 +239,8 @@ def test_merging_blocks_is_associative_and_commutative(seed: int) -> None:
 
 def test_merging_no_blocks_gives_an_empty_block() -> None:
     nothing = merge_blocks([])
-    assert len(nothing.query) == len(nothing.geometry) == nothing.pairs == nothing.rows == 0
+    assert len(nothing.query) == len(nothing.geometry) == 0
+    assert nothing.counts == ScanCounts()
     assert nothing.geometry.shape == (0, 4)
 
 
@@ -234,7 +276,7 @@ def nearest_pictures(
     number: int, kind: str, top: int, removed: frozenset[int] = frozenset()
 ) -> tuple[QueryPlan, DistanceBlock]:
     trained, vectors, stored = pictures()
-    config = SearchConfig(plan=kind, top=top, probe_share=1.0)  # type: ignore[arg-type]
+    config = SearchConfig(plan=kind, top=top, effort=1.0)  # type: ignore[arg-type]
     codes = trained.quantizer.encode(vectors[number : number + 1])
     plan = make_plan(trained, codes, 300, config, one_vector=True)
     blocks = [scan_segment(segment, plan, removed) for segment in stored]
@@ -328,7 +370,7 @@ def test_one_vector_of_the_smallest_collections(count: int, equal: bool, whiten:
     assigned = assign_features(trained, [f.descriptors for f in images], images, range(count))
     stored = [merge_rows(trained, group, [assigned]) for group in range(4)]
     for kind in ("probed", "exhaustive"):
-        asked = SearchConfig(plan=kind, probe_share=1.0)  # type: ignore[arg-type]
+        asked = SearchConfig(plan=kind, effort=1.0)  # type: ignore[arg-type]
         codes = trained.quantizer.encode(vectors[:1])
         plan = make_plan(trained, codes, count, asked, one_vector=True)
         ranking = rank_blocks([scan_segment(segment, plan) for segment in stored], plan.radius)
@@ -340,7 +382,8 @@ def test_one_vector_of_the_smallest_collections(count: int, equal: bool, whiten:
 def test_long_rows_are_probed_in_smaller_collections() -> None:
     trained, vectors, _ = pictures()
     codes = trained.quantizer.encode(vectors[:1])
-    for count, kind in [(499_999, "exhaustive"), (500_000, "probed")]:
+    most = EXHAUSTIVE_WITHIN_BYTES // (128 + 8)
+    for count, kind in [(most, "exhaustive"), (most + 1, "probed")]:
         plan = make_plan(trained, codes, count, SearchConfig(), one_vector=True)
         assert plan.kind == kind
 
@@ -359,8 +402,6 @@ def one_block(
         np.array(image, np.uint32),
         np.array(distance, np.uint32),
         np.array(places, np.uint16),
-        pairs=0,
-        rows=0,
     )
 
 

@@ -7,16 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pipeline.config import Settings, digest
+from pipeline.config import PlanKind, SearchConfig, Settings, digest
 from pipeline.errors import InputError, StateError, UnknownNameError
 from workers.cli import exits
 from workers.cli.indexing import do_by_workers, do_locally
 from workers.cli.metadata import metadata_engine
-from workers.cli.options import JsonOption, LocalOption, epilog
+from workers.cli.options import ExactOption, JsonOption, LocalOption, epilog
 from workers.cli.output import counted, say, show_table, to_stderr, write_json
 from workers.cli.progress import Bar
 from workers.cli.search import Searcher, open_collections
@@ -32,6 +32,7 @@ HELP = epilog(
     """
 vantage eval photos/
 vantage eval photos/ --parts dvd --plan probed --local
+vantage eval photos/ --effort 0.02 --keep
 vantage eval photos/ --keep --json > figures.json
 vantage eval photos/ --extractor sift --extractor cnn:resnet50.onnx --fuse
 """,
@@ -71,6 +72,16 @@ def evaluate(
         ),
     ],
     plan: Annotated[EvaluatedPlan, typer.Option(help="Plans to measure.")] = EvaluatedPlan.both,
+    exact: ExactOption = False,
+    effort: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of the cells that the probed plan opens for a query descriptor. "
+            f"Default: {SearchConfig().effort:g}.",
+            show_default=False,
+        ),
+    ] = None,
     parts: Annotated[
         str,
         typer.Option(
@@ -103,13 +114,13 @@ def evaluate(
     from pipeline.evaluation import read_dataset
 
     settings = Settings.from_env()
+    plans = _plans(plan, effort, exact)
     specs = extractor or [settings.extractor_spec]
     if fuse and len(specs) < 2:
         raise InputError(
             f"--fuse takes at least two extractors, not {len(specs)}; give --extractor again"
         )
     chosen = read_dataset(dataset).select([name for name in parts.split(",") if name])
-    plans = ["probed", "exhaustive"] if plan is EvaluatedPlan.both else [plan.value]
     configs = {spec: choose_extractor(settings, spec).config for spec in specs}
     labels = dict(zip(specs, _labels(specs, configs), strict=True))
     reports: Reports = {}
@@ -119,9 +130,11 @@ def evaluate(
             opened = _evaluation_collection(settings, engine, chosen, config, keep)
             names.append(collections.enter_context(opened))
             _index(settings, engine, names[-1], chosen, spec, local)
-            reports[labels[spec]] = _measure(settings, [names[-1]], chosen, plans, top, local)
+            reports[labels[spec]] = _measure(
+                settings, [names[-1]], chosen, plans, effort, top, local
+            )
         if fuse:
-            reports[FUSED] = _measure(settings, names, chosen, plans, top, local)
+            reports[FUSED] = _measure(settings, names, chosen, plans, effort, top, local)
     if as_json:
         write_json(_to_dict(reports))
     else:
@@ -162,13 +175,14 @@ def _measure(
     settings: Settings,
     names: Sequence[str],
     dataset: Dataset,
-    plans: Sequence[str],
+    plans: Sequence[PlanKind],
+    effort: float | None,
     top: int,
     local: bool,
 ) -> dict[str, EvaluationReport]:
     """Search in a collection, or in several together, by each plan."""
     with open_collections(names, settings, local) as searcher:
-        return {kind: _run(searcher, dataset, kind, top) for kind in plans}
+        return {kind: _run(searcher, dataset, kind, effort, top) for kind in plans}
 
 
 @contextmanager
@@ -202,12 +216,24 @@ def _evaluation_collection(
             pass  # it was not even made
 
 
-def _run(searcher: Searcher, dataset: Dataset, plan: str, top: int) -> EvaluationReport:
+def _plans(plan: EvaluatedPlan, effort: float | None, exact: bool) -> list[PlanKind]:
+    """Return the plans to measure; refuse what contradicts itself."""
+    both = plan is EvaluatedPlan.both
+    asked: PlanKind = "auto" if both else cast("PlanKind", plan.value)
+    wish = SearchConfig.asked(plan=asked, effort=effort, exact=exact)
+    return ["probed", "exhaustive"] if both and not exact else [wish.plan]
+
+
+def _run(
+    searcher: Searcher, dataset: Dataset, plan: PlanKind, effort: float | None, top: int
+) -> EvaluationReport:
     """Search with every query by one plan."""
     from pipeline.evaluation import run_evaluation
 
+    share = effort if plan == "probed" else None
+
     def ask(query: Path) -> SearchResult | FusedResult:
-        return searcher.search(query, top=top, plan=plan)  # type: ignore[arg-type]
+        return searcher.search(query, top=top, plan=plan, effort=share)
 
     with Bar() as bar:
         return run_evaluation(

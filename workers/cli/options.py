@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config import Settings
+from pipeline.config import SearchConfig, Settings
 from pipeline.errors import VantageError
 
 
@@ -53,6 +53,25 @@ ExtractorOption = Annotated[
         metavar="NAME",
         help="sift, surf, cnn:FILE or another of `vantage extractors`; for a new collection. "
         "Default: VANTAGE_EXTRACTOR.",
+        show_default=False,
+    ),
+]
+PlanOption = Annotated[
+    Plan,
+    typer.Option(
+        help="exhaustive compares all descriptors; probed those of the nearest cells; "
+        "auto takes exhaustive where it is fast enough."
+    ),
+]
+ExactOption = Annotated[
+    bool, typer.Option("--exact", help="Compare with all descriptors: --plan exhaustive.")
+]
+EffortOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SHARE",
+        help="Share of the cells that the probed plan opens for a query descriptor, above 0 and "
+        f"at most 1; asks for that plan. Default: {SearchConfig().effort:g}.",
         show_default=False,
     ),
 ]

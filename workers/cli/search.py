@@ -11,19 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
 
 import typer
 
-from pipeline.config import PlanKind, Settings
-from pipeline.errors import InputError, UnknownNameError
+from pipeline.config import PlanKind, SearchConfig, Settings
+from pipeline.errors import InputError
+from pipeline.retrieval.batch import BATCH_IMAGES
 from pipeline.text import displayable
 from workers.cli import exits
 from workers.cli.options import (
     CollectionArgument,
+    EffortOption,
+    ExactOption,
     JsonOption,
     LocalOption,
     Plan,
+    PlanOption,
     complete_collection,
     epilog,
 )
-from workers.cli.output import say, show_table, to_stderr, write_json
+from workers.cli.output import counted, say, show_table, to_stderr, write_json
 
 if TYPE_CHECKING:
     from pipeline.records import FoundBy, FusedResult, Match, SearchResult
@@ -32,16 +36,17 @@ HELP = epilog(
     """
 vantage search holiday beach.jpg
 vantage search holiday *.jpg --top 3 --html answers.html
-vantage search holiday beach.jpg --plan exhaustive --json
+vantage search holiday beach.jpg --exact --json
+vantage search holiday beach.jpg --effort 0.1 --explain
 vantage search holiday beach.jpg --fuse holiday-looks
 curl -s https://example.org/photo.jpg | vantage search holiday -
 """,
     """
-Score: 0 to 1, the share of the query's evidence that an image collects. Votes: how many of the
-query's features found a near one in it. With --fuse, the score says how far an image stands out of
-the noise of all answers together, and a column for each extractor its rank and score there ("-":
-it does not list the image: not among its best 200, or of no likeness). Exit code 4: some groups of
-the index did not answer.
+Several images are searched for in one pass over the index. Score: 0 to 1, the share of the query's
+evidence that an image collects. Votes: how many of the query's features found a near one in it.
+With --fuse, the score says how far an image stands out of the noise of all answers together, and a
+column for each extractor its rank and score there ("-": it does not list the image: not among its
+best 200, or of no likeness). Exit code 4: some groups of the index did not answer.
 """,
 )
 
@@ -52,9 +57,27 @@ class Searcher(Protocol):
     """A collection, or several together, here or with the workers."""
 
     def search(
-        self, image: Any, top: int = 10, plan: PlanKind = "auto", probe_share: float | None = None
+        self,
+        image: Any,
+        top: int = 10,
+        plan: PlanKind = "auto",
+        effort: float | None = None,
+        *,
+        exact: bool = False,
     ) -> SearchResult | FusedResult:
         """Find the images that show the same thing."""
+        ...
+
+    def search_many(
+        self,
+        images: Sequence[Any],
+        top: int = 10,
+        plan: PlanKind = "auto",
+        effort: float | None = None,
+        *,
+        exact: bool = False,
+    ) -> Sequence[SearchResult | FusedResult | InputError]:
+        """Find them for several images in one pass; what is wrong with one is its answer."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -92,13 +115,17 @@ def search(
     top: Annotated[
         int, typer.Option("--top", "-k", min=1, max=10_000, help="Images in an answer.")
     ] = 10,
-    plan: Annotated[
-        Plan,
+    plan: PlanOption = Plan.auto,
+    exact: ExactOption = False,
+    effort: EffortOption = None,
+    explain: Annotated[
+        bool,
         typer.Option(
-            help="exhaustive compares all descriptors; probed those of the nearest cells; "
-            "auto takes exhaustive where it is fast enough."
+            "--explain",
+            help="Also print the plan and why, what was visited and compared, the time of each "
+            "stage, predicted and actual. (In the JSON it always is.)",
         ),
-    ] = Plan.auto,
+    ] = False,
     fuse: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,15 +151,15 @@ def search(
 ) -> None:
     """Find the images of a collection that show the same thing as a photograph."""
     settings = Settings.from_env()
+    wish = SearchConfig.asked(top=top, plan=plan.value, effort=effort, exact=exact)
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
     with open_collections([collection, *(fuse or [])], settings, local) as searcher:
-        answers = []
-        for image in images:
-            answer = _ask(searcher, image, top, plan)
-            answers.append(answer)
-            if not as_json:
-                _show(answer)
+        answers: list[Answer] = []
+        for first in range(0, len(images), BATCH_IMAGES):
+            together = _ask(searcher, images[first : first + BATCH_IMAGES], wish)
+            answers += together
+            _tell(together, as_json, explain)
     if html is not None:
         _write_page(settings, " and ".join([collection, *(fuse or [])]), answers, html)
     if as_json:
@@ -178,17 +205,33 @@ def open_collections(names: Sequence[str], settings: Settings, local: bool) -> I
         yield searcher
 
 
-def _ask(searcher: Searcher, image: str, top: int, plan: Plan) -> Answer:
-    """Search once; a bad image is part of the answer."""
-    source: bytes | str = sys.stdin.buffer.read() if image == _STDIN else image
-    name = "standard input" if image == _STDIN else image
-    try:
-        return Answer(name, source, searcher.search(source, top=top, plan=plan.value))
-    except UnknownNameError:
-        raise
-    except InputError as error:
-        exits.tell(str(error))
-        return Answer(name, source, error=error)
+def _ask(searcher: Searcher, images: Sequence[str], wish: SearchConfig) -> list[Answer]:
+    """Search for some images in one pass; a bad image is an answer."""
+    names = ["standard input" if image == _STDIN else image for image in images]
+    sources: list[bytes | str] = [
+        sys.stdin.buffer.read() if image == _STDIN else image for image in images
+    ]
+    effort = wish.effort if wish.plan == "probed" else None
+    found = searcher.search_many(sources, top=wish.top, plan=wish.plan, effort=effort)
+    return [
+        Answer(name, source, error=result)
+        if isinstance(result, InputError)
+        else Answer(name, source, result)
+        for name, source, result in zip(names, sources, found, strict=True)
+    ]
+
+
+def _tell(answers: Sequence[Answer], as_json: bool, explain: bool) -> None:
+    """Print what one pass answered; errors at once, answers only for people."""
+    for answer in answers:
+        if answer.error is not None:
+            exits.tell(str(answer.error))
+        elif not as_json:
+            _show(answer)
+    if explain and not as_json:
+        from workers.cli.explain import show_explanations
+
+        show_explanations([answer.result for answer in answers if answer.result is not None])
 
 
 def _show(answer: Answer) -> None:
@@ -267,8 +310,14 @@ def describe(result: SearchResult) -> str:
     )
     return (
         f"{plan['kind']} plan, {cells}{plan['scanned_share']:.1%} scanned, "
-        f"{sum(result.timings.values()):,.0f} ms, {whole}"
+        f"{sum(result.timings.values()):,.0f} ms{_shared(result)}, {whole}"
     )
+
+
+def _shared(result: SearchResult) -> str:
+    """Return with how many other images the time was shared."""
+    others = result.explain.get("images", 1) - 1
+    return f" with {counted(others, 'other image')}" if others else ""
 
 
 def _write_page(settings: Settings, collection: str, answers: list[Answer], html: Path) -> None:

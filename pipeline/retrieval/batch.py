@@ -1,0 +1,180 @@
+"""Several query images in one pass: their plans joined, and what each of them needs afterwards."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.retrieval.cost import REFERENCE, Cost, Extent, Machine, exhaustive_cost, probed_cost
+from pipeline.retrieval.plan import QueryPlan, join_plans
+
+BATCH_IMAGES = 32
+"""Query images in one pass, at most: an answer shall not wait for hundreds of others."""
+
+BATCH_DESCRIPTORS = 1 << 16
+"""Query descriptors in one pass, at most: a distance block counts them in 16 bits."""
+
+BATCH_BYTES = 1 << 25
+"""Bytes of a joined plan, about and at most: every group reads all of it."""
+
+BATCH_SHARE = 0.5
+"""Share of the deadline that the scans of a batch of several images may take the reference
+(`pipeline.retrieval.cost.REFERENCE`), predicted."""
+
+
+@dataclass(frozen=True)
+class QueryImage:
+    """One image of a batch.
+
+    Attributes
+    ----------
+    digest : str
+        Names the image's content, its extractor, its plan and the tree: equal digests, equal plans.
+    width, height : int
+        Pixels.
+    descriptors : int
+    timings : dict of str to float
+        Milliseconds spent on it alone.
+    """
+
+    digest: str
+    width: int
+    height: int
+    descriptors: int
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Query images that are searched for together; a single search is a batch of one.
+
+    Attributes
+    ----------
+    plan : QueryPlan
+        Their descriptors one after the other.
+    images : tuple of QueryImage
+        In the same order.
+    extent : Extent
+        What the plan was made for.
+    asked : str
+        The plan that was asked for: ``auto``, ``probed`` or ``exhaustive``.
+    effort : float
+        Share of the cells that the probed plan opens for a query descriptor.
+    machine : Machine
+        What planned it, as it would scan.
+    """
+
+    plan: QueryPlan
+    images: tuple[QueryImage, ...]
+    extent: Extent
+    asked: str
+    effort: float
+    machine: Machine
+
+    @property
+    def offsets(self) -> list[int]:
+        """Image i has the query descriptors ``offsets[i]`` to ``offsets[i + 1] - 1``."""
+        return [0, *itertools.accumulate(image.descriptors for image in self.images)]
+
+    def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return arrays and plain values, as they travel to scans and ranking."""
+        own = {
+            "images": [asdict(image) for image in self.images],
+            "extent": asdict(self.extent),
+            "asked": self.asked,
+            "effort": self.effort,
+            "machine": asdict(self.machine),
+        }
+        return self.plan.to_arrays(), {**self.plan.to_meta(), **own}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> Batch:
+        """Inverse of `to_arrays`."""
+        return cls(
+            QueryPlan.from_arrays(arrays, meta),
+            tuple(QueryImage(**image) for image in meta["images"]),
+            Extent(**meta["extent"]),
+            meta["asked"],
+            meta["effort"],
+            Machine(**meta["machine"]),
+        )
+
+    def predicted(self, machine: Machine | None = None) -> Cost:
+        """Return what the plan is predicted to cost; default: the machine that planned it."""
+        machine = machine or self.machine
+        if self.plan.kind == "exhaustive":
+            return exhaustive_cost(self.extent, machine)
+        distinct = len(np.unique(self.plan.cells))
+        return probed_cost(self.extent, machine, int(self.plan.cells.shape[1]), distinct)
+
+
+def join_batches(batches: Sequence[Batch]) -> Batch:
+    """Return one batch of all images.
+
+    Parameters
+    ----------
+    batches : sequence of Batch
+        At least one; their plans can be joined (`pipeline.retrieval.plan.join_plans`).
+    """
+    first = batches[0]
+    return replace(
+        first,
+        plan=join_plans([batch.plan for batch in batches]),
+        images=tuple(image for batch in batches for image in batch.images),
+        extent=replace(first.extent, queries=sum(batch.extent.queries for batch in batches)),
+    )
+
+
+def cut_batches(queries: Sequence[Batch], deadline_s: float) -> list[list[int]]:
+    """Return which of some query images share a pass.
+
+    Images whose plans differ in kind do not; a pass is no larger than `BATCH_IMAGES`,
+    `BATCH_DESCRIPTORS`, `BATCH_BYTES` and `BATCH_SHARE` say, unless it is for one image alone.
+
+    Parameters
+    ----------
+    queries : sequence of Batch
+        Each of one image, of one collection and configuration.
+    deadline_s : float
+        Seconds that a pass may take until its answers are due.
+
+    Returns
+    -------
+    list of list of int
+        Positions of the images, each once.
+    """
+    made: list[list[int]] = []
+    for kind in dict.fromkeys(query.plan.kind for query in queries):
+        room: _Room | None = None
+        for number, query in enumerate(queries):
+            if query.plan.kind != kind:
+                continue
+            if room is None or not room.take(query):
+                made.append([])
+                room = _Room(deadline_s)
+                room.take(query)
+            made[-1].append(number)
+    return made
+
+
+class _Room:
+    """What is left of a pass."""
+
+    def __init__(self, deadline_s: float) -> None:
+        self._images = BATCH_IMAGES
+        self._descriptors = BATCH_DESCRIPTORS
+        self._bytes: float = BATCH_BYTES
+        self._ms = BATCH_SHARE * deadline_s * 1e3
+
+    def take(self, query: Batch) -> bool:
+        """Take an image in; tells whether it fitted."""
+        self._images -= 1
+        self._descriptors -= query.extent.queries
+        self._bytes -= sum(array.nbytes for array in query.plan.to_arrays().values())
+        self._ms -= query.predicted(REFERENCE).wait_ms
+        return min(self._images, self._descriptors, self._bytes, self._ms) >= 0

@@ -1,0 +1,237 @@
+"""What a scan costs, before it is begun: pairs, bytes and milliseconds of either plan.
+
+A scan's time is what its descriptor pairs cost on the code path at hand, what reading the rows
+costs, and what is done with the rows that are near enough. Rows are compared with as many query
+descriptors at once as a register tile holds; where fewer want a row, the places left free cost as
+much as the others. docs/decisions/0012-plan.md has the measurement of the constants.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pipeline.index.rows import ROW_UNIT
+from pipeline.index.simd import FEW, PATHS, TILE
+
+ROW_OVERHEAD = 8
+"""Bytes that are read of a visited row beside its codes: squared length and that of its head."""
+
+EXHAUSTIVE_WITHIN_MS = 350.0
+"""The ``auto`` plan compares with every row where that takes the `REFERENCE` no longer, predicted:
+1,000 query descriptors and 1.3 million rows of 64 bytes. It is 0.11 s on two cores with 512-bit
+registers and an 8-bit dot product; nothing is lost then."""
+
+EXHAUSTIVE_WITHIN_BYTES = 1 << 30
+"""And where it visits no more bytes: times hold for rows that stay in memory, and so much of a
+host's may be taken for granted."""
+
+PASS_NS = 770_000.0
+"""Nanoseconds that a pass takes whatever it scans."""
+
+BYTE_NS = 0.064
+"""Nanoseconds to read a byte of the rows visited, once for all that want it."""
+
+NEAR_NS = 0.01
+"""Nanoseconds for what comes within the radius of local features, a query descriptor and row of the
+collection: so large a share of all rows does, and the nearest cells hold most of them."""
+
+LIST_NS = 27.0
+"""Nanoseconds to bring one (query descriptor, cell) into the order of the cells."""
+
+
+class Rates(NamedTuple):
+    """Nanoseconds of one thread for a place of a tile and 64 bytes of a row.
+
+    Attributes
+    ----------
+    exhaustive : float
+        All rows, one after the other; the heads of the rows decide nearly every tile.
+    probed : float
+        Rows of the nearest cells, whose heads decide less.
+    vector : float
+        The nearest rows of one vector an image, computed whole.
+    """
+
+    exhaustive: float
+    probed: float
+    vector: float
+
+
+RATES = {
+    "portable": Rates(0.44, 0.52, 1.52),
+    "avx2": Rates(0.52, 0.66, 1.30),
+    "vnni256": Rates(0.25, 0.27, 0.80),
+    "vnni512": Rates(0.155, 0.18, 0.44),
+    "amx": Rates(0.106, 0.043, 0.27),
+}
+"""Of each code path of the kernels. Longer rows cost in proportion: no less than that where all of
+a row is computed, less where its head decides."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What scans.
+
+    Attributes
+    ----------
+    path : str
+        Code path of its kernels (`pipeline.index.simd.PATHS`).
+    threads : int
+        Groups that it scans at the same time.
+    """
+
+    path: str
+    threads: int
+
+
+REFERENCE = Machine("avx2", 2)
+"""What ``auto`` decides for, wherever it is asked and whoever scans: one collection and one query
+have one plan, and so one answer, on every machine."""
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is compared with how much.
+
+    Attributes
+    ----------
+    queries : int
+        Query descriptors.
+    rows : int
+        Descriptors of the collection.
+    row_bytes : int
+        Length of a stored row.
+    cells : int
+        Cells of the tree.
+    one_vector : bool
+        The extractor describes an image by one vector: the nearest rows are looked for.
+    """
+
+    queries: int
+    rows: int
+    row_bytes: int
+    cells: int
+    one_vector: bool = False
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a scan is predicted to cost, all groups together.
+
+    Attributes
+    ----------
+    pairs : int
+        Descriptor pairs compared.
+    bytes : int
+        Bytes visited: codes, lengths and heads of each visited row once.
+    scan_ms : float
+        Milliseconds of one thread.
+    wait_ms : float
+        Milliseconds until all threads are done.
+    """
+
+    pairs: int
+    bytes: int
+    scan_ms: float
+    wait_ms: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain values, times rounded."""
+        return {
+            "pairs": self.pairs,
+            "bytes": self.bytes,
+            "scan_ms": round(self.scan_ms, 2),
+            "wait_ms": round(self.wait_ms, 2),
+        }
+
+
+def exhaustive_cost(extent: Extent, machine: Machine) -> Cost:
+    """Return what comparing every query descriptor with every row costs."""
+    places = tile_places(extent.queries, machine.path)
+    return _cost(
+        extent,
+        machine,
+        pairs=extent.queries * extent.rows,
+        visited=extent.rows,
+        compared=places * extent.rows,
+        rate=RATES[machine.path].exhaustive,
+    )
+
+
+def probed_cost(
+    extent: Extent, machine: Machine, opened: int, distinct: float | None = None
+) -> Cost:
+    """Return what comparing with the rows of the nearest cells costs.
+
+    Parameters
+    ----------
+    extent : Extent
+    machine : Machine
+    opened : int
+        Cells opened for a query descriptor.
+    distinct : float, optional
+        Different cells among them all. Default: as many as there would be if every descriptor
+        took its own at random; those of a photograph share more.
+    """
+    if distinct is None:
+        distinct = expected_distinct(extent.queries, opened, extent.cells)
+    wanted = extent.queries * opened
+    rows = extent.rows / extent.cells
+    places = min(
+        wanted + distinct * _free_places(machine.path),
+        distinct * tile_places(extent.queries, machine.path),
+    )
+    return _cost(
+        extent,
+        machine,
+        pairs=round(wanted * rows),
+        visited=round(distinct * rows),
+        compared=places * rows,
+        rate=RATES[machine.path].probed,
+        listed=wanted,
+    )
+
+
+def tile_places(queries: int, path: str) -> int:
+    """Return the places of the tiles that hold the query descriptors which want a row."""
+    rest = queries % TILE
+    shape = PATHS[path].few if rest <= FEW else PATHS[path].many
+    return queries - rest + -(-rest // shape.queries) * shape.queries
+
+
+def _free_places(path: str) -> float:
+    """Return how many places are left free in a cell, on the average."""
+    return sum(tile_places(rest, path) - rest for rest in range(TILE)) / TILE
+
+
+def expected_distinct(queries: int, opened: int, cells: int) -> float:
+    """Return how many different cells `queries` choices of `opened` cells each are, at random."""
+    return cells * (1 - (1 - opened / cells) ** queries)
+
+
+def exhaustive_is_fast_enough(extent: Extent) -> bool:
+    """Tell whether the ``auto`` plan compares with every row."""
+    cost = exhaustive_cost(extent, REFERENCE)
+    return cost.wait_ms <= EXHAUSTIVE_WITHIN_MS and cost.bytes <= EXHAUSTIVE_WITHIN_BYTES
+
+
+def _cost(
+    extent: Extent,
+    machine: Machine,
+    *,
+    pairs: int,
+    visited: int,
+    compared: float,
+    rate: float,
+    listed: int = 0,
+) -> Cost:
+    """Return a cost from the places of tiles that are compared with rows, free ones included."""
+    read = visited * (extent.row_bytes + ROW_OVERHEAD)
+    if extent.one_vector:
+        rate, near = RATES[machine.path].vector, 0.0
+    else:
+        near = NEAR_NS * extent.queries * extent.rows
+    whole = rate * compared * extent.row_bytes / ROW_UNIT
+    scan_ms = (PASS_NS + BYTE_NS * read + whole + near + LIST_NS * listed) / 1e6
+    return Cost(pairs, read, scan_ms, scan_ms / machine.threads)
