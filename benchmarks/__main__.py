@@ -10,6 +10,7 @@ MODULES = (
     "benchmarks.extraction",
     "benchmarks.chords",
     "benchmarks.search",
+    "benchmarks.build",
 )
 
 if __name__ == "__main__":

@@ -32,16 +32,17 @@ from benchmarks.engine_peers import Bench, Floats, Search
 from benchmarks.kernels import CHAIN, CYCLES_A_LINK, chain
 from pipeline.config import IndexConfig
 from pipeline.index import parts
+from pipeline.index.cells import MeanCells
 from pipeline.index.engine import CELL_SIZE
 from pipeline.index.quantizer import Quantizer
-from pipeline.index.vptree import VPTree
 from pipeline.index.warm import warm_up
 from pipeline.index.work import Work
 
 STEPS: tuple[tuple[str, Any, str], ...] = (
     ("encode", Quantizer, "encode"),
-    ("choose cells", VPTree, "probe"),
+    ("choose cells", MeanCells, "probe"),
     ("list the work", parts, "cell_work"),
+    ("bound", parts, "reach_of"),
     ("scan", parts, "nearest"),
     ("merge", parts, "_merge"),
 )
@@ -103,7 +104,7 @@ def watched() -> Iterator[tuple[dict[str, float], list[int]]]:
     def timed(step: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def run(*positional: Any, **named: Any) -> Any:
             work = named.get("work")
-            if isinstance(work, Work):
+            if step == "scan" and isinstance(work, Work):
                 compared.append(work.pairs)
             started = time.process_time()
             try:

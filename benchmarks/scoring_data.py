@@ -120,7 +120,7 @@ def reduce_hits(part: Part, m: Matches, hits: Hits) -> Matches:
 def keep_cells(part: Part, hits: Hits, probed: NDArray[np.bool_]) -> Hits:
     """Keep the pairs whose row lies in a cell that the query descriptor probes."""
     kept = probed[hits.query, part.cell[hits.row]]
-    return Hits(hits.query[kept], hits.row[kept], hits.distance[kept])
+    return Hits(hits.query[kept], hits.row[kept], hits.distance[kept], hits.computed)
 
 
 def precision(part: Part, query: EvaluationQuery, scores: Floats) -> tuple[float, float]:

@@ -6,7 +6,8 @@ FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). A part and
 indexed as the pipeline does it; the query descriptors are those of the part's queries, which are
 other photographs. Cells are opened best first until a share of the collection's rows is scanned;
 *recall* is the share of the query descriptors whose nearest 8-bit row, by exhaustive scan, is then
-among them. k-means cells, which know no tree, are the yardstick.
+among them. *means* are the pipeline's cells (`pipeline.index.cells`), one step of Lloyd's algorithm
+from a tree's leaves; k-means cells, which know no tree, are the yardstick.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from benchmarks.features import FeatureSet, add_options, read_features
 from pipeline.config import IndexConfig, VantageStrategy
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.index import vptree
+from pipeline.index.cells import MeanCells, train_cells
 from pipeline.index.kernels import nearest, prepare_queries
-from pipeline.index.rows import pack_rows, to_unsigned
+from pipeline.index.rows import pack_rows, to_signed, to_unsigned, unpack_rows
 from pipeline.index.sampling import draw_samples
 from pipeline.index.vptree import VPTree, train_tree
 
@@ -119,11 +121,10 @@ def centroid_order(queries: Codes, centroids: Floats) -> Order:
     return np.argsort(distances(queries.astype(np.float32), centroids), axis=1, kind="stable")
 
 
-def kmeans(sample: Codes, cells: int) -> Floats:
-    """Return the centroids of Lloyd's algorithm."""
-    rng = np.random.default_rng(1)
-    rows = sample.astype(np.float32)
-    centroids = rows[rng.choice(len(rows), cells, replace=False)]
+def kmeans(sample: Codes, start: Floats) -> Floats:
+    """Return the centroids of Lloyd's algorithm from where it is told to start."""
+    rows, centroids = sample.astype(np.float32), start.copy()
+    cells = len(centroids)
     for _ in range(KMEANS_ROUNDS):
         mine = nearest_centroid(rows, centroids)
         count = np.bincount(mine, minlength=cells)
@@ -189,7 +190,19 @@ class Collection:
         with patch.object(vptree, "PRINCIPAL_REACH", reach):
             return train_tree(self.sample, self.levels + more, strategy)
 
-    def show_tree(self, name: str, tree: VPTree) -> None:
+    def means(self, strategy: VantageStrategy, more: int = 0) -> MeanCells:
+        """Train the means of a tree's leaves."""
+        cells = train_cells(self.sample, self.levels + more, "means", strategy)
+        assert isinstance(cells, MeanCells)
+        return cells
+
+    def show_kmeans(self, name: str, start: Floats) -> None:
+        """Print k-means cells; each query is compared with all centroids."""
+        centroids = kmeans(self.sample, start)
+        cells = nearest_centroid(self.rows.astype(np.float32), centroids).astype(np.uint32)
+        self.show(name, centroid_order(self.queries, centroids), cells)
+
+    def show_tree(self, name: str, tree: VPTree | MeanCells) -> None:
         """Print a tree, probed as the pipeline does."""
         order = tree.probe(self.queries, tree.cells).astype(np.intp)
         self.show(name, order, tree.assign(self.rows))
@@ -227,9 +240,16 @@ def main() -> None:
         c.show(f"principal, {name}", order, cells)
     means = cell_means(c.sample, tree)
     c.show("principal, nearest mean of a cell", centroid_order(c.queries, means), cells)
-    centroids = kmeans(c.sample, 2**c.levels)
-    cells = nearest_centroid(c.rows.astype(np.float32), centroids).astype(np.uint32)
-    c.show("k-means cells", centroid_order(c.queries, centroids), cells)
+    c.show_tree("means, of random's leaves", c.means("random"))
+    rng = np.random.default_rng(1)
+    for more in range(4):
+        count = 2 ** (c.levels + more)
+        cells_of_means = c.means("principal", more)
+        c.show_tree(f"means, {count} cells", cells_of_means)
+        means = to_signed(unpack_rows(cells_of_means.means)).astype(np.float32)
+        c.show_kmeans(f"the same, {KMEANS_ROUNDS} steps of Lloyd's more", means)
+        drawn = c.sample[rng.choice(len(c.sample), count, replace=False)].astype(np.float32)
+        c.show_kmeans(f"k-means, {count} cells", drawn)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ object of plain values. See docs/formats.md.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import math
 import struct
 import threading
 import tokenize
@@ -21,7 +23,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.lib import format as npy
@@ -30,6 +32,10 @@ from numpy.typing import NDArray
 from pipeline.errors import CorruptFileError
 
 ALIGNMENT = 64
+MAPPED_BYTES = 1 << 17
+"""Files below are read, not mapped: each mapping holds a file open, and a process may have only so
+many open files. Additions of single images leave hundreds of such files."""
+
 META = "meta.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _PADDING_ID = 0xD935
@@ -52,6 +58,112 @@ _DAMAGE = (
 )
 
 
+class ArrayWriter:
+    """Writes a file of arrays piece by piece; several arrays may grow side by side.
+
+    The shapes say where everything lies, so that the bytes do not depend on the pieces. Use it as a
+    context manager: the file is complete when it is left without an error.
+
+    Parameters
+    ----------
+    stream : seekable binary file, at position 0
+    arrays : mapping of str to (shape, dtype)
+        No object dtypes. They lie in the file in the order of the mapping.
+    meta : mapping of str to JSON-serialisable values
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        arrays: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]],
+        meta: Mapping[str, Any],
+    ) -> None:
+        for name, (_, dtype) in arrays.items():
+            if dtype.hasobject:
+                raise ValueError(f"array {name!r} holds objects, and allow_pickle is off")
+        self._stream = stream
+        self._archive = zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True)
+        text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":")).encode()
+        self._archive.writestr(zipfile.ZipInfo(META, _EPOCH), text)
+        self._end = stream.tell()
+        self._members: dict[str, _Member] = {}
+        for name, (shape, dtype) in arrays.items():
+            self._members[name] = _Member(name, shape, dtype, self._end)
+            self._end = self._members[name].end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._close()
+        else:
+            # What is left unclosed would be written to later, when it is collected.
+            with contextlib.suppress(OSError):
+                self._archive.close()
+
+    def write(self, name: str, piece: NDArray[Any]) -> None:
+        """Append rows to an array.
+
+        Parameters
+        ----------
+        name : str
+        piece : ndarray
+            The next rows, of the array's dtype; all pieces together have its shape.
+        """
+        self._members[name].append(self._stream, piece)
+
+    def _close(self) -> None:
+        """Write the headers, whose checksums are known now, and the directory."""
+        for member in self._members.values():
+            self._archive.filelist.append(member.finish(self._stream))
+        self._archive.start_dir = self._end
+        self._archive.close()
+
+
+class _Member:
+    """One array of a file: an aligned ``.npy`` member of the archive.
+
+    `zipfile` writes members one after the other; only the headers and the directory are its own.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], at: int) -> None:
+        self._info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+        self._info.external_attr = 0o600 << 16
+        self._info.header_offset = at
+        head = io.BytesIO()
+        described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        npy.write_array_header_1_0(head, described)
+        self._head = head.getvalue()
+        # The .npy header is itself a multiple of 64 bytes: aligning the member aligns its data.
+        before = at + _LOCAL_HEADER + len(self._info.filename.encode()) + _ZIP64_EXTRA + 4
+        padding = -before % ALIGNMENT
+        self._info.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
+        self._dtype = dtype
+        self._next = before + padding + len(self._head)
+        self.end = self._next + math.prod(shape) * dtype.itemsize
+        self._info.file_size = self._info.compress_size = self.end - before - padding
+        self._info.CRC = zlib.crc32(self._head)
+
+    def append(self, stream: BinaryIO, piece: NDArray[Any]) -> None:
+        """Write the next rows."""
+        if piece.dtype != self._dtype or self._next + piece.nbytes > self.end:
+            raise ValueError(f"a piece of {self._info.filename} does not fit the array's shape")
+        data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        stream.seek(self._next)
+        stream.write(data)
+        self._info.CRC = zlib.crc32(data, self._info.CRC)
+        self._next += piece.nbytes
+
+    def finish(self, stream: BinaryIO) -> zipfile.ZipInfo:
+        """Write the header; returns what the archive's directory says of the member."""
+        if self._next != self.end:
+            raise ValueError(f"{self.end - self._next} bytes of {self._info.filename} are missing")
+        stream.seek(self._info.header_offset)
+        stream.write(self._info.FileHeader(zip64=True) + self._head)
+        return self._info
+
+
 def write_arrays(
     stream: BinaryIO, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
 ) -> None:
@@ -64,24 +176,11 @@ def write_arrays(
         No object dtypes. Written in the order of the mapping.
     meta : mapping of str to JSON-serialisable values
     """
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        text = json.dumps(dict(meta), sort_keys=True, separators=(",", ":")).encode()
-        archive.writestr(zipfile.ZipInfo(META, _EPOCH), text)
-        for name, array in arrays.items():
-            _write_member(archive, stream, name, array)
-
-
-def _write_member(
-    archive: zipfile.ZipFile, stream: BinaryIO, name: str, array: NDArray[Any]
-) -> None:
-    """Write one array as an aligned ``.npy`` member."""
-    info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
-    # The .npy header is itself a multiple of 64 bytes: aligning the member aligns its data.
-    before = stream.tell() + _LOCAL_HEADER + len(info.filename.encode()) + _ZIP64_EXTRA + 4
-    padding = -before % ALIGNMENT
-    info.extra = struct.pack("<HH", _PADDING_ID, padding) + bytes(padding)
-    with archive.open(info, "w", force_zip64=True) as member:
-        npy.write_array(member, np.asanyarray(array, order="C"), allow_pickle=False)
+    given = {name: np.asanyarray(array) for name, array in arrays.items()}
+    shapes = {name: (array.shape, array.dtype) for name, array in given.items()}
+    with ArrayWriter(stream, shapes, meta) as writer:
+        for name, array in given.items():
+            writer.write(name, array)
 
 
 def arrays_to_bytes(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> bytes:
@@ -89,6 +188,15 @@ def arrays_to_bytes(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any])
     stream = io.BytesIO()
     write_arrays(stream, arrays, meta)
     return stream.getvalue()
+
+
+def _bytes_of(source: Path | bytes) -> NDArray[np.uint8]:
+    """Return a file's bytes, mapped; those of a small file, which is not worth a mapping, read."""
+    if isinstance(source, Path):
+        if source.stat().st_size >= MAPPED_BYTES:
+            return np.memmap(source, np.uint8, "r").view(np.ndarray)
+        source = source.read_bytes()
+    return np.frombuffer(source, np.uint8)
 
 
 class ArrayFile(Mapping[str, NDArray[Any]]):
@@ -110,11 +218,7 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
     def __init__(self, source: Path | bytes, name: str = "<bytes>") -> None:
         self.name = str(source) if isinstance(source, Path) else name
         self._source = source
-        self._buffer: NDArray[np.uint8] = (
-            np.memmap(source, np.uint8, "r")
-            if isinstance(source, Path) and source.stat().st_size
-            else np.frombuffer(source if isinstance(source, bytes) else b"", np.uint8)
-        )
+        self._buffer = _bytes_of(source)
         self._arrays: dict[str, NDArray[Any]] = {}
         try:
             with self._archive() as archive:

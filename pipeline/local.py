@@ -15,13 +15,14 @@ Examples
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pipeline import indexing
 from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
@@ -30,7 +31,13 @@ from pipeline.errors import InputError, MissingRootError, StateError, VantageErr
 from pipeline.local_jobs import end_abandoned_jobs, this_process
 from pipeline.metadata import collections, jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
-from pipeline.metadata.records import JobKind, JobProgress, JobRecord, JobStage, PartRecord
+from pipeline.metadata.records import (
+    JobKind,
+    JobProgress,
+    JobRecord,
+    JobStage,
+    PartRecord,
+)
 from pipeline.records import SearchResult
 from pipeline.resources import Resources
 from pipeline.retrieval.batch import Batch
@@ -42,6 +49,8 @@ from pipeline.searching import (
     search_images,
     searched_groups,
 )
+
+_log = logging.getLogger(__name__)
 
 Report = Callable[[JobProgress], None]
 """Called when a job begins and after every part of it."""
@@ -142,6 +151,9 @@ class Collection:
     ) -> FinishedJob:
         """Index folders and files; returns when it is done.
 
+        When a group has then more segments than the settings allow, small ones are merged in the
+        same call (or all made anew, see `pipeline.indexing.due_upkeep`).
+
         Parameters
         ----------
         paths : sequence of str or Path
@@ -163,13 +175,25 @@ class Collection:
         chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
         collection = open_collection(self._resources, self.name, chosen, index)
         self._resources.extractor(collection.extractor).warm_up()
-        return self._run(collection.id, "index", paths, report)
+        finished = self._run(collection.id, "index", paths, report)
+        self._keep_up(collection.id)
+        return finished
 
     def rebuild(self, report: Report | None = None) -> FinishedJob:
         """Make a new tree and new segments from the feature containers."""
         with session_scope(self._resources.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
         return self._run(collection.id, "rebuild", [], report)
+
+    def compact(self, report: Report | None = None) -> FinishedJob:
+        """Merge the segments of every group into one, without the rows of removed images.
+
+        The counters of its progress tell what was merged; there are none when there was nothing to
+        do.
+        """
+        with session_scope(self._resources.engine, write=False) as session:
+            collection = collections.get_collection(session, self.name)
+        return self._run(collection.id, "compact", [], report, {"all": True})
 
     def search(
         self,
@@ -254,19 +278,24 @@ class Collection:
         return search_images(resources, version, images, config, answer, self._pool.map)
 
     def _run(
-        self, collection_id: int, kind: JobKind, paths: Sequence[str | Path], report: Report | None
+        self,
+        collection_id: int,
+        kind: JobKind,
+        paths: Sequence[str | Path],
+        report: Report | None,
+        more: Mapping[str, Any] | None = None,
     ) -> FinishedJob:
         """Create a job and run all its stages."""
         names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - keeps link names
         host = self._resources.settings.host
-        params = {"paths": names, "local": this_process(host), "run": uuid.uuid4().hex}
+        own = {"paths": names, "local": this_process(host), "run": uuid.uuid4().hex}
+        params = {**own, **(more or {})}
         end_abandoned_jobs(self._resources.engine, collection_id, host)
         with session_scope(self._resources.engine) as session:
-            first: JobStage = "register" if kind == "index" else "train"
-            job = jobs.create_job(session, collection_id, kind, params, stage=first)
+            job = jobs.create_job(session, collection_id, kind, params)
         if job.params.get("run") != params["run"]:
             raise StateError(
-                f"collection {self.name!r} is being rebuilt already, by job {job.id}; "
+                f"collection {self.name!r} is worked on already, by the {kind} job {job.id}; "
                 "wait for it, see `vantage status`"
             )
         try:
@@ -283,6 +312,17 @@ class Collection:
                 jobs.finish_job(session, job.id, "failed", _reason(exc))
             raise
         return FinishedJob(self._resources, job.id)
+
+    def _keep_up(self, collection_id: int) -> None:
+        """Do what is due; trouble with it is no trouble of the job that was asked for."""
+        kind = indexing.due_upkeep(self._resources, collection_id)
+        if kind is None:
+            return
+        above = {"above": self._resources.settings.compact_above}
+        try:
+            self._run(collection_id, kind, [], None, above)
+        except Exception as exc:
+            _log.warning("segments of collection %r were not merged: %s", self.name, exc)
 
 
 def _reason(error: BaseException) -> str:

@@ -242,6 +242,17 @@ class Collection:
             collection = collections.get_collection(session, self.name)
         return self._enqueue(collection.id, "rebuild", {})
 
+    def compact(self) -> JobHandle:
+        """Enqueue the merge of every group's segments into one, without removed images' rows.
+
+        The counters of its progress tell what was merged; there are none when there was nothing to
+        do.
+        """
+        self._require_workers("reduce", "group")
+        with session_scope(self._context.engine, write=False) as session:
+            collection = collections.get_collection(session, self.name)
+        return self._enqueue(collection.id, "compact", {"all": True})
+
     def search(
         self,
         image: ImageSource,
@@ -406,7 +417,6 @@ class Collection:
                 collection_id,
                 kind,
                 params,
-                stage="register" if kind == "index" else "train",
                 broker_epoch=epoch,
             )
         with _broker(self._context):

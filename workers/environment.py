@@ -48,6 +48,7 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
         "HEARTBEAT_S": settings.heartbeat_s,
         "HOST_TIMEOUT_S": settings.host_timeout_s,
         "VISIBILITY_TIMEOUT_S": settings.visibility_timeout_s,
+        "COMPACT_ABOVE": settings.compact_above,
         "FLOWER_ADDRESS": settings.flower_address,
         "FLOWER_PORT": settings.flower_port,
         "FLOWER_PASSWORD": settings.flower_password,

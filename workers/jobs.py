@@ -30,7 +30,15 @@ from pipeline.metadata.records import JobRecord, JobStage
 from workers.context import Context, worker_name
 from workers.workflows import STAGE_TASKS, stage_canvas
 
-__all__ = ["broker_epoch", "do_part", "proceed", "release", "replan", "send_stage"]
+__all__ = [
+    "broker_epoch",
+    "do_part",
+    "keep_up",
+    "proceed",
+    "release",
+    "replan",
+    "send_stage",
+]
 
 _log = logging.getLogger(__name__)
 _EPOCH_KEY = "vantage:epoch"
@@ -93,6 +101,8 @@ def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
         moved = indexing.advance(context.resources, job)
         if moved is not None:
             send_stage(context, moved)
+            if moved.kind == "index" and moved.finished:
+                keep_up(context, moved.collection_id)
         return {"stage": moved.stage if moved else job.stage}
 
     return _guarded(context, job_id, attempt, work)
@@ -107,6 +117,19 @@ def send_stage(context: Context, job: JobRecord) -> None:
             stage_canvas(current, unfinished).apply_async()
             return
         current = indexing.advance(context.resources, current)
+
+
+def keep_up(context: Context, collection_id: int) -> bool:
+    """Begin what is due where a group has too many segments (`pipeline.indexing.due_upkeep`)."""
+    kind = indexing.due_upkeep(context.resources, collection_id)
+    if kind is None:
+        return False
+    params = {"above": context.settings.compact_above}
+    epoch = broker_epoch(context.redis)
+    with session_scope(context.engine) as session:
+        job = jobs.create_job(session, collection_id, kind, params, broker_epoch=epoch)
+    send_stage(context, job)
+    return True
 
 
 def replan(context: Context, job: JobRecord, reason: str) -> bool:

@@ -2,7 +2,8 @@
 
 Each second it looks at what SQL and Redis say and mends what has stopped: jobs whose messages were
 lost (with a worker or with the whole broker) are planned again, jobs that wait for a missing image
-folder go on when it is back, searches that nobody blocks on get their deadline. It keeps nothing of
+folder go on when it is back, compactions that nobody began are begun, searches that nobody blocks
+on get their deadline. It keeps nothing of
 its own; several may run at once, and one that is killed is missed by nobody for long.
 """
 
@@ -16,15 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Settings
-from pipeline.metadata import hosts, jobs, parts
+from pipeline.metadata import compaction, hosts, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import HostRecord, JobRecord, PartRecord
 from workers import searches
 from workers.context import Context
 from workers.heartbeat import Heartbeat
-from workers.jobs import PASSING, broker_epoch, replan
+from workers.jobs import PASSING, broker_epoch, keep_up, replan
 
-__all__ = ["watch_jobs"]
+__all__ = ["watch_jobs", "watch_segments"]
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +61,17 @@ def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
             # `replan` has ended the job; its trouble must not leave the others unwatched.
             _log.exception("job %s could not be planned again", job.id)
     return renewed
+
+
+def watch_segments(context: Context, patience_s: float = PATIENCE_S) -> int:
+    """Begin the compactions that nobody has begun; returns how many.
+
+    Whoever publishes begins one at once: it is missing when he died between the two.
+    """
+    above, before = context.settings.compact_above, time.time() - patience_s
+    with session_scope(context.engine, write=False) as session:
+        due = compaction.collections_to_compact(session, above, before)
+    return sum(keep_up(context, collection_id) for collection_id in due)
 
 
 def _why_stopped(
@@ -116,6 +128,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
                 if time.monotonic() >= next_jobs:
                     next_jobs = time.monotonic() + _JOBS_EVERY_S
                     watch_jobs(context)
+                    watch_segments(context)
                 troubled = False
             except PASSING as exc:
                 if not troubled:

@@ -1,15 +1,15 @@
-"""Segments: the immutable rows of one group made by one grouping run.
+"""Segments: the immutable rows of one group made by one grouping run or one compaction.
 
 `assign_features` (map) turns a container's features into rows sorted by cell, with the extent of
-each group; `merge_rows` (reduce, one per group) gathers a group's extents of all containers into
-one segment. Both are pure and order-independent: rows are ordered by (cell, image, position in the
-image), whatever order the parts come in.
+each group; `pipeline.index.merge` (reduce, one per group) gathers a group's extents of all
+containers into one segment. Both are pure and order-independent: rows are ordered by (cell, image,
+position in the image), whatever order the parts come in.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index.model import Model
-from pipeline.index.rows import PackedRows, pack_rows, to_unsigned
+from pipeline.index.rows import PackedRows, to_unsigned
 from pipeline.records import Features
 
 SIZE_STEPS = 16
 """Keypoint sizes are stored in sixteenths of a pixel."""
+
+_COUNTED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,6 @@ class AssignedRows:
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> AssignedRows:
         """Inverse of `to_arrays`."""
         return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
-
-    def group(self, number: int) -> AssignedRows:
-        """Return the rows of one group, copied: the other groups' memory can go."""
-        part = slice(int(self.group_offsets[number]), int(self.group_offsets[number + 1]))
-        return AssignedRows(
-            self.codes[part].copy(), self.cells[part].copy(), self.images[part].copy(),
-            self.geometry[part].copy(),
-            np.array([0, part.stop - part.start], np.int64),
-        )  # fmt: skip
 
 
 def encode_geometry(keypoints: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint16]:
@@ -190,35 +183,7 @@ class Segment:
     @functools.cached_property
     def image_count(self) -> int:
         """Number of different images."""
-        return len(np.unique(self.images))
-
-
-def merge_rows(model: Model, group: int, parts: Iterable[AssignedRows]) -> Segment:
-    """Gather one group's rows into a segment (reduce; the order of the parts does not matter).
-
-    Parameters
-    ----------
-    model : Model
-    group : int
-    parts : iterable of AssignedRows
-        Assignments of different images to the cells of this model's tree.
-    """
-    mine = [part.group(group) for part in parts]
-    cells = np.concatenate([np.empty(0, np.uint32), *(part.cells for part in mine)])
-    images = np.concatenate([np.empty(0, np.uint32), *(part.images for part in mine)])
-    # Stable: within one image rows keep the order of the assignment, which is the container's.
-    order = np.lexsort((images, cells))
-    first_cell = group * model.cells_per_group
-    bounds = np.arange(first_cell, first_cell + model.cells_per_group + 1)
-
-    def column(name: str, empty: NDArray[Any]) -> NDArray[Any]:
-        return np.concatenate([empty, *(getattr(part, name) for part in mine)])[order]
-
-    width = model.quantizer.rotation.shape[1]
-    return Segment(
-        rows=pack_rows(column("codes", np.empty((0, width), np.uint8))),
-        images=images[order],
-        geometry=column("geometry", np.empty((0, 4), np.uint16)),
-        cell_offsets=np.searchsorted(cells[order], bounds).astype(np.int64),
-        first_cell=first_cell,
-    )
+        known = np.empty(0, np.uint32)
+        for at in range(0, len(self.images), _COUNTED_AT_ONCE):
+            known = np.union1d(known, self.images[at : at + _COUNTED_AT_ONCE])
+        return len(known)

@@ -10,9 +10,11 @@ unfinished can go on with it.
     register -> extract (a part per batch) -> train -> assign (a part per container)
              -> merge (a part per group) -> publish -> done
 
-A rebuild begins at train and assigns every container of the collection.
+A rebuild begins at train and assigns every container of the collection. A compaction begins at
+merge, with the segments that there are (`pipeline.indexing.compact`).
 """
 
+from pipeline.indexing.compact import due_upkeep
 from pipeline.indexing.stages import advance, next_stage, open_stage, run_part
 
-__all__ = ["advance", "next_stage", "open_stage", "run_part"]
+__all__ = ["advance", "due_upkeep", "next_stage", "open_stage", "run_part"]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from pipeline.config import digest
 from pipeline.errors import StorageUnavailableError
-from pipeline.index.segments import assign_features, merge_rows
+from pipeline.index.merge import SortedRows, assigned_rows, write_segment
+from pipeline.index.segments import assign_features
 from pipeline.metadata import collections, extraction, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
@@ -46,7 +48,8 @@ def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult
             [image_id for _, image_id in rows],
         )
         checksum = resources.storage.write_arrays(key, assigned.to_arrays(), {})
-    summary = {"key": key, "checksum": checksum}
+    offsets = resources.storage.read_array(key, "group_offsets")
+    summary = {"key": key, "checksum": checksum, "rows": np.diff(offsets).tolist()}
     with session_scope(resources.engine) as session:
         parts.finish_part(session, job.id, "assign", part.number, summary)
     return summary
@@ -63,27 +66,61 @@ def merge(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     with session_scope(resources.engine, write=False) as session:
         tree = trees.get_tree(session, part.args["tree"])
         results = [part.result or {} for part in parts.parts(session, job.id, "assign")]
-    assigned = sorted((result["key"], result["checksum"]) for result in results)
-    contents = sorted(PurePosixPath(name).name for name, _ in assigned)
+    contents = sorted(PurePosixPath(result["key"]).name for result in results)
     key = f"groups/{group}/{digest(tree.key, group, contents)}.npz"
-    checksum = resources.storage.find(key)
-    if checksum is None:
-        model = resources.model(tree.key, tree.checksum)
-        segment = merge_rows(model, group, (resources.assigned(*names) for names in assigned))
-        if segment.rows.size:
-            checksum = resources.storage.write_arrays(key, segment.to_arrays(), {"group": group})
-    # A group without rows gets no segment.
-    segment_id = _add_segment(resources, job, tree, group, key, checksum) if checksum else None
-    summary = {"segment": segment_id}
+    full = sorted((r["key"], r["checksum"]) for r in results if r["rows"][group])
+    summary: PartResult = {"segment": None}
+    if full:  # a group without rows gets no segment
+        inputs = [partial(_open_assigned, resources, names, group, tree) for names in full]
+        summary["segment"] = store_segment(resources, job, tree, group, key, inputs)
     with session_scope(resources.engine) as session:
         parts.finish_part(session, job.id, "merge", part.number, summary)
     return summary
 
 
-def _add_segment(
-    resources: Resources, job: JobRecord, tree: TreeRecord, group: int, key: str, checksum: str
+def _open_assigned(
+    resources: Resources, names: tuple[str, str], group: int, tree: TreeRecord
+) -> SortedRows:
+    """Return one group's rows of an assignment."""
+    return assigned_rows(resources.assigned(*names), group, tree.cells // tree.groups)
+
+
+def store_segment(
+    resources: Resources,
+    job: JobRecord,
+    tree: TreeRecord,
+    group: int,
+    key: str,
+    inputs: Sequence[Callable[[], SortedRows]],
+    dropped: frozenset[int] = frozenset(),
 ) -> int:
-    """Record a segment."""
+    """Merge rows of a group into the segment of that name, if there is none, and record it.
+
+    Parameters
+    ----------
+    resources : Resources
+    job : JobRecord
+    tree : TreeRecord
+    group : int
+    key : str
+    inputs : sequence of callable
+        Each opens one input (`pipeline.index.merge.write_segment`).
+    dropped : frozenset of int
+        Image row ids whose rows are left out.
+
+    Returns
+    -------
+    int
+        Id of the segment.
+    """
+    checksum = resources.storage.find(key)
+    if checksum is None:
+        first_cell = group * (tree.cells // tree.groups)
+
+        def fill(stream: BinaryIO) -> None:
+            write_segment(stream, inputs, first_cell, {"group": group}, dropped)
+
+        checksum = resources.storage.write(key, fill)
     segment = resources.segment(key, checksum)
     with session_scope(resources.engine) as session:
         return trees.add_segment(
@@ -112,7 +149,7 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         fresh = trees.get_segments(session, segment_ids)
         previous = trees.current_segments(session, job.collection_id)
     kept = [] if job.kind == "rebuild" else [s for s in previous if s.tree_id == tree.id]
-    stats = _cell_stats(resources, tree, kept + [s for s in fresh if s not in kept])
+    stats = cell_stats(resources, tree, kept + [s for s in fresh if s not in kept])
     with session_scope(resources.engine) as session:
         version = versions.publish_version(
             session,
@@ -136,7 +173,7 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
     return summary
 
 
-def _cell_stats(
+def cell_stats(
     resources: Resources, tree: TreeRecord, segments: Sequence[SegmentRecord]
 ) -> dict[str, Any]:
     """Return the sizes of the cells that a version will have."""

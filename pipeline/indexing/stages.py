@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from pipeline.indexing import compact
 from pipeline.indexing.extract import extract
 from pipeline.indexing.group import assign, merge, publish
 from pipeline.indexing.register import register
@@ -12,6 +13,7 @@ from pipeline.metadata import extraction, jobs, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     STAGES,
+    JobKind,
     JobRecord,
     JobStage,
     PartRecord,
@@ -30,6 +32,13 @@ STEPS: dict[JobStage, _Step] = {
     "publish": publish,
 }
 """What does one part of a stage."""
+
+COMPACT_STEPS: dict[JobStage, _Step] = {"merge": compact.merge, "publish": compact.publish}
+"""The same for a compaction, which has these two stages only."""
+
+AGAIN_FROM: dict[JobKind, JobStage] = {"index": "train", "rebuild": "assign", "compact": "merge"}
+"""Where a job goes on whose publication was refused: another tree to assign to; other containers,
+of which most are assigned already, so that a rebuild catches up with additions; other segments."""
 
 
 def run_part(
@@ -58,13 +67,19 @@ def run_part(
         part = parts.start_part(session, job_id, stage, number, worker)
     if part.state == "done":
         return part.result or {}
-    return STEPS[stage](resources, job, part)
+    steps = COMPACT_STEPS if job.kind == "compact" else STEPS
+    return steps[stage](resources, job, part)
 
 
 def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
     """Make sure that the job's present stage has its parts; return the unfinished ones."""
+    stage = job.stage
+    if stage == "merge" and job.kind == "compact":
+        merges = compact.plan(resources, job)
+        with session_scope(resources.engine) as session:
+            parts.create_parts(session, job.id, stage, merges)
+            return parts.unfinished_parts(session, job.id, stage)
     with session_scope(resources.engine) as session:
-        stage = job.stage
         if stage == "extract":
             extraction.plan_extraction(session, job.id, resources.settings.batch_size)
         elif stage == "assign":
@@ -87,6 +102,9 @@ def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
 def next_stage(resources: Resources, job: JobRecord) -> JobStage:
     """Return the stage that follows the job's present one, whose parts are all done."""
     following = STAGES[STAGES.index(job.stage) + 1]
+    if job.kind == "compact" and job.stage == "merge":
+        with session_scope(resources.engine, write=False) as session:
+            return following if parts.parts(session, job.id, "merge") else "done"
     if job.stage not in ("train", "publish"):
         return following
     with session_scope(resources.engine, write=False) as session:
@@ -94,7 +112,7 @@ def next_stage(resources: Resources, job: JobRecord) -> JobStage:
     if job.stage == "train" and done["tree"] is None:
         return "done"  # nothing to index, and nothing was indexed before
     if job.stage == "publish" and not done["published"]:
-        return "train"  # another job changed the tree or the containers meanwhile
+        return AGAIN_FROM[job.kind]
     return following
 
 

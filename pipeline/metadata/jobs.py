@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
 from pipeline.metadata.models import Container, Image, Job, Part, table
-from pipeline.metadata.records import STAGES, JobKind, JobRecord, JobStage
+from pipeline.metadata.records import FIRST_STAGES, STAGES, JobKind, JobRecord, JobStage
 from pipeline.metadata.sql import changed_rows, lock_collection
 
 
@@ -22,24 +22,22 @@ def create_job(
     kind: JobKind,
     params: Mapping[str, Any],
     *,
-    stage: JobStage = "register",
     broker_epoch: str | None = None,
 ) -> JobRecord:
     """Create a running job of attempt 1.
 
-    A collection has one rebuild at a time: while one is unfinished, that one is returned.
+    A collection has one rebuild at a time: while one is unfinished, that one is returned. The same
+    goes for a compaction, unless the unfinished one merges less than this one is to (``all``).
 
     Parameters
     ----------
     params : mapping
         JSON-serialisable; what the stages need to do the job again from nothing.
-    stage : str
-        Where it begins; a rebuild has nothing to register and begins at ``train``.
     """
-    if kind == "rebuild":
+    if kind != "index":
         lock_collection(session, collection_id)
         for job in unfinished_jobs(session, collection_id):
-            if job.kind == "rebuild":
+            if job.kind == kind and (job.params.get("all") or not params.get("all")):
                 return job
     now = time.time()
     job_id = uuid.uuid4().hex
@@ -49,7 +47,7 @@ def create_job(
         "kind": kind,
         "params": dict(params),
         "state": "running",
-        "stage": stage,
+        "stage": FIRST_STAGES[kind],
         "attempt": 1,
         "broker_epoch": broker_epoch,
         "counters": {},

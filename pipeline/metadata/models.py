@@ -138,8 +138,8 @@ class Image(Base):
     """One content of a collection.
 
     ``in_index``: rows of this image lie in the segments of the current version, whatever its state.
-    ``left_out``: it was removed when its container was last assigned, so that the segments made
-    from the container have no rows of it.
+    ``left_out``: it was removed when its container was last assigned, or when all segments were
+    merged, so that the segments have no rows of it.
     """
 
     __tablename__ = "images"

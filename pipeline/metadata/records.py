@@ -13,7 +13,7 @@ from pipeline.config import ExtractorConfig, IndexConfig
 
 ImageState = Literal["pending", "extracted", "indexed", "failed", "removed"]
 ContainerState = Literal["ready", "indexed"]
-JobKind = Literal["index", "rebuild"]
+JobKind = Literal["index", "rebuild", "compact"]
 JobState = Literal["running", "paused", "done", "failed"]
 JobStage = Literal["register", "extract", "train", "assign", "merge", "publish", "done"]
 PartState = Literal["planned", "running", "done"]
@@ -33,6 +33,13 @@ STAGES: tuple[JobStage, ...] = (
     "done",
 )
 """The stages of a job in their order."""
+
+FIRST_STAGES: dict[JobKind, JobStage] = {
+    "index": "register",
+    "rebuild": "train",
+    "compact": "merge",
+}
+"""Where a job begins."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,11 @@ class CollectionStatus:
     median_cell: float | None
     target_cell: float | None
     outgrown: bool
+
+    @property
+    def largest_group(self) -> int:
+        """Segments of the group that has most."""
+        return max(self.segments.values(), default=0)
 
 
 @dataclass(frozen=True)

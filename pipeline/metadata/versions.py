@@ -83,13 +83,13 @@ def publish_version(
         return None
     _mark_indexed(session, collection_id, container_ids, mode)
     current = collection.current_version_id
-    kept = _segment_ids(session, current) if mode == "append" and current is not None else []
+    kept = version_segment_ids(session, current) if mode == "append" and current is not None else []
     segments = list(dict.fromkeys([*kept, *segment_ids]))
-    tombstones = _tombstone_changes(session, collection_id)
+    tombstones = tombstone_changes(session, collection_id)
     if mode == "append" and current is not None and segments == kept and not any(tombstones):
         return get_version(session, current)
     values = {"tree_id": tree_id, "job_id": job_id, "stats": dict(stats)}
-    return _insert_version(session, collection, values, segments, tombstones)
+    return insert_version(session, collection, values, segments, tombstones)
 
 
 def _has_unknown_images(session: Session, collection_id: int, container_ids: Sequence[int]) -> bool:
@@ -126,7 +126,7 @@ def _mark_indexed(
         session.execute(update(containers).where(containers.c.id.in_(some)).values(state="indexed"))
 
 
-def _segment_ids(session: Session, version_id: int) -> list[int]:
+def version_segment_ids(session: Session, version_id: int) -> list[int]:
     """Return the segments of a version in the order of their making."""
     return list(
         session.scalars(
@@ -137,7 +137,7 @@ def _segment_ids(session: Session, version_id: int) -> list[int]:
     )
 
 
-def _tombstone_changes(session: Session, collection_id: int) -> tuple[list[int], list[int]]:
+def tombstone_changes(session: Session, collection_id: int) -> tuple[list[int], list[int]]:
     """Return the images that need a tombstone and those whose tombstone must be lifted."""
     wanted = set(
         session.scalars(
@@ -156,7 +156,7 @@ def _tombstone_changes(session: Session, collection_id: int) -> tuple[list[int],
     return sorted(wanted - standing), sorted(standing - wanted)
 
 
-def _insert_version(
+def insert_version(
     session: Session,
     collection: Row[Any],
     values: Mapping[str, Any],

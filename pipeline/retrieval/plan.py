@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -68,7 +69,11 @@ class QueryPlan:
     neighbours: int = 0
 
     def queries(self) -> Queries:
-        """Return the query rows ready for the kernels."""
+        """Return the query rows ready for the kernels; computed once for all segments."""
+        return self._queries
+
+    @cached_property
+    def _queries(self) -> Queries:
         return prepare_queries(self.codes)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:

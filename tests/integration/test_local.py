@@ -275,7 +275,7 @@ def test_a_rebuild_that_runs_already_is_told_and_left_alone(
     engine = collection._resources.engine
     with session_scope(engine) as session:
         record = collections.get_collection(session, "pictures")
-        other = jobs.create_job(session, record.id, "rebuild", {}, stage="train")
+        other = jobs.create_job(session, record.id, "rebuild", {})
     with pytest.raises(StateError, match=f"being rebuilt already, by job {other.id}"):
         collection.rebuild()
     with session_scope(engine, write=False) as session:

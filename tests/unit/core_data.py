@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import io
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import ArrayFile
 from pipeline.config import IndexConfig
+from pipeline.index.merge import assigned_rows, write_segment
 from pipeline.index.model import Model, train_model
-from pipeline.index.segments import AssignedRows, Segment, assign_features, merge_rows
+from pipeline.index.segments import AssignedRows, Segment, assign_features
 from pipeline.records import Features
 
 WIDTH = 32
@@ -39,6 +43,14 @@ def assign(trained: Model, images: dict[int, Features]) -> AssignedRows:
     return assign_features(
         trained, [f.descriptors for f in images.values()], list(images.values()), list(images)
     )
+
+
+def merge_rows(trained: Model, group: int, parts: Sequence[AssignedRows]) -> Segment:
+    """Merge one group's rows of assignments, as an index job does."""
+    cells, stream = trained.cells_per_group, io.BytesIO()
+    inputs = [functools.partial(assigned_rows, part, group, cells) for part in parts]
+    write_segment(stream, inputs, group * cells, {})
+    return Segment.from_arrays(ArrayFile(stream.getvalue()))
 
 
 @functools.cache

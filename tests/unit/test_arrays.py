@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import json
 import struct
 import zipfile
 from pathlib import Path
@@ -13,7 +15,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from pipeline.arrays import ALIGNMENT, ArrayFile, arrays_to_bytes, write_arrays
+from pipeline.arrays import (
+    ALIGNMENT,
+    MAPPED_BYTES,
+    ArrayFile,
+    ArrayWriter,
+    arrays_to_bytes,
+    write_arrays,
+)
 from pipeline.errors import CorruptFileError
 
 ARRAYS: dict[str, NDArray[Any]] = {
@@ -53,6 +62,52 @@ def test_equal_arrays_give_equal_bytes_whatever_their_layout() -> None:
     assert arrays_to_bytes({"a": strided // 2}, {"x": 1, "y": 2}) == first
 
 
+def test_the_bytes_are_those_that_zipfile_and_numpy_write() -> None:
+    """Files of former versions have the same bytes, so that names still mean the same content."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
+        text = json.dumps(META, sort_keys=True, separators=(",", ":"))
+        archive.writestr(zipfile.ZipInfo("meta.json"), text)
+        for name, array in ARRAYS.items():
+            info = zipfile.ZipInfo(f"{name}.npy")
+            before = stream.tell() + 30 + len(info.filename) + 20 + 4
+            info.extra = struct.pack("<HH", 0xD935, -before % 64) + bytes(-before % 64)
+            with archive.open(info, "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array)
+    assert arrays_to_bytes(ARRAYS, META) == stream.getvalue()
+
+
+@settings(deadline=None)
+@given(cuts=st.lists(st.integers(0, 50), max_size=6), turns=st.booleans())
+def test_pieces_give_the_bytes_of_the_whole(cuts: list[int], turns: bool) -> None:
+    whole = {"a": np.arange(150, dtype=np.int32).reshape(50, 3), "b": np.arange(50) % 7 > 2}
+    bounds = [0, *sorted(cuts), 50]
+    pieces = [(n, whole[n][a:b]) for a, b in itertools.pairwise(bounds) for n in whole]
+    if turns:  # one array after the other, not side by side
+        pieces.sort(key=lambda piece: piece[0])
+    stream = io.BytesIO()
+    shapes = {name: (array.shape, array.dtype) for name, array in whole.items()}
+    with ArrayWriter(stream, shapes, META) as writer:
+        for name, piece in pieces:
+            writer.write(name, piece)
+    assert stream.getvalue() == arrays_to_bytes(whole, META)
+
+
+def test_pieces_must_fill_the_shape_and_not_more() -> None:
+    shapes = {"a": ((4,), np.dtype(np.uint8))}
+    with (
+        pytest.raises(ValueError, match=r"1 bytes of a\.npy are missing"),
+        ArrayWriter(io.BytesIO(), shapes, {}) as writer,
+    ):
+        writer.write("a", np.zeros(3, np.uint8))
+    for piece in (np.zeros(5, np.uint8), np.zeros(1, np.int32)):
+        with (
+            pytest.raises(ValueError, match=r"a piece of a\.npy does not fit"),
+            ArrayWriter(io.BytesIO(), shapes, {}) as writer,
+        ):
+            writer.write("a", piece)
+
+
 def test_numpy_reads_the_file() -> None:
     with np.load(io.BytesIO(arrays_to_bytes(ARRAYS, META))) as loaded:
         for name, array in ARRAYS.items():
@@ -72,13 +127,26 @@ def test_data_lie_at_multiples_of_64_bytes() -> None:
 
 def test_arrays_of_a_file_are_mapped_and_read_only(tmp_path: Path) -> None:
     path = tmp_path / "some.npz"
-    path.write_bytes(arrays_to_bytes(ARRAYS, META))
-    array = ArrayFile(path)["numbers"]
-    assert isinstance(array, np.memmap)
+    large = np.arange(MAPPED_BYTES, dtype=np.int32)
+    path.write_bytes(arrays_to_bytes({"large": large}, META))
+    array = ArrayFile(path)["large"]
+    base: Any = array
+    while not isinstance(base, np.memmap):
+        base = base.base
     with pytest.raises(ValueError, match="read-only"):
-        array[0, 0] = 1
+        array[0] = 1
     path.unlink()
-    assert np.array_equal(array, ARRAYS["numbers"])
+    assert np.array_equal(array, large)
+
+
+def test_small_files_hold_no_file_open(tmp_path: Path) -> None:
+    path = tmp_path / "some.npz"
+    path.write_bytes(arrays_to_bytes(ARRAYS, META))
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    kept = [ArrayFile(path) for _ in range(20)]
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    with pytest.raises(ValueError, match="read-only"):
+        kept[0]["numbers"][0, 0] = 1
 
 
 def test_a_file_cut_off_anywhere_is_refused() -> None:

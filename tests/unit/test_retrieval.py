@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from core_data import collection, descriptors, features, model, segments
+from core_data import collection, descriptors, features, merge_rows, model, segments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from pipeline.config import IndexConfig, SearchConfig
 from pipeline.index.kernels import nearest, prepare_queries
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import pack_rows, to_signed, unpack_rows
-from pipeline.index.segments import Segment, assign_features, merge_rows
+from pipeline.index.segments import Segment, assign_features
 from pipeline.records import Features
 from pipeline.retrieval import scan
 from pipeline.retrieval.cost import (

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from core_data import WIDTH, assign, collection, features, model
+from core_data import WIDTH, assign, collection, features, merge_rows, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,7 +18,6 @@ from pipeline.index.segments import (
     assign_features,
     decode_geometry,
     encode_geometry,
-    merge_rows,
 )
 from pipeline.records import Features
 
@@ -83,7 +82,6 @@ def test_nothing_makes_empty_segments(images: dict[int, Features]) -> None:
     assert segment.rows.size == 0
     assert segment.image_count == 0
     assert not segment.cell_offsets.any()
-    assert merge_rows(model(), 2, []).rows.size == 0
 
 
 def test_assignment_segment_and_model_survive_their_files() -> None:

@@ -114,6 +114,7 @@ for _name, _command, _help in (
     ("failures", show.failures, show.FAILURES_HELP),
     ("extractors", extractors.extractors, extractors.HELP),
     ("rebuild", indexing.rebuild, indexing.REBUILD_HELP),
+    ("compact", indexing.compact, indexing.COMPACT_HELP),
     ("eval", evaluate.evaluate, evaluate.HELP),
     ("doctor", operate.doctor, operate.DOCTOR_HELP),
     ("migrate", operate.migrate, operate.MIGRATE_HELP),

@@ -1,4 +1,4 @@
-"""``vantage index`` and ``vantage rebuild``."""
+"""``vantage index``, ``vantage rebuild`` and ``vantage compact``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from workers.cli.progress import JobReader, watched
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from pipeline.metadata.records import JobProgress
+    from pipeline.metadata.records import JobKind, JobProgress
 
 INDEX_HELP = epilog(
     """
@@ -54,6 +54,18 @@ vantage rebuild holiday --local
     """
 Needs no photograph: the features are kept. Searches go on with the old index until the new one is
 ready.
+""",
+)
+
+COMPACT_HELP = epilog(
+    """
+vantage compact holiday
+vantage compact holiday --local
+""",
+    """
+Merges the segments that many small `vantage index` calls have left, and leaves out the rows of
+images that are gone. Answers stay the same; searches go on meanwhile. By itself it begins, with the
+small segments, when a group has more than VANTAGE_COMPACT_ABOVE.
 """,
 )
 
@@ -102,11 +114,37 @@ def rebuild(
     as_json: JsonOption = False,
 ) -> None:
     """Make a new tree and new segments, when a collection has outgrown its tree."""
+    _without_paths("rebuild", collection, local, no_wait, as_json)
+
+
+def compact(
+    collection: CollectionArgument,
+    local: LocalOption = False,
+    no_wait: NoWaitOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge a collection's segments into one a group, for faster searches."""
+    _without_paths("compact", collection, local, no_wait, as_json)
+
+
+def _without_paths(
+    kind: JobKind, collection: str, local: bool, no_wait: bool, as_json: bool
+) -> None:
+    """Run a job that reads no photographs."""
     if local and no_wait:
         raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
     settings = Settings.from_env()
     with metadata_engine(settings) as engine:
-        run_job(settings, engine, collection, None, local=local, no_wait=no_wait, as_json=as_json)
+        run_job(
+            settings,
+            engine,
+            collection,
+            [],
+            kind=kind,
+            local=local,
+            no_wait=no_wait,
+            as_json=as_json,
+        )
 
 
 def _require_path(path: Path) -> None:
@@ -126,20 +164,23 @@ def run_job(
     settings: Settings,
     engine: Engine,
     collection: str,
-    paths: list[Path] | None,
+    paths: list[Path],
     *,
+    kind: JobKind = "index",
     local: bool,
     no_wait: bool,
     as_json: bool,
     extractor: str | None = None,
 ) -> None:
-    """Run a job (index; rebuild when `paths` is None), show how it goes and what came of it."""
+    """Run a job, show how it goes and what came of it."""
     from pipeline.metadata.collections import collection_status
     from pipeline.metadata.engine import session_scope
 
     began = time.monotonic()
     work = do_locally if local else do_by_workers
-    progress = work(settings, engine, collection, paths, no_wait=no_wait, extractor=extractor)
+    progress = work(
+        settings, engine, collection, paths, kind=kind, no_wait=no_wait, extractor=extractor
+    )
     with session_scope(engine, write=False) as session:
         status = collection_status(session, collection)
     took = time.monotonic() - began
@@ -168,8 +209,9 @@ def do_locally(
     settings: Settings,
     engine: Engine,
     name: str,
-    paths: list[Path] | None,
+    paths: list[Path],
     *,
+    kind: JobKind = "index",
     no_wait: bool = False,
     extractor: str | None = None,
 ) -> JobProgress:
@@ -187,8 +229,10 @@ def do_locally(
         Collection.open(name, settings, extractor=extractor) as collection,
         watched(engine) as watcher,
     ):
-        if paths is None:
+        if kind == "rebuild":
             return collection.rebuild(report=watcher.report).progress()
+        if kind == "compact":
+            return collection.compact(report=watcher.report).progress()
         return collection.index(paths, report=watcher.report).progress()
 
 
@@ -196,8 +240,9 @@ def do_by_workers(
     settings: Settings,
     engine: Engine,
     name: str,
-    paths: list[Path] | None,
+    paths: list[Path],
     *,
+    kind: JobKind = "index",
     no_wait: bool = False,
     extractor: str | None = None,
 ) -> JobProgress:
@@ -212,7 +257,8 @@ def do_by_workers(
 
     reader = JobReader(engine, settings.host_timeout_s)
     with Collection.open(name, settings, extractor=extractor) as collection:
-        handle = collection.rebuild() if paths is None else collection.index(paths)
+        begin = {"rebuild": collection.rebuild, "compact": collection.compact}
+        handle = begin[kind]() if kind in begin else collection.index(paths)
         if no_wait:
             return reader.read(handle.id)
         with told_of_interrupt(
@@ -251,6 +297,8 @@ def _sentences(collection: str, progress: JobProgress, took: float) -> list[str]
     """Return what people are told of a job that has ended."""
     if progress.kind == "rebuild":
         return [f"Rebuilt {collection} in {seconds(took)}."]
+    if progress.kind == "compact":
+        return _compact_sentences(collection, progress.counters, took)
     count = progress.counters.get
     done, failed = count("images_extracted", 0), count("images_failed", 0)
     seen = count("files_seen", 0)
@@ -269,4 +317,15 @@ def _sentences(collection: str, progress: JobProgress, took: float) -> list[str]
         lines.append(
             f"{counted(bad, 'file')} could not be used: see `vantage failures {collection}`."
         )
+    return lines
+
+
+def _compact_sentences(collection: str, counters: dict[str, int], took: float) -> list[str]:
+    """Return what people are told of a compaction."""
+    if not counters:
+        return [f"Nothing to merge: no group of {collection} has more than one segment."]
+    before, after = counters["segments_merged"], counters["segments_made"]
+    lines = [f"Merged {counted(before, 'segment')} into {after:,} in {seconds(took)}."]
+    if counters["images_dropped"]:
+        lines.append(f"Rows of {counted(counters['images_dropped'], 'removed image')} left out.")
     return lines

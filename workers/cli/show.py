@@ -107,7 +107,7 @@ def status(
     if as_json:
         write_json(found.to_dict())
     else:
-        _show_status(found, alone=collection is not None)
+        _show_status(found, settings.compact_above, alone=collection is not None)
 
 
 def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
@@ -125,10 +125,10 @@ def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
             raise StateError(f"job {job.id} is {progress.state}: {progress.message}")
 
 
-def _show_status(found: SystemStatus, *, alone: bool) -> None:
+def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> None:
     """Print everything for people."""
     for item in found.collections:
-        _show_collection(item)
+        _show_collection(item, compact_above)
         say()
     if not found.collections:
         say("There is no collection yet. Make one: vantage index NAME FOLDER")
@@ -159,7 +159,16 @@ def _show_status(found: SystemStatus, *, alone: bool) -> None:
         say(f"Nobody serves group {', '.join(map(str, found.unserved))}: answers are incomplete.")
 
 
-def _show_collection(item: CollectionStatus) -> None:
+def _compaction(item: CollectionStatus, above: int) -> str:
+    """Say what is done about the number of segments."""
+    most = f"at most {item.largest_group:,} segments in a group"
+    if any(job.kind == "compact" for job in item.jobs):
+        return f"{most}; they are being merged"
+    begins = f"begins by itself above {above}" if above else "does not begin by itself"
+    return f"{most}; {begins}, or with `vantage compact {item.name}`"
+
+
+def _show_collection(item: CollectionStatus, compact_above: int) -> None:
     """Print what one collection holds."""
     version = "nothing searchable yet" if item.version is None else f"version {item.version}"
     say(f"{item.name}: {version}, {item.extractor_id}")
@@ -171,6 +180,8 @@ def _show_collection(item: CollectionStatus) -> None:
     groups = [f"group {group}: {number}" for group, number in item.segments.items()]
     if groups:
         say(f"  segments     {sum(item.segments.values()):,} ({', '.join(groups)})")
+    if item.largest_group > 1:
+        say(f"  compaction   {_compaction(item, compact_above)}")
     if item.median_cell is not None:
         say(f"  median cell  {item.median_cell:,.0f} descriptors (target {item.target_cell:,.0f})")
     if item.images.get("failed") or item.unreadable_locations:

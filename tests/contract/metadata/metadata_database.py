@@ -75,9 +75,15 @@ class Database:
                 session, name, ExtractorConfig(), IndexConfig()
             )
 
-    def job(self, collection: CollectionRecord, kind: Any = "index", **options: Any) -> JobRecord:
+    def job(
+        self,
+        collection: CollectionRecord,
+        kind: Any = "index",
+        params: Any = None,
+        **options: Any,
+    ) -> JobRecord:
         with self.write() as session:
-            return jobs.create_job(session, collection.id, kind, {}, **options)
+            return jobs.create_job(session, collection.id, kind, params or {}, **options)
 
     def register(
         self,

@@ -102,13 +102,11 @@ def test_counters_added_at_once_are_all_counted(db: Database) -> None:
 
 def test_a_collection_has_one_rebuild_at_a_time(db: Database) -> None:
     collection = db.collection()
-    found = db.together(
-        *[lambda s: jobs.create_job(s, collection.id, "rebuild", {}, stage="train")] * 3
-    )
+    found = db.together(*[lambda s: jobs.create_job(s, collection.id, "rebuild", {})] * 3)
     assert len({job.id for job in found}) == 1
     with db.write() as session:
         jobs.finish_job(session, found[0].id, "done")
-    assert db.job(collection, "rebuild", stage="train").id != found[0].id
+    assert db.job(collection, "rebuild").id != found[0].id
 
 
 def test_a_job_that_is_not_there_is_refused(db: Database) -> None:

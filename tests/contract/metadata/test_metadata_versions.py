@@ -256,7 +256,7 @@ def test_a_rebuild_replaces_segments_and_tree_and_needs_no_tombstones(db: Databa
     collection = db.collection()
     db.index(collection, file("/a", "x"), file("/b"), key="s1")
     db.index(collection, file("/a", "y"), key="s2")
-    job = db.job(collection, "rebuild", stage="train")
+    job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
     job = db.to_stage(job, "assign")
     assert _kept(db, collection) == {_image(db, collection, name) for name in ("/b", "y")}
@@ -276,7 +276,7 @@ def test_a_rebuild_replaces_segments_and_tree_and_needs_no_tombstones(db: Databa
 def test_a_rebuild_does_not_lose_images_indexed_meanwhile(db: Database) -> None:
     collection = db.collection()
     db.index(collection, file("/a"), key="s1")
-    job = db.job(collection, "rebuild", stage="train")
+    job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
     job = db.to_stage(job, "assign")
     with db.read() as session:
@@ -294,7 +294,7 @@ def test_a_rebuild_does_not_lose_an_image_that_comes_back_meanwhile(db: Database
     collection = db.collection()
     db.index(collection, file("/a", "x"), file("/b"), key="s1")
     db.index(collection, file("/a", "y"), key="s2")
-    job = db.job(collection, "rebuild", stage="train")
+    job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
     job = db.to_stage(job, "assign")
     db.register(collection, None, file("/c", "x"))
@@ -310,7 +310,7 @@ def test_a_rebuild_does_not_lose_an_image_that_comes_back_meanwhile(db: Database
 def test_an_image_removed_during_a_rebuild_gets_a_tombstone(db: Database) -> None:
     collection = db.collection()
     db.index(collection, file("/a", "x"), file("/b"), key="s1")
-    job = db.job(collection, "rebuild", stage="train")
+    job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
     job = db.to_stage(job, "assign")
     db.register(collection, None, file("/a", "y"))
@@ -323,7 +323,7 @@ def test_a_job_that_was_overtaken_by_a_rebuild_assigns_anew(db: Database) -> Non
     collection = db.collection()
     db.index(collection, file("/a"), key="s1")
     late, old = _ready(db, collection, "/b")
-    rebuild = db.to_stage(db.job(collection, "rebuild", stage="train"), "assign")
+    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
     new = db.tree(collection, "trees/new")
     assert _rebuild(db, collection, rebuild, new, "s2") is not None
     segment = db.segment(collection, old, "s3")

@@ -1,0 +1,273 @@
+"""Merge rows that are sorted by cell into one segment, in bounded memory.
+
+What is merged are the rows of one group: of assignments (the reduce of an index job) or of segments
+(compaction). All are sorted by (cell, image, position in the image), so the merge goes over ranges
+of cells that hold few enough rows, gathers each range from every input, sorts it, packs it, and
+writes the columns on. Inputs are mapped files; what is held is one range, and 16 bytes a cell.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.arrays import ArrayFile, ArrayWriter
+from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
+from pipeline.index.segments import AssignedRows, Segment
+from pipeline.index.simd import BLOCK
+
+MERGE_BYTES = 8 * 2**20
+"""Bytes of rows that are merged at a time; some ten times as much memory is used meanwhile."""
+
+FAN_IN = 128
+"""Inputs that are merged at once, each an open file; more are merged in rounds."""
+
+Extent = tuple[int, int]
+"""First row and the row after the last."""
+
+
+@dataclass(frozen=True)
+class SortedRows:
+    """Rows of one group, sorted by (cell, image, position in the image).
+
+    Attributes
+    ----------
+    cell_offsets : ndarray of shape (C + 1,), int64
+        The c-th cell of the group owns rows ``cell_offsets[c]:cell_offsets[c + 1]``; the first need
+        not be row 0.
+    images : ndarray of shape (N,), uint32
+    geometry : ndarray of shape (N, 4), uint16
+    codes : callable
+        Returns the stored rows of an extent, shape (n, W), uint8.
+    """
+
+    cell_offsets: NDArray[np.int64]
+    images: NDArray[np.uint32]
+    geometry: NDArray[np.uint16]
+    codes: Callable[[int, int], NDArray[np.uint8]]
+
+
+def assigned_rows(assigned: AssignedRows, group: int, cells: int) -> SortedRows:
+    """Return the rows of one group of an assignment.
+
+    Parameters
+    ----------
+    assigned : AssignedRows
+    group : int
+    cells : int
+        Cells of a group.
+    """
+    start, stop = (int(row) for row in assigned.group_offsets[group : group + 2])
+    bounds = np.arange(group * cells, (group + 1) * cells + 1)
+    offsets = start + np.searchsorted(assigned.cells[start:stop], bounds).astype(np.int64)
+    return SortedRows(
+        offsets, assigned.images, assigned.geometry, lambda first, end: assigned.codes[first:end]
+    )
+
+
+def segment_rows(segment: Segment) -> SortedRows:
+    """Return the rows of a segment."""
+
+    def codes(start: int, stop: int) -> NDArray[np.uint8]:
+        first, end = start // BLOCK, -(-stop // BLOCK)
+        size = min(stop, segment.rows.size) - first * BLOCK
+        blocks = PackedRows(segment.rows.codes[first:end], *segment.rows[1:3], size)
+        return unpack_rows(blocks)[start - first * BLOCK :]
+
+    return SortedRows(segment.cell_offsets, segment.images, segment.geometry, codes)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Rows of several inputs, about to become one segment.
+
+    Attributes
+    ----------
+    inputs : sequence of SortedRows
+        Rows of one image lie in one of them. (Would they lie in two, the first goes first.)
+    first_cell : int
+        Number of the group's first cell in the tree.
+    dropped : frozenset of int
+        Image row ids whose rows are left out.
+    piece_bytes : int
+        Bytes of rows that are merged at a time; only changes memory and speed.
+    """
+
+    inputs: Sequence[SortedRows]
+    first_cell: int
+    dropped: frozenset[int] = frozenset()
+    piece_bytes: int = MERGE_BYTES
+
+    def sizes(self) -> NDArray[np.int64]:
+        """Return the number of rows of every cell, those that are dropped left out."""
+        first = self.inputs[0].cell_offsets
+        total = np.zeros(len(first) - 1, np.int64)
+        for rows in self.inputs:
+            total += np.diff(rows.cell_offsets)
+            if self.dropped:
+                total -= np.diff(np.searchsorted(self._gone(rows), rows.cell_offsets))
+        return total
+
+    def write(self, stream: BinaryIO, meta: Mapping[str, Any]) -> None:
+        """Write the segment's file; equal rows give equal bytes, however they were cut.
+
+        Parameters
+        ----------
+        stream : seekable binary file
+        meta : mapping of str to JSON-serialisable values
+        """
+        sizes = self.sizes()
+        count, width = int(sizes.sum()), self.inputs[0].codes(0, 0).shape[1]
+        blocks = -(-count // BLOCK)
+        shapes: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "codes": ((blocks, width // 4, BLOCK, 4), np.dtype(np.uint8)),
+            "norms": ((blocks * BLOCK,), np.dtype(np.int32)),
+            "heads": ((blocks * BLOCK,), np.dtype(np.int32)),
+            "images": ((count,), np.dtype(np.uint32)),
+            "geometry": ((count, 4), np.dtype(np.uint16)),
+            "cell_offsets": ((len(sizes) + 1,), np.dtype(np.int64)),
+            "first_cell": ((1,), np.dtype(np.int64)),
+        }
+        with ArrayWriter(stream, shapes, meta) as writer:
+            rest = np.empty((0, width), np.uint8)
+            for codes, images, geometry in self._pieces(max(1, self.piece_bytes // width)):
+                writer.write("images", images)
+                writer.write("geometry", geometry)
+                rest = _write_blocks(writer, np.concatenate([rest, codes]))
+            _write_packed(writer, rest)
+            offsets = np.concatenate([[0], np.cumsum(sizes)])
+            writer.write("cell_offsets", offsets.astype(np.int64))
+            writer.write("first_cell", np.array([self.first_cell], np.int64))
+
+    def _gone(self, rows: SortedRows) -> NDArray[np.int64]:
+        """Return the numbers of an input's rows that are dropped, ascending."""
+        dropped = np.fromiter(self.dropped, np.uint32, len(self.dropped))
+        start, stop = int(rows.cell_offsets[0]), int(rows.cell_offsets[-1])
+        step = max(1, self.piece_bytes // 8)
+        found = [
+            at + np.flatnonzero(np.isin(rows.images[at : min(at + step, stop)], dropped))
+            for at in range(start, stop, step)
+        ]
+        return np.concatenate([np.empty(0, np.int64), *found])
+
+    def _pieces(
+        self, most: int
+    ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint16]]]:
+        """Yield codes, images and geometry in the order of the segment."""
+        for extents in self._ranges(most):
+            held = [
+                (rows, extent)
+                for rows, extent in zip(self.inputs, extents, strict=True)
+                if extent[0] < extent[1]
+            ]
+            if not held:
+                continue
+            cells = np.concatenate([_cells(rows, extent) for rows, extent in held])
+            images = np.concatenate([rows.images[a:b] for rows, (a, b) in held])
+            # Stable: within one image rows keep the order of the assignment, the container's.
+            order = np.lexsort((images, cells))
+            if self.dropped:
+                gone = np.fromiter(self.dropped, np.uint32, len(self.dropped))
+                order = order[~np.isin(images[order], gone)]
+            codes = np.concatenate([rows.codes(a, b) for rows, (a, b) in held])
+            geometry = np.concatenate([rows.geometry[a:b] for rows, (a, b) in held])
+            yield codes[order], images[order], geometry[order]
+
+    def _ranges(self, most: int) -> Iterator[list[Extent]]:
+        """Yield the extents of every input that are merged together, few rows at a time."""
+        counts = np.sum([np.diff(rows.cell_offsets) for rows in self.inputs], axis=0)
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        cell = 0
+        while cell < len(counts) and ends[cell] < ends[-1]:
+            stop = int(np.searchsorted(ends, ends[cell] + most, "right")) - 1
+            if stop == cell:
+                yield from self._parts_of_cell(cell, most)
+                cell += 1
+                continue
+            yield [
+                (int(rows.cell_offsets[cell]), int(rows.cell_offsets[stop])) for rows in self.inputs
+            ]
+            cell = stop
+
+    def _parts_of_cell(self, cell: int, most: int) -> Iterator[list[Extent]]:
+        """Cut a cell that is too large (all descriptors alike, say) between images."""
+        extents = [(int(r.cell_offsets[cell]), int(r.cell_offsets[cell + 1])) for r in self.inputs]
+        mine = [rows.images[a:b] for rows, (a, b) in zip(self.inputs, extents, strict=True)]
+        cuts = np.unique(np.sort(np.concatenate(mine))[most::most])
+        bounds = [
+            [a, *(a + np.searchsorted(images, cuts)).tolist(), b]
+            for images, (a, b) in zip(mine, extents, strict=True)
+        ]
+        for part in range(len(cuts) + 1):
+            yield [(bound[part], bound[part + 1]) for bound in bounds]
+
+
+def _cells(rows: SortedRows, extent: Extent) -> NDArray[np.uint32]:
+    """Return the cell of every row of an extent."""
+    first, last = np.searchsorted(rows.cell_offsets, [extent[0], extent[1] - 1], "right") - 1
+    inside = np.clip(rows.cell_offsets[first : last + 2], *extent)
+    return np.repeat(np.arange(first, last + 1, dtype=np.uint32), np.diff(inside))
+
+
+def _write_blocks(writer: ArrayWriter, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Write the full blocks of some rows; returns the rows that are left."""
+    full = len(codes) // BLOCK * BLOCK
+    _write_packed(writer, codes[:full])
+    return codes[full:]
+
+
+def _write_packed(writer: ArrayWriter, codes: NDArray[np.uint8]) -> None:
+    """Write rows, padded to whole blocks."""
+    packed = pack_rows(codes)
+    writer.write("codes", packed.codes)
+    writer.write("norms", packed.norms)
+    writer.write("heads", packed.heads)
+
+
+def write_segment(
+    stream: BinaryIO,
+    inputs: Sequence[Callable[[], SortedRows]],
+    first_cell: int,
+    meta: Mapping[str, Any],
+    dropped: frozenset[int] = frozenset(),
+    fan_in: int = FAN_IN,
+) -> None:
+    """Merge inputs, however many, into a segment's file.
+
+    Parameters
+    ----------
+    stream : seekable binary file
+    inputs : sequence of callable
+        Each opens one input; at least one.
+    first_cell : int
+        Number of the group's first cell in the tree.
+    meta : mapping of str to JSON-serialisable values
+    dropped : frozenset of int
+        Image row ids whose rows are left out.
+    fan_in : int
+        Inputs that are open at once; more are first merged into temporary files.
+    """
+    with ExitStack() as stack:
+        while len(inputs) > fan_in:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vantage-merge-")))
+            inputs = [
+                _merged_file(folder / f"{at}.npz", inputs[at : at + fan_in], first_cell)
+                for at in range(0, len(inputs), fan_in)
+            ]
+        Merge([open_one() for open_one in inputs], first_cell, dropped).write(stream, meta)
+
+
+def _merged_file(
+    path: Path, inputs: Sequence[Callable[[], SortedRows]], first_cell: int
+) -> Callable[[], SortedRows]:
+    """Merge some inputs into a file of their own; returns what opens it."""
+    with path.open("w+b") as stream:
+        Merge([open_one() for open_one in inputs], first_cell).write(stream, {})
+    return lambda: segment_rows(Segment.from_arrays(ArrayFile(path)))

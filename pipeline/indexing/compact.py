@@ -1,0 +1,188 @@
+"""Compaction: stages ``merge`` (reduce, one a group) and ``publish`` of a job that merges segments.
+
+Two kinds. A job that a caller asked for (``params["all"]``) merges every group into one segment,
+and leaves out the rows of removed images. One that began by itself (a group has more segments than
+``params["above"]``) unites the small segments only, so that additions one by one rewrite each row a
+logarithmic number of times; it keeps the rows of removed images: their rows lie in segments of
+several groups, and an image is in the index with all of them or with none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from pipeline.config import digest
+from pipeline.index.merge import Merge, SortedRows, segment_rows
+from pipeline.index.parts import GROWTH
+from pipeline.indexing.group import cell_stats, store_segment
+from pipeline.metadata import compaction, jobs, parts, trees, versions
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import (
+    JobKind,
+    JobRecord,
+    PartRecord,
+    PartResult,
+    SegmentRecord,
+    TreeRecord,
+    VersionRecord,
+)
+from pipeline.resources import Resources
+
+REGROWTH = 4
+"""Times the descriptors that a model was trained on, above which it is trained again."""
+
+REBUILD_AGAIN_S = 3600.0
+"""Seconds that no rebuild begins by itself after one has failed."""
+
+
+def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
+    """Return the job that shall begin by itself because a group has too many segments, if any.
+
+    A compaction; or a rebuild, where the model was trained on few of the descriptors that there are
+    now. Images that are added one by one would else be searched by a model of the first of them,
+    whose background distances let ten times as many rows vote. A model of a whole training sample
+    is not outgrown in that way, so that large collections are never rebuilt unasked.
+    """
+    above = resources.settings.compact_above
+    with session_scope(resources.engine, write=False) as session:
+        if not compaction.collections_to_compact(session, above, collection_id=collection_id):
+            return None
+        version = versions.current_version(session, collection_id)
+        since = time.time() - REBUILD_AGAIN_S
+        if compaction.last_rebuild_failed(session, collection_id, since):
+            return "compact"
+    rows = sum(segment.descriptor_count for segment in version.segments)
+    trained_on = version.tree.trained_on
+    young = trained_on < version.index.sample_size
+    return "rebuild" if young and rows > REGROWTH * trained_on else "compact"
+
+
+def plan(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
+    """Return the arguments of the merge of every group that has something to merge."""
+    everything = bool(job.params.get("all"))
+    with session_scope(resources.engine, write=False) as session:
+        # Before the version is read, so that all rows of these images are in its segments.
+        dropped = compaction.droppable_images(session, job.collection_id) if everything else []
+        current = versions.current_version_id(session, job.collection_id)
+        if current is None:
+            return []
+        version = versions.get_version(session, current)
+    if everything:
+        return _merges(version, list, dropped)
+    return _merges(version, lambda found: small_segments(found, job.params["above"]), [])
+
+
+def _merges(
+    version: VersionRecord,
+    choose: Callable[[Sequence[SegmentRecord]], Sequence[SegmentRecord]],
+    dropped: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Return what to merge; rows can be left out of a single segment, too."""
+    chosen = {group: choose(version.group_segments(group)) for group in version.groups}
+    return [
+        {
+            "group": group,
+            "tree": version.tree.id,
+            "segments": sorted(segment.id for segment in segments),
+            "dropped": list(dropped),
+        }
+        for group, segments in chosen.items()
+        if len(segments) > 1 or (segments and dropped)
+    ]
+
+
+def small_segments(segments: Sequence[SegmentRecord], most: int) -> list[SegmentRecord]:
+    """Choose the segments of a group to merge: the smallest, until few enough are left.
+
+    Then more, by size, while the next one is less than `GROWTH` times as large as what was chosen.
+
+    Parameters
+    ----------
+    segments : sequence of SegmentRecord
+    most : int
+        Segments that a group may have. Nothing is chosen while it has no more.
+    """
+    if len(segments) <= most:
+        return []
+    by_size = sorted(segments, key=lambda segment: (segment.descriptor_count, segment.id))
+    count = len(by_size) - most + 1
+    size = sum(segment.descriptor_count for segment in by_size[:count])
+    while count < len(by_size) and by_size[count].descriptor_count < GROWTH * size:
+        size += by_size[count].descriptor_count
+        count += 1
+    return by_size[:count]
+
+
+def merge(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Merge segments of one group into one (reduce)."""
+    group, dropped = part.args["group"], frozenset(part.args["dropped"])
+    with session_scope(resources.engine, write=False) as session:
+        tree = trees.get_tree(session, part.args["tree"])
+        segments = trees.get_segments(session, part.args["segments"])
+    summary = {"segment": _merged(resources, job, tree, group, segments, dropped)}
+    with session_scope(resources.engine) as session:
+        parts.finish_part(session, job.id, "merge", part.number, summary)
+    return summary
+
+
+def _merged(
+    resources: Resources,
+    job: JobRecord,
+    tree: TreeRecord,
+    group: int,
+    segments: Sequence[SegmentRecord],
+    dropped: frozenset[int],
+) -> int | None:
+    """Return the segment that holds the rows of some; None when none are left."""
+    inputs = [partial(_open_segment, resources, segment) for segment in segments]
+    if dropped:
+        left = int(Merge([open_one() for open_one in inputs], 0, dropped).sizes().sum())
+        if left == 0:
+            return None
+        if [left] == [segment.descriptor_count for segment in segments]:
+            return segments[0].id
+    # Keys are names by content: what they are made of decides what comes out.
+    names = sorted(segment.key for segment in segments)
+    left_out = [sorted(dropped)] if dropped else []
+    key = f"groups/{group}/{digest(tree.key, group, names, *left_out)}.npz"
+    return store_segment(resources, job, tree, group, key, inputs, dropped)
+
+
+def _open_segment(resources: Resources, segment: SegmentRecord) -> SortedRows:
+    """Return the rows of a segment, of this host's verified copy."""
+    return segment_rows(resources.segment(segment.key, segment.checksum))
+
+
+def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Put the merged segments in the place of what they were made of, in one transaction."""
+    with session_scope(resources.engine, write=False) as session:
+        merges = parts.parts(session, job.id, "merge")
+        tree = trees.get_tree(session, merges[0].args["tree"])
+        replaced = {segment for merge in merges for segment in merge.args["segments"]}
+        found = [(merge.result or {})["segment"] for merge in merges]
+        made = [segment for segment in found if segment is not None]
+        current = trees.current_segments(session, job.collection_id)
+        fresh = trees.get_segments(session, made)
+    kept = [segment for segment in current if segment.id not in replaced]
+    stats = cell_stats(resources, tree, [s for s in kept if s.tree_id == tree.id] + fresh)
+    dropped = merges[0].args["dropped"]
+    counters = {
+        "segments_merged": len(replaced - set(made)),
+        "segments_made": len(set(made) - replaced),
+        "images_dropped": len(dropped),
+    }
+    with session_scope(resources.engine) as session:
+        version = compaction.publish_compaction(
+            session, job.collection_id, job.id, tree.id, sorted(replaced), made, dropped, stats
+        )
+        summary = {
+            "published": version is not None,
+            "version": version.number if version else None,
+        }
+        if version is not None:
+            jobs.set_counters(session, job.id, **counters)
+        parts.finish_part(session, job.id, "publish", part.number, summary)
+    return summary

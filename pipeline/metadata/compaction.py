@@ -1,0 +1,173 @@
+"""Compaction: which collections need it, and the version that it makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import and_, exists, func, select, update
+from sqlalchemy.orm import Session
+
+from pipeline.metadata.jobs import get_job, unfinished_jobs
+from pipeline.metadata.models import (
+    Collection,
+    Image,
+    Job,
+    Segment,
+    Version,
+    VersionSegment,
+    table,
+)
+from pipeline.metadata.records import VersionRecord
+from pipeline.metadata.sql import chunks, lock_collection
+from pipeline.metadata.versions import (
+    get_version,
+    insert_version,
+    tombstone_changes,
+    version_segment_ids,
+)
+
+DROPPED_AT_ONCE = 20_000
+"""Removed images whose rows one compaction leaves out, at most: they are listed in its parts."""
+
+
+def collections_to_compact(
+    session: Session, above: int, before: float | None = None, collection_id: int | None = None
+) -> list[int]:
+    """Return the collections with a group of too many segments that nobody has begun to merge.
+
+    A compaction or rebuild that was begun since the current version was published counts, whatever
+    became of it: one that failed is tried again after the next publication.
+
+    Parameters
+    ----------
+    session : Session
+    above : int
+        Segments that a group may have; 0: any number.
+    before : float, optional
+        Only where the current version was published before this time, unix seconds.
+    collection_id : int, optional
+        Only this one.
+    """
+    if above == 0:
+        return []
+    begun = exists().where(
+        Job.collection_id == Collection.id,
+        Job.kind.in_(["compact", "rebuild"]),
+        (Job.state.in_(["running", "paused"])) | (Job.created_at >= Version.created_at),
+    )
+    statement = (
+        select(Collection.id)
+        .join(Version, Version.id == Collection.current_version_id)
+        .join(VersionSegment, VersionSegment.version_id == Version.id)
+        .join(Segment, Segment.id == VersionSegment.segment_id)
+        .where(~begun)
+        .group_by(Collection.id, Segment.group_number)
+        .having(func.count() > above)
+    )
+    if before is not None:
+        statement = statement.where(Version.created_at < before)
+    if collection_id is not None:
+        statement = statement.where(Collection.id == collection_id)
+    return sorted(set(session.scalars(statement)))
+
+
+def last_rebuild_failed(session: Session, collection_id: int, since: float) -> bool:
+    """Say whether the newest rebuild of a collection, begun since a time, unix seconds, failed."""
+    mine = and_(Job.collection_id == collection_id, Job.kind == "rebuild")
+    statement = (
+        select(Job.state)
+        .where(mine, Job.created_at >= since)
+        .order_by(Job.created_at.desc())
+        .limit(1)
+    )
+    return session.scalar(statement) == "failed"
+
+
+def droppable_images(session: Session, collection_id: int) -> list[int]:
+    """Return removed images whose rows a compaction of every segment may leave out, by id.
+
+    None while a rebuild is unfinished: it has settled what its segments leave out.
+    """
+    if _is_rebuilt(session, collection_id):
+        return []
+    gone = and_(Image.collection_id == collection_id, Image.state == "removed", Image.in_index)
+    statement = select(Image.id).where(gone).order_by(Image.id).limit(DROPPED_AT_ONCE)
+    return list(session.scalars(statement))
+
+
+def _is_rebuilt(session: Session, collection_id: int) -> bool:
+    """Say whether a rebuild is under way."""
+    return any(job.kind == "rebuild" for job in unfinished_jobs(session, collection_id))
+
+
+def publish_compaction(
+    session: Session,
+    collection_id: int,
+    job_id: str,
+    tree_id: int,
+    replaced: Sequence[int],
+    made: Sequence[int],
+    dropped: Sequence[int],
+    stats: Mapping[str, Any],
+) -> VersionRecord | None:
+    """Publish a version with merged segments in the place of those that they were made of.
+
+    Segments that were published meanwhile stay beside them. Images whose rows were left out are in
+    the index no longer: they lose their tombstones, and one that comes back is extracted anew.
+
+    Parameters
+    ----------
+    tree_id : int
+        The tree of the segments.
+    replaced, made : sequence of int
+        Segments that were merged, and what came of them.
+    dropped : sequence of int
+        Removed images whose rows the new segments lack; then all segments were merged.
+    stats : mapping
+        JSON-serialisable figures of the index.
+
+    Returns
+    -------
+    VersionRecord or None
+        The version; that of the first call when the job has published already. None when the index
+        changed under the job: it has another tree, a merged segment is no longer in it, a dropped
+        image came back, or the job has been ended or paused. The caller then looks again what there
+        is to merge.
+    """
+    collection = lock_collection(session, collection_id)
+    done = session.scalar(
+        select(Version.id).where(Version.collection_id == collection_id, Version.job_id == job_id)
+    )
+    if done is not None:
+        return get_version(session, done)
+    if get_job(session, job_id).state != "running" or collection.tree_id != tree_id:
+        return None
+    current = version_segment_ids(session, collection.current_version_id)
+    if not set(replaced) <= set(current):
+        return None
+    if dropped and not _drop(session, collection_id, dropped):
+        return None
+    kept = [segment_id for segment_id in current if segment_id not in set(replaced)]
+    segments = list(dict.fromkeys([*kept, *made]))
+    values = {"tree_id": tree_id, "job_id": job_id, "stats": dict(stats)}
+    changes = tombstone_changes(session, collection_id)
+    return insert_version(session, collection, values, segments, changes)
+
+
+def _drop(session: Session, collection_id: int, dropped: Sequence[int]) -> bool:
+    """Note that removed images have no rows any more; False when one may be needed again."""
+    if _is_rebuilt(session, collection_id):
+        return False
+    images = table(Image)
+    gone = and_(images.c.state == "removed", images.c.in_index)
+    for some in chunks(dropped):
+        mine = images.c.id.in_(some)
+        there = session.scalar(select(func.count()).where(mine, gone))
+        if there != len(some):
+            return False
+    for some in chunks(dropped):
+        session.execute(
+            update(images).where(images.c.id.in_(some)).values(in_index=False, left_out=True)
+        )
+    return True

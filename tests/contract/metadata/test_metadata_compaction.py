@@ -1,0 +1,278 @@
+"""Versions with merged segments: nothing that happens meanwhile is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from metadata_database import Database, content, file
+
+from pipeline.metadata import compaction, jobs, versions
+from pipeline.metadata.records import CollectionRecord, JobRecord, SegmentRecord, VersionRecord
+
+
+def _image(db: Database, collection: CollectionRecord, name: str) -> dict[str, object]:
+    return next(
+        row
+        for row in db.rows()["images"]
+        if (row["collection_id"], row["sha256"]) == (collection.id, content(name))
+    )
+
+
+def _grown(db: Database, collection: CollectionRecord, count: int = 3) -> VersionRecord:
+    """A collection of so many images and segments."""
+    version = None
+    for number in range(count):
+        version = db.index(collection, file(f"/{number}"), key=f"s{number}")
+    assert version is not None
+    return version
+
+
+def _compact(
+    db: Database,
+    job: JobRecord,
+    replaced: Sequence[SegmentRecord],
+    made: Sequence[SegmentRecord],
+    dropped: Sequence[int] = (),
+) -> VersionRecord | None:
+    with db.write() as session:
+        return compaction.publish_compaction(
+            session,
+            job.collection_id,
+            job.id,
+            replaced[0].tree_id,
+            [segment.id for segment in replaced],
+            [segment.id for segment in made],
+            dropped,
+            {"median_cell": 700},
+        )
+
+
+def _droppable(db: Database, collection: CollectionRecord) -> list[int]:
+    with db.read() as session:
+        return compaction.droppable_images(session, collection.id)
+
+
+def _due(db: Database, above: int, before: float | None = None) -> list[int]:
+    with db.read() as session:
+        return compaction.collections_to_compact(session, above, before)
+
+
+def test_merged_segments_take_the_place_of_those_they_were_made_of(db: Database) -> None:
+    collection = db.collection()
+    before = _grown(db, collection)
+    job = db.job(collection, "compact")
+    merged = db.segment(collection, before.tree, "m")
+    version = _compact(db, job, before.segments[:2], [merged])
+    assert version is not None
+    assert (version.number, version.tree, version.job_id) == (4, before.tree, job.id)
+    assert [s.key for s in version.segments] == ["s2", "m"]
+    assert set(db.image_states(collection).values()) == {"indexed"}
+    rows = db.rows()
+    assert _compact(db, job, before.segments[:2], [merged]) == version
+    assert db.rows() == rows
+    with db.read() as session:
+        assert versions.get_version(session, before.id) == before
+
+
+def test_segments_that_are_published_meanwhile_stay(db: Database) -> None:
+    collection = db.collection()
+    before = _grown(db, collection)
+    job = db.job(collection, "compact")
+    db.index(collection, file("/late"), key="late")
+    version = _compact(db, job, before.segments, [db.segment(collection, before.tree, "m")])
+    assert version is not None
+    assert [s.key for s in version.segments] == ["late", "m"]
+
+
+def test_index_jobs_and_a_compaction_that_publish_at_once_all_land(db: Database) -> None:
+    collection = db.collection()
+    before = _grown(db, collection)
+    compacting = db.job(collection, "compact")
+    merged = db.segment(collection, before.tree, "m")
+    job = db.job(collection)
+    db.register(collection, job, file("/late"))
+    db.extract(job)
+    db.to_stage(job, "assign")
+    late = db.segment(collection, before.tree, "late")
+    found = db.together(
+        lambda s: versions.publish_version(
+            s, collection.id, job.id, before.tree.id, [late.id], "append", {}
+        ),
+        lambda s: compaction.publish_compaction(
+            s,
+            collection.id,
+            compacting.id,
+            before.tree.id,
+            [segment.id for segment in before.segments],
+            [merged.id],
+            [],
+            {},
+        ),
+    )
+    assert sorted(version.number for version in found) == [4, 5]
+    with db.read() as session:
+        current = versions.current_version(session, collection.id)
+    assert {s.key for s in current.segments} == {"late", "m"}
+
+
+def test_nothing_is_published_when_a_rebuild_or_another_compaction_came_first(
+    db: Database,
+) -> None:
+    collection = db.collection()
+    before = _grown(db, collection)
+    first, second = (
+        db.job(collection, "compact", {"above": 2}),
+        db.job(collection, "compact", {"all": True}),
+    )
+    assert first.id != second.id
+    merged = db.segment(collection, before.tree, "m")
+    assert _compact(db, first, before.segments[:2], [merged]) is not None
+    rows = db.rows()
+    other = db.segment(collection, before.tree, "m2")
+    rows["segments"] = db.rows()["segments"]
+    assert _compact(db, second, before.segments, [other]) is None
+    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
+    new = db.tree(collection, "trees/new")
+    with db.write() as session:
+        containers = [row["id"] for row in db.rows()["containers"]]
+        versions.publish_version(
+            session,
+            collection.id,
+            rebuild.id,
+            new.id,
+            [],
+            "replace",
+            {},
+            container_ids=containers,
+        )
+    assert _compact(db, second, [merged], [other]) is None
+
+
+@pytest.mark.parametrize("state", ["failed", "paused"])
+def test_a_compaction_that_does_not_run_publishes_nothing(db: Database, state: str) -> None:
+    collection = db.collection()
+    before = _grown(db, collection)
+    job = db.job(collection, "compact")
+    with db.write() as session:
+        if state == "failed":
+            jobs.finish_job(session, job.id, "failed", "given up")
+        else:
+            jobs.pause_job(session, job.id, "wait")
+    merged = db.segment(collection, before.tree, "m")
+    assert _compact(db, job, before.segments, [merged]) is None
+    assert len(db.rows()["versions"]) == 3
+
+
+def test_an_image_whose_rows_were_left_out_starts_again_when_it_returns(db: Database) -> None:
+    collection = db.collection()
+    db.index(collection, file("/a", "x"), file("/b"), key="s1")
+    before = db.index(collection, file("/a", "y"), key="s2")
+    assert before is not None
+    gone = _image(db, collection, "x")["id"]
+    assert before.tombstones == {gone} == set(_droppable(db, collection))
+    job = db.job(collection, "compact", {"all": True})
+    merged = db.segment(collection, before.tree, "m")
+    version = _compact(db, job, before.segments, [merged], _droppable(db, collection))
+    assert version is not None
+    assert version.tombstones == frozenset()
+    assert _droppable(db, collection) == []
+    with db.read() as session:
+        assert versions.get_version(session, before.id).tombstones == {gone}
+    with db.write() as session:
+        jobs.finish_job(session, job.id, "done")
+    # A rebuild leaves it out, too.
+    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
+    with db.write() as session:
+        jobs.finish_job(session, rebuild.id, "failed", "enough seen")
+    assert _image(db, collection, "x")["left_out"]
+    db.register(collection, None, file("/c", "x"))
+    assert db.image_states(collection)[content("x")] == "pending"
+    after = db.index(collection, file("/c", "x"), key="s3")
+    assert after is not None
+    assert ([s.key for s in after.segments], after.tombstones) == (["m", "s3"], frozenset())
+    assert db.image_states(collection)[content("x")] == "indexed"
+    # Gone again: a tombstone again.
+    last = db.index(collection, file("/c", "z"), key="s4")
+    assert last is not None
+    assert last.tombstones == {gone}
+
+
+def test_rows_are_not_left_out_when_their_image_returns_meanwhile(db: Database) -> None:
+    collection = db.collection()
+    db.index(collection, file("/a", "x"), file("/b"), key="s1")
+    before = db.index(collection, file("/a", "y"), key="s2")
+    assert before is not None
+    dropped = _droppable(db, collection)
+    job = db.job(collection, "compact", {"all": True})
+    db.register(collection, None, file("/c", "x"))
+    merged = db.segment(collection, before.tree, "m")
+    rows = db.rows()
+    assert _compact(db, job, before.segments, [merged], dropped) is None
+    assert db.rows() == rows
+    assert _droppable(db, collection) == []
+    # Planned anew, its rows are kept: it is found again, with no tombstone.
+    version = _compact(db, job, before.segments, [merged], _droppable(db, collection))
+    assert version is not None
+    assert version.tombstones == frozenset()
+    assert db.image_states(collection)[content("x")] == "indexed"
+
+
+def test_an_image_removed_meanwhile_keeps_its_rows_and_gets_a_tombstone(db: Database) -> None:
+    collection = db.collection()
+    db.index(collection, file("/a", "x"), file("/b"), key="s1")
+    before = db.index(collection, file("/c"), key="s2")
+    assert before is not None
+    job = db.job(collection, "compact", {"all": True})
+    db.register(collection, None, file("/a", "y"))
+    version = _compact(db, job, before.segments, [db.segment(collection, before.tree, "m")])
+    assert version is not None
+    assert version.tombstones == {_image(db, collection, "x")["id"]}
+    db.register(collection, None, file("/d", "x"))
+    assert db.image_states(collection)[content("x")] == "indexed"
+
+
+def test_no_rows_are_left_out_while_a_rebuild_is_unfinished(db: Database) -> None:
+    """Its segments may hold them: it has settled what it leaves out when it began to assign."""
+    collection = db.collection()
+    db.index(collection, file("/a", "x"), file("/b"), key="s1")
+    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
+    before = db.index(collection, file("/a", "y"), key="s2")
+    assert before is not None
+    assert _droppable(db, collection) == []
+    job = db.job(collection, "compact", {"all": True})
+    gone = [int(str(_image(db, collection, "x")["id"]))]
+    merged = db.segment(collection, before.tree, "m")
+    assert _compact(db, job, before.segments, [merged], gone) is None
+    with db.write() as session:
+        jobs.finish_job(session, rebuild.id, "failed", "given up")
+    assert _droppable(db, collection) == gone
+    assert _compact(db, job, before.segments, [merged], gone) is not None
+
+
+def test_a_collection_is_due_above_so_many_segments_until_somebody_begins(db: Database) -> None:
+    collection, other = db.collection(), db.collection("other")
+    version = _grown(db, collection, 3)
+    _grown(db, other, 1)
+    assert _due(db, 3) == _due(db, 0) == []
+    assert _due(db, 2) == [collection.id]
+    assert _due(db, 2, version.created_at + 1) == [collection.id]
+    assert _due(db, 2, version.created_at) == []
+    job = db.job(collection, "compact")
+    assert _due(db, 2) == []
+    # It failed: the next publication is the next try, not the next second.
+    with db.write() as session:
+        jobs.finish_job(session, job.id, "failed", "a segment is damaged")
+    assert _due(db, 2) == []
+    db.index(collection, file("/next"), key="next")
+    assert _due(db, 2) == [collection.id]
+
+
+def test_a_compaction_that_does_less_does_not_stand_for_one_that_does_more(db: Database) -> None:
+    collection = db.collection()
+    small = db.job(collection, "compact", {"above": 8})
+    assert db.job(collection, "compact", {"above": 8}).id == small.id
+    whole = db.job(collection, "compact", {"all": True})
+    assert whole.id != small.id
+    assert (whole.stage, whole.kind) == ("merge", "compact")
+    assert db.job(collection, "compact", {"all": True}).id == whole.id

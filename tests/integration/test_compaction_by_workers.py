@@ -1,0 +1,304 @@
+"""Compaction on workers: begun by itself and by hand, disturbed, killed, sent twice."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from sites import Eventually, files_below, found_names, live_workers, make_settings
+
+from pipeline import local
+from pipeline.config import Settings
+from pipeline.metadata import collections, compaction, jobs, parts
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import CollectionStatus, JobRecord, JobStage
+from pipeline.metadata.versions import current_version
+from workers.app import app
+from workers.client import Collection
+from workers.context import Context
+from workers.stack import Stack
+from workers.supervise import watch_segments
+from workers.workflows import STAGE_TASKS
+
+NAMES = ("astronaut", "chelsea", "coffee", "coins", "page", "rocket")
+PLANS = ("probed", "exhaustive")
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A group may have two segments."""
+    return make_settings(tmp_path_factory.mktemp("compaction") / "home", compact_above=2)
+
+
+@pytest.fixture(scope="module")
+def stack(settings: Settings) -> Iterator[Stack]:
+    with Stack(settings) as stack:
+        yield stack
+
+
+@pytest.fixture
+def context(settings: Settings, stack: Stack) -> Iterator[Context]:
+    context = Context(settings)
+    yield context
+    context.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_photographs: dict[str, bytes]) -> Path:
+    path = tmp_path / "photographs"
+    path.mkdir()
+    for name in NAMES:
+        (path / f"{name}.png").write_bytes(small_photographs[name])
+    return path
+
+
+def status(context: Context, name: str) -> CollectionStatus:
+    with session_scope(context.engine, write=False) as session:
+        return collections.collection_status(session, name)
+
+
+def compactions(context: Context, name: str) -> list[JobRecord]:
+    with session_scope(context.engine, write=False) as session:
+        found = jobs.list_jobs(session, collections.get_collection(session, name).id)
+    return [job for job in found if job.kind == "compact"]
+
+
+def answers(collection: Collection | local.Collection, folder: Path) -> list[Any]:
+    """What every photograph finds, with both plans."""
+    found = []
+    for name in NAMES:
+        for plan in PLANS:
+            until = time.monotonic() + 60  # a worker on a busy machine may miss its heartbeats
+            while True:
+                result = collection.search(folder / f"{name}.png", top=50, plan=plan)  # type: ignore[arg-type]
+                if result.complete:
+                    break
+                assert time.monotonic() < until
+            found.append(result.to_dict()["matches"])
+    return found
+
+
+def many_segments(settings: Settings, name: str, folder: Path) -> None:
+    """Index photographs one by one, in this process, without compaction."""
+
+    never = dataclasses.replace(settings, compact_above=0)
+    with local.Collection.open(name, never, threads=1) as collection:
+        collection.index([folder / f"{name}.png" for name in NAMES[:3]])
+        for photograph in NAMES[3:]:
+            collection.index([folder / f"{photograph}.png"])
+
+
+def test_small_segments_are_merged_after_an_index_job_and_all_by_hand(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    with Collection.open("grown", settings) as collection:
+        collection.index([folder / f"{name}.png" for name in NAMES[:3]]).wait(timeout=60)
+        for name in NAMES[3:]:
+            done = collection.index([folder / f"{name}.png"]).wait(timeout=60)
+            assert (done.kind, done.state) == ("index", "done")
+        eventually(lambda: status(context, "grown").jobs == (), 60)
+        assert status(context, "grown").largest_group <= 2
+        assert {job.state for job in compactions(context, "grown")} == {"done"}
+        before = answers(collection, folder)
+        whole = collection.compact().wait(timeout=60)
+        assert whole.kind == "compact"
+        assert status(context, "grown").segments == dict.fromkeys(range(4), 1)
+        assert answers(collection, folder) == before
+        assert collection.compact().wait(timeout=60).counters == {}
+    with local.Collection.open("grown", settings) as same:
+        assert answers(same, folder) == before
+
+
+def test_workers_train_a_model_of_the_first_images_alone_again(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    with Collection.open("young", settings) as collection:
+        for name in NAMES:
+            collection.index([folder / f"{name}.png"]).wait(timeout=90)
+        eventually(lambda: status(context, "young").jobs == (), 60)
+        with session_scope(context.engine, write=False) as session:
+            found = current_version(session, "young")
+            kinds = {job.kind for job in jobs.list_jobs(session, found.collection_id)}
+        assert kinds == {"index", "compact", "rebuild"}
+        assert found.tree.trained_on * 4 >= sum(s.descriptor_count for s in found.segments)
+        assert status(context, "young").images == {"indexed": len(NAMES)}
+        for name in NAMES:
+            assert found_names(collection.search(folder / f"{name}.png"))[0] == name
+
+
+def test_rows_of_removed_images_are_left_out_by_workers_too(
+    settings: Settings, context: Context, folder: Path, small_photographs: dict[str, bytes]
+) -> None:
+    many_segments(settings, "replaced", folder)
+    (folder / "page.png").write_bytes(small_photographs["text"])
+    with Collection.open("replaced", settings) as collection:
+        collection.index([folder / "page.png"]).wait(timeout=60)
+        before = answers(collection, folder)
+        done = collection.compact().wait(timeout=60)
+        assert done.counters["images_dropped"] == 1
+        assert answers(collection, folder) == before
+        with session_scope(context.engine, write=False) as session:
+            assert current_version(session, "replaced").tombstones == frozenset()
+        (folder / "page.png").write_bytes(small_photographs["page"])
+        collection.index([folder / "page.png"]).wait(timeout=60)
+        best = collection.search(folder / "page.png").matches[0]
+        assert best.locations == (str(folder / "page.png"),)
+        assert best.score > 0.5
+
+
+def test_the_watchman_begins_what_nobody_has_begun(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    many_segments(settings, "unbegun", folder)
+    assert status(context, "unbegun").largest_group == 4
+    assert watch_segments(context, patience_s=60) == 0  # whoever published may be about to
+    assert watch_segments(context, patience_s=0) == 1
+    assert watch_segments(context, patience_s=0) == 0
+    eventually(lambda: status(context, "unbegun").jobs == (), 60)
+    assert status(context, "unbegun").largest_group <= 2
+    with session_scope(context.engine, write=False) as session:
+        assert compaction.collections_to_compact(session, 2) == []
+
+
+def _send_twice(job: JobRecord, stage: JobStage) -> None:
+    """Send every message of a stage twice, as a broker that redelivers would."""
+    tasks = STAGE_TASKS[stage]
+    for _ in range(2):
+        if stage == "merge":
+            for number in range(4):
+                args = (job.id, job.attempt, number)
+                app.send_task(tasks.part, args=args, ignore_result=True, queue=f"group.{number}")
+        app.send_task(tasks.body or tasks.part, args=(job.id, job.attempt), ignore_result=True)
+
+
+def test_every_message_may_come_twice(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    many_segments(settings, "twice", folder)
+    with Collection.open("twice", settings) as collection:
+        before = answers(collection, folder)
+        job_id = collection.compact().id
+        seen: dict[JobStage, JobRecord] = {}
+
+        def finished() -> bool:
+            with session_scope(context.engine, write=False) as session:
+                now = jobs.get_job(session, job_id)
+            if now.stage not in seen and not now.finished:
+                seen[now.stage] = now
+                _send_twice(now, now.stage)
+            return now.finished
+
+        eventually(finished, 60)
+        assert seen, "the job was too fast to be disturbed"
+        groups = files_below(settings.store, "groups/**/*")
+        number = status(context, "twice").version
+        for record in seen.values():
+            _send_twice(record, record.stage)
+        collection.compact().wait(timeout=60)  # its messages come after those
+        assert (files_below(settings.store, "groups/**/*"), status(context, "twice").version) == (
+            groups,
+            number,
+        )
+        assert answers(collection, folder) == before
+
+
+def test_indexing_and_searching_go_on_while_workers_merge(
+    settings: Settings, context: Context, folder: Path
+) -> None:
+    stop, wrong, versions = threading.Event(), [], set()
+    with Collection.open("busy", settings) as collection:
+        collection.index([folder / f"{name}.png" for name in NAMES[:2]]).wait(timeout=60)
+
+        def search() -> None:
+            with Collection.open("busy", settings) as mine:
+                while not stop.is_set():
+                    result = mine.search(folder / "chelsea.png", deadline_s=30)
+                    if result.complete:
+                        versions.add(result.version)
+                    if result.complete and found_names(result)[0] != "chelsea":
+                        wrong.append(result)
+
+        def merge() -> None:
+            with Collection.open("busy", settings) as mine:
+                while not stop.is_set():
+                    mine.compact().wait(timeout=60)
+
+        threads = [threading.Thread(target=target) for target in (search, merge)]
+        for thread in threads:
+            thread.start()
+        try:
+            for name in NAMES[2:]:
+                collection.index([folder / f"{name}.png"]).wait(timeout=90)
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join(timeout=90)
+        assert wrong == []
+        assert len(versions) > 1
+        assert any(job.counters for job in compactions(context, "busy"))
+        collection.compact().wait(timeout=60)
+        assert status(context, "busy").images == {"indexed": len(NAMES)}
+        for name in NAMES:
+            assert found_names(collection.search(folder / f"{name}.png"))[0] == name
+
+
+def test_a_compaction_goes_on_after_the_group_worker_was_killed(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    """Frozen first, so that the merges are in its hands, or on their way there, when it dies."""
+    many_segments(settings, "killed", folder)
+    with Collection.open("killed", settings) as collection:
+        before = answers(collection, folder)
+        worker = psutil.Process(live_workers(settings)[f"group@{settings.host}"].pid)
+        worker.suspend()
+        handle = collection.compact()
+        assert handle.progress().stage == "merge"
+        worker.kill()
+        began = time.monotonic()
+        assert handle.wait(timeout=120).state == "done"
+        assert time.monotonic() - began < 60
+        assert status(context, "killed").largest_group == 1
+        with session_scope(context.engine, write=False) as session:
+            done = parts.parts(session, handle.id, "merge")
+        assert [part.state for part in done] == ["done"] * 4
+        eventually(lambda: f"group@{settings.host}" in live_workers(settings), 60)
+        eventually(lambda: collection.search(folder / "page.png").complete, 60)
+        assert answers(collection, folder) == before
+
+
+def test_groups_with_sound_segments_answer_when_another_is_damaged(
+    settings: Settings, context: Context, folder: Path
+) -> None:
+    with Collection.open("damaged", settings) as collection:
+        collection.index([folder]).wait(timeout=60)
+        with session_scope(context.engine, write=False) as session:
+            (segment,) = current_version(session, "damaged").group_segments(1)
+        path = Path(settings.store) / segment.key
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.unlink()
+        path.write_bytes(data)
+        (settings.local / segment.key).unlink()
+        worker = psutil.Process(live_workers(settings)[f"group@{settings.host}"].pid)
+        worker.terminate()  # what it had open would go on to serve
+        worker.wait(30)
+        result = None
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            result = collection.search(folder / "page.png", plan="exhaustive", deadline_s=20)
+            if result.missing_groups == (1,):
+                break
+        assert result is not None
+        assert (result.complete, result.missing_groups) == (False, (1,))
+        assert found_names(result)[0] == "page"
+        log = (settings.home / "logs" / "vantage.log").read_text(encoding="utf-8")
+        assert f"{path}' is damaged" in log
+        assert "`vantage rebuild COLLECTION`" in log
+        collection.rebuild().wait(timeout=60)
+        assert collection.search(folder / "page.png", plan="exhaustive").complete
