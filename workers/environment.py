@@ -61,6 +61,7 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
         "GROUP_COUNT": settings.index.groups,
         "CELL_SIZE": settings.index.cell_size,
         "VANTAGE_POINTS": settings.index.vantage,
+        "CELLS": settings.index.cells,
     }
     env |= {f"VANTAGE_{name}": str(value) for name, value in values.items() if value is not None}
     if Settings.from_env(env) != settings:

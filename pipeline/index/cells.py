@@ -13,6 +13,7 @@ are compared, so that finding a cell takes the root of their number, not their n
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -40,6 +41,19 @@ MOST_SELECTED = 256
 
 QUERIES_AT_ONCE = 4096
 """Rows whose distances to means are held at once."""
+
+
+FEWEST_OPENED = 8
+"""Cells that a search opens for a query, at least."""
+
+
+def cells_by_default(cells: int) -> int:
+    """Return how many of so many cells a search opens for a query when it is not told.
+
+    Their root: .96 to .98 of the nearest rows are then found, from 128 cells to 4,096
+    (docs/decisions/0014-cells.md).
+    """
+    return min(cells, max(FEWEST_OPENED, round(math.sqrt(cells))))
 
 
 class Cells(Protocol):

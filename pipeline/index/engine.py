@@ -31,18 +31,21 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.config import IndexConfig
 from pipeline.errors import CorruptFileError, InputError
-from pipeline.index.cells import MeanCells, cells_from_arrays, cells_to_arrays, train_cells
+from pipeline.index.cells import (
+    MeanCells,
+    cells_by_default,
+    cells_from_arrays,
+    cells_to_arrays,
+    train_cells,
+)
 from pipeline.index.parts import CHUNK, Part, living_rows, make_part, search_parts, unite_parts
 from pipeline.index.quantizer import Quantizer, train_quantizer
 from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
 from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree, levels_for
 
-CELL_SIZE = 384
-"""Rows of a cell unless a configuration says otherwise; see docs/decisions/0009-engine.md."""
-
-DEFAULT_EFFORT = 0.03
-"""Share of the cells that a search opens for a query: finds .97 of the nearest rows there."""
+CELL_SIZE = 192
+"""Rows of a cell unless a configuration says otherwise; see docs/decisions/0014-cells.md."""
 
 EXACT_BELOW = 20_000
 """Rows below which a search without a given effort compares with every row."""
@@ -213,8 +216,8 @@ class VantageIndex:
             At least 1.
         effort : float, optional
             Share of the cells that are opened for a query, above 0 and at most 1: more finds more
-            of the true neighbours and takes longer. Default: `DEFAULT_EFFORT`, in an index of
-            fewer than `EXACT_BELOW` vectors everything.
+            of the true neighbours and takes longer. Default: as many cells as the root of their
+            number, in an index of fewer than `EXACT_BELOW` vectors everything.
         exact : bool
             Compare with every row.
 
@@ -243,13 +246,18 @@ class VantageIndex:
         codes = self._quantizer.encode(rows)
         few = sum(len(part.ids) for part in self._parts) < EXACT_BELOW
         everything = exact or (effort is None and few)
-        share = DEFAULT_EFFORT if effort is None else effort
-        probes = None if everything else max(1, round(share * self._tree.cells))
+        probes = None if everything else self._probes(self._tree, effort)
         distance, ids = search_parts(
             self._parts, self._tree, codes, k, probes, self._pool, self.threads
         )
         squared = distance.astype(np.float64) / self._quantizer.scale**2
         return np.where(distance == NEVER, np.inf, squared).astype(np.float32), ids
+
+    def _probes(self, tree: VPTree | MeanCells, effort: float | None) -> int:
+        """Return the number of cells that are opened for a query."""
+        if effort is None:
+            return cells_by_default(tree.cells)
+        return max(1, round(effort * tree.cells))
 
     def save(self, path: str | Path) -> None:
         """Write the index to a file, which is replaced as a whole or not at all."""
