@@ -191,8 +191,8 @@ class IndexConfig(_Config):
     Parameters
     ----------
     cell_size : int
-        Target number of descriptors in a cell (a leaf of the VP-tree). 1,500 rows of 64 bytes
-        are about 100 kB: a cell stays in the L2 cache while a tile of queries passes over it.
+        Target number of descriptors in a cell. Smaller cells follow the descriptors more closely,
+        and there are more of them to choose from (docs/decisions/0014-cells.md).
     groups : int
         Number of groups (subtrees with a queue of their own): a power of two, at most 16.
     vantage : {"random", "spread", "principal"}
@@ -212,7 +212,7 @@ class IndexConfig(_Config):
         Seed of every random choice, so that the same images give the same tree.
     """
 
-    cell_size: int = 1500
+    cell_size: int = 384
     groups: int = 4
     vantage: VantageStrategy = "principal"
     cells: CellKind = "means"
@@ -248,15 +248,16 @@ class SearchConfig(_Config):
     plan : {"auto", "probed", "exhaustive"}
         ``exhaustive`` compares every query descriptor with every row; ``probed`` only with the
         rows of the nearest cells; ``auto`` takes the exhaustive plan where it is fast enough.
-    effort : float
-        Share of the cells that the probed plan opens for one query descriptor.
+    effort : float, optional
+        Share of the cells that the probed plan opens for one query descriptor. Default: as many
+        cells as the root of their number (`pipeline.index.cells.cells_by_default`).
     deadline_s : float
         Seconds after which the answer comes with what is there.
     """
 
     top: int = 10
     plan: PlanKind = "auto"
-    effort: float = 0.06
+    effort: float | None = None
     deadline_s: float = 5.0
 
     def __post_init__(self) -> None:
@@ -264,7 +265,7 @@ class SearchConfig(_Config):
             raise ConfigError("top", self.top, "must be from 1 to 10000")
         if self.plan not in get_args(PlanKind):
             raise ConfigError("plan", self.plan, "must be auto, probed or exhaustive")
-        if not 0 < self.effort <= 1:
+        if self.effort is not None and not 0 < self.effort <= 1:
             raise ConfigError("effort", self.effort, "must be above 0 and at most 1")
         if self.deadline_s <= 0:
             raise ConfigError("deadline_s", self.deadline_s, "must be above 0 seconds")
@@ -310,8 +311,7 @@ class SearchConfig(_Config):
             plan = "exhaustive"
         elif effort is not None:
             plan = "probed"
-        share = cls().effort if effort is None else effort
-        return cls(top=top, plan=plan, effort=share, deadline_s=deadline_s)
+        return cls(top=top, plan=plan, effort=effort, deadline_s=deadline_s)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -401,7 +401,7 @@ class Settings:
             ),
             index=IndexConfig(
                 groups=int(env.choice("VANTAGE_GROUP_COUNT", "4", _GROUP_COUNTS)),
-                cell_size=env.integer("VANTAGE_CELL_SIZE", 1500, 16, 10**6),
+                cell_size=env.integer("VANTAGE_CELL_SIZE", 384, 16, 10**6),
                 vantage=cast(
                     VantageStrategy,
                     env.choice("VANTAGE_VANTAGE_POINTS", "principal", get_args(VantageStrategy)),

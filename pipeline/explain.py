@@ -48,7 +48,7 @@ def explain(version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]) ->
     return {
         "plan": batch.plan.kind,
         "why": why(batch),
-        "effort": batch.effort if batch.plan.kind == "probed" else None,
+        "effort": _effort(version, batch),
         "images": len(batch.images),
         "queries": batch.extent.queries,
         "machine": {**asdict(batch.machine), "tile": _tile(batch.machine.path)},
@@ -63,6 +63,13 @@ def explain(version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]) ->
         "actual": _actual(found),
         "other": _other(batch),
     }
+
+
+def _effort(version: VersionRecord, batch: Batch) -> float | None:
+    """Return the share of the cells that were opened for a query descriptor."""
+    if batch.plan.kind == "exhaustive":
+        return None
+    return float(round(batch.plan.cells.shape[1] / version.tree.cells, 4))
 
 
 def why(batch: Batch) -> str:

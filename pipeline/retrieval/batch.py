@@ -63,8 +63,8 @@ class Batch:
         What the plan was made for.
     asked : str
         The plan that was asked for: ``auto``, ``probed`` or ``exhaustive``.
-    effort : float
-        Share of the cells that the probed plan opens for a query descriptor.
+    effort : float or None
+        Share of the cells that was asked for.
     machine : Machine
         What planned it, as it would scan.
     """
@@ -73,7 +73,7 @@ class Batch:
     images: tuple[QueryImage, ...]
     extent: Extent
     asked: str
-    effort: float
+    effort: float | None
     machine: Machine
 
     @property

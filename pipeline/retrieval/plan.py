@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import SearchConfig
+from pipeline.index.cells import cells_by_default
 from pipeline.index.kernels import Queries, nearest, prepare_queries
 from pipeline.index.model import Model
 from pipeline.index.segments import Segment
@@ -207,19 +208,19 @@ def join_plans(plans: Sequence[QueryPlan]) -> QueryPlan:
     )
 
 
-def cells_to_open(cells: int, rows: int, effort: float, one_vector: bool = False) -> int:
+def cells_to_open(cells: int, rows: int, effort: float | None, one_vector: bool = False) -> int:
     """Return how many of a tree's cells the probed plan opens for each query row.
 
     Parameters
     ----------
     cells, rows : int
         Of the collection.
-    effort : float
-        Share of the cells.
+    effort : float or None
+        Share of the cells; None: as many as `pipeline.index.cells.cells_by_default` says.
     one_vector : bool
         See `make_plan`.
     """
-    count = max(1, round(effort * cells))
+    count = cells_by_default(cells) if effort is None else max(1, round(effort * cells))
     if one_vector:
         count = max(count, -(-ONE_VECTOR_ROWS * cells // max(1, rows)))
     return min(count, cells)

@@ -78,7 +78,7 @@ def evaluate(
         typer.Option(
             metavar="SHARE",
             help="Share of the cells that the probed plan opens for a query descriptor. "
-            f"Default: {SearchConfig().effort:g}.",
+            "Default: the root of their number.",
             show_default=False,
         ),
     ] = None,

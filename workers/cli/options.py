@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.config import SearchConfig, Settings
+from pipeline.config import Settings
 from pipeline.errors import VantageError
 
 
@@ -71,7 +71,7 @@ EffortOption = Annotated[
     typer.Option(
         metavar="SHARE",
         help="Share of the cells that the probed plan opens for a query descriptor, above 0 and "
-        f"at most 1; asks for that plan. Default: {SearchConfig().effort:g}.",
+        "at most 1; asks for that plan. Default: the root of their number.",
         show_default=False,
     ),
 ]
