@@ -181,15 +181,15 @@ def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -
 @pytest.mark.parametrize(
     ("wish", "plan", "effort"),
     [
-        ({}, "auto", 0.06),
-        ({"exact": True}, "exhaustive", 0.06),
-        ({"exact": True, "plan": "exhaustive"}, "exhaustive", 0.06),
+        ({}, "auto", None),
+        ({"exact": True}, "exhaustive", None),
+        ({"exact": True, "plan": "exhaustive"}, "exhaustive", None),
         ({"effort": 0.2}, "probed", 0.2),
         ({"effort": 0.2, "plan": "probed"}, "probed", 0.2),
-        ({"plan": "probed"}, "probed", 0.06),
+        ({"plan": "probed"}, "probed", None),
     ],
 )
-def test_a_search_is_done_as_it_is_asked_for(wish: Any, plan: str, effort: float) -> None:
+def test_a_search_is_done_as_it_is_asked_for(wish: Any, plan: str, effort: float | None) -> None:
     config = SearchConfig.asked(**wish, top=3, deadline_s=2.0)
     assert config == SearchConfig(plan=plan, effort=effort, top=3, deadline_s=2.0)  # type: ignore[arg-type]
 

@@ -302,10 +302,10 @@ def test_one_vector_finds_the_nearest_pictures_that_are_not_removed(
 
 
 def test_one_vector_opens_cells_for_many_rows() -> None:
-    """6 % of the cells of a small collection would hold too few of the right images."""
+    """The usual share of the cells of a small collection holds too few of the right images."""
     trained, vectors, _ = pictures()
     codes = trained.quantizer.encode(vectors[:1])
-    asked = SearchConfig(plan="probed")
+    asked = SearchConfig(plan="probed", effort=1 / 16)
     cells = trained.tree.cells
     for count, share in ((300, 1.0), (ONE_VECTOR_ROWS * 4, 0.25), (10**9, 0.0625)):
         plan = make_plan(trained, codes, count, asked, one_vector=True)
