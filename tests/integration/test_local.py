@@ -276,7 +276,7 @@ def test_a_rebuild_that_runs_already_is_told_and_left_alone(
     with session_scope(engine) as session:
         record = collections.get_collection(session, "pictures")
         other = jobs.create_job(session, record.id, "rebuild", {})
-    with pytest.raises(StateError, match=f"being rebuilt already, by job {other.id}"):
+    with pytest.raises(StateError, match=f"worked on already, by the rebuild job {other.id}"):
         collection.rebuild()
     with session_scope(engine, write=False) as session:
         assert jobs.get_job(session, other.id).state == "running"
