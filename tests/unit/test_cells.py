@@ -53,13 +53,26 @@ def test_a_row_belongs_to_the_nearest_mean_and_probes_the_next_ones(
     assert cells.probe(rows, 10**6).shape == (70, 2**levels)
 
 
-def test_means_are_those_of_the_leaves_rounded() -> None:
+def test_means_are_those_of_the_leaves_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEPS", 1)
     sample = clustered(3, 500)
     cells = trained(sample, 3)
     leaf = cells.tree.assign(sample)
     for number, mean in enumerate(mean_rows(cells)):
         exact = sample[leaf == number].astype(np.float64).mean(axis=0)
         assert np.abs(mean - exact).max() <= 0.5
+
+
+def test_steps_bring_the_rows_nearer_to_their_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = clustered(3, 3000)
+    away = []
+    for steps in (1, 2, 4):
+        monkeypatch.setattr(module, "STEPS", steps)
+        cells = trained(sample, 5)
+        difference = sample.astype(np.int64) - mean_rows(cells)[cells.assign(sample)]
+        away.append(int((difference * difference).sum()))
+    assert away == sorted(away, reverse=True)
+    assert away[2] < 0.9 * away[0]
 
 
 def test_many_cells_are_sorted_as_few_are() -> None:
@@ -118,7 +131,10 @@ def test_equal_rows_and_few_rows_have_cells_too(count: int) -> None:
     assert np.array_equal(cells.probe(rows, 64), np.tile(np.arange(64), (count, 1)))
 
 
-def test_a_leaf_without_rows_takes_the_mean_of_the_nearest_subtree_that_has_some() -> None:
+def test_a_leaf_without_rows_takes_the_mean_of_the_nearest_subtree_that_has_some(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "STEPS", 1)
     sample = clustered(6, 3)
     cells = trained(sample, 4)
     leaf = cells.tree.assign(sample)
