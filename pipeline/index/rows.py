@@ -14,6 +14,9 @@ from pipeline.index.simd import BLOCK, HEAD
 ROW_UNIT = 64
 """A row's length is a multiple of this: a register of the widest kind, a line of the cache."""
 
+PIECE = 4096
+"""Blocks that are arranged at a time: what is made on the way stays small."""
+
 MAX_DIMENSIONS = 4096
 """Longest row: sums of so many products of bytes are far from the end of 32 bits."""
 
@@ -91,14 +94,19 @@ def pack_rows(unpacked: NDArray[np.uint8]) -> PackedRows:
             f"{ROW_UNIT}, at most {MAX_DIMENSIONS}"
         )
     blocks = -(-count // BLOCK)
-    padded = np.full((blocks * BLOCK, dimensions), 128, np.uint8)
-    padded[:count] = unpacked
-    signed = padded.astype(np.int32) - 128
-    norms = np.einsum("nd,nd->n", signed, signed).astype(np.int32)
-    head = signed[:, :HEAD]
-    heads = np.einsum("nd,nd->n", head, head).astype(np.int32) // 2
     codes = aligned_empty((blocks, dimensions // 4, BLOCK, 4), np.uint8)
-    codes[:] = padded.reshape(blocks, BLOCK, dimensions // 4, 4).transpose(0, 2, 1, 3)
+    norms, heads = (np.empty(blocks * BLOCK, np.int32) for _ in range(2))
+    for first in range(0, blocks, PIECE):
+        piece = slice(first, min(first + PIECE, blocks))
+        rows = slice(first * BLOCK, piece.stop * BLOCK)
+        padded = np.full(((piece.stop - first) * BLOCK, dimensions), 128, np.uint8)
+        given = unpacked[rows]
+        padded[: len(given)] = given
+        signed = padded.astype(np.int32) - 128
+        head = signed[:, :HEAD]
+        norms[rows] = np.einsum("nd,nd->n", signed, signed)
+        heads[rows] = np.einsum("nd,nd->n", head, head) // 2
+        codes[piece] = padded.reshape(-1, BLOCK, dimensions // 4, 4).transpose(0, 2, 1, 3)
     return PackedRows(codes, norms, heads, count)
 
 
