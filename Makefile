@@ -22,7 +22,8 @@ demo: $(STAMP)  ## Index sample photographs, search them, show the answers (PHOT
 	@$(BIN)/python -m demo $(if $(PHOTOS),--photos "$(PHOTOS)") $(if $(QUERY),--query "$(QUERY)")
 
 test: $(STAMP) lint  ## Check the code and run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests/unit tests/contract
+	$(BIN)/python -m pytest tests/integration tests/acceptance
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

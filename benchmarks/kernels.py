@@ -10,10 +10,10 @@ rounds in which all take turns:
 ``nearest``     the 16 nearest of 32,768 rows, as the background distance asks
 ``sgemm``       ``queries @ rows.T`` in float32 in blocks of 2,048 rows: the inner products alone,
                 nothing is compared or kept
-``limit``       a ``vpdpbusd`` a pair, two a cycle, at the clock that a chain of dependent
-                multiplications shows
+``limit``       a ``vpdpbusd`` a pair, two a cycle, and a ``tdpbsud`` for 256 pairs every 16 cycles,
+                at the clock that a chain of dependent multiplications shows
 
-``whole rows``  the scan on the fastest path without the comparison of the rows' heads
+``whole rows``  the scan without the comparison of the rows' heads, on the fastest path that has it
 
 Every code path that this processor has takes part (`pipeline.index.simd`).
 """
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from benchmarks.common import show
 from pipeline.index.kernels import nearest, prepare_queries, range_scan
 from pipeline.index.rows import pack_rows
-from pipeline.index.simd import usable_paths
+from pipeline.index.simd import BLOCK, usable_paths
 from pipeline.index.work import full_work
 
 ROWS, NEAREST_ROWS, QUERIES, NEIGHBOURS = 1_000_000, 32_768, 256, 16
@@ -82,6 +82,7 @@ def steps() -> dict[str, tuple[Step, float]]:
     rank = max(1, round(SHARE * 100_000))
     radius = nearest(pack_rows(unpacked[:100_000]), queries, rank)[0][:, -1] + 1
     alive, work = np.ones(ROWS, np.bool_), full_work(ROWS, QUERIES)
+    by_heads = [path for path in usable_paths() if path != "amx"][-1]
     left = codes.astype(np.float32)
     blocks = [
         np.ascontiguousarray(unpacked[at : at + PRODUCT_ROWS].astype(np.float32).T)
@@ -97,7 +98,7 @@ def steps() -> dict[str, tuple[Step, float]]:
         return lambda: range_scan(rows, alive, queries, radius, work, path=path)
 
     def scan_whole_rows() -> None:
-        range_scan(rows, alive, queries, radius, work, bounds=False)
+        range_scan(rows, alive, queries, radius, work, bounds=False, path=by_heads)
 
     def near(path: str) -> Step:
         return lambda: nearest(few, queries, NEIGHBOURS, path=path)
@@ -128,6 +129,8 @@ def main() -> None:
     each = {name: 1e9 * median(seconds[name]) / count for name, (_, count) in timed.items()}
     cycle = each.pop("clock")
     each["limit (vpdpbusd)"] = cycle / 2
+    if "amx" in usable_paths():
+        each["limit (tdpbsud)"] = cycle / BLOCK
     rows = [
         {
             "": name,

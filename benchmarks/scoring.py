@@ -58,7 +58,7 @@ from pipeline.index.kernels import prepare_queries
 from pipeline.index.rows import pack_rows, to_unsigned, unpack_rows
 from pipeline.index.sampling import draw_samples
 
-SHARES = (0.03, 0.04, 0.06, 0.08, 0.1)
+SHARES = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06)
 COPIES = (24, 40)
 
 
@@ -135,7 +135,7 @@ def tables(part: Part, features: FeatureSet, wanted: set[str], made: dict[str, T
             for share, count in zip(SHARES, shares, strict=True):
                 probed = reduce_hits(part, m, keep_cells(part, hits, place < count))
                 scanned = sizes[cells[:, :count]].sum() / part.rows.size / len(cells)
-                note("probes", f"{share:.0%}", rank_by(part, probed, once, chosen), scanned)
+                note("probes", f"{share:.1%}", rank_by(part, probed, once, chosen), scanned)
 
 
 def drift(
@@ -235,6 +235,8 @@ def main() -> None:
     parser.add_argument(
         "--distractor-step", type=int, default=1, help="index every n-th distractor only"
     )
+    parser.add_argument("--cells", default="means", help="means or leaves")
+    parser.add_argument("--cell-size", type=int, default=IndexConfig().cell_size)
     parser.add_argument("--drift-queries", type=int, default=15, help="the same, of table drift")
     options = parser.parse_args()
     features = read_features(options.folder, options.features, options.threads)
@@ -257,7 +259,8 @@ def main() -> None:
         "probes": Table("cells probed", ("mAP", "r@1", "scanned")),
     }
     for name in options.parts.split(","):
-        part, first = index_part(features, name, options.queries, options.distractor_step)
+        config = IndexConfig(cells=options.cells, cell_size=options.cell_size)
+        part, first = index_part(features, name, options.queries, options.distractor_step, config)
         print(
             f"* {name}: {len(part.queries)} queries, {len(part.names)} images, "
             f"{part.rows.size} descriptors, {part.model.tree.cells} cells",

@@ -42,7 +42,11 @@ class Part:
 
 
 def index_part(
-    features: FeatureSet, name: str, queries: int, distractor_step: int = 1
+    features: FeatureSet,
+    name: str,
+    queries: int,
+    distractor_step: int = 1,
+    config: IndexConfig | None = None,
 ) -> tuple[Part, list[str]]:
     """Index a part with its distractors; every n-th distractor only, when told."""
     dataset = features.dataset.select([name])
@@ -52,7 +56,7 @@ def index_part(
     for path in sorted(paths, key=features.sha256):
         names.setdefault(features.sha256(path), []).append(path)
     first = [same[0] for same in names.values()]
-    model = features.train(first, IndexConfig())
+    model = features.train(first, config or IndexConfig())
     counts = [len(features.image(path)) for path in first]
     native = np.concatenate([features.image(path) for path in first])
     codes = encode(model, native)

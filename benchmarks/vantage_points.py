@@ -6,8 +6,8 @@ FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). A part and
 indexed as the pipeline does it; the query descriptors are those of the part's queries, which are
 other photographs. Cells are opened best first until a share of the collection's rows is scanned;
 *recall* is the share of the query descriptors whose nearest 8-bit row, by exhaustive scan, is then
-among them. *means* are the pipeline's cells (`pipeline.index.cells`), one step of Lloyd's algorithm
-from a tree's leaves; k-means cells, which know no tree, are the yardstick.
+among them. *means* are the pipeline's cells (`pipeline.index.cells`), found and probed through the
+tree; k-means cells, which know no tree and are compared all, are the yardstick.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 from benchmarks.features import FeatureSet, add_options, read_features
 from pipeline.config import IndexConfig, VantageStrategy
 from pipeline.extraction.sift import SiftExtractor
+from pipeline.index import cells as cells_module
 from pipeline.index import vptree
-from pipeline.index.cells import MeanCells, train_cells
+from pipeline.index.cells import STEPS, MeanCells, train_cells
 from pipeline.index.kernels import nearest, prepare_queries
-from pipeline.index.rows import pack_rows, to_signed, to_unsigned, unpack_rows
+from pipeline.index.rows import pack_rows, to_unsigned
 from pipeline.index.sampling import draw_samples
 from pipeline.index.vptree import VPTree, train_tree
 
@@ -121,10 +122,11 @@ def centroid_order(queries: Codes, centroids: Floats) -> Order:
     return np.argsort(distances(queries.astype(np.float32), centroids), axis=1, kind="stable")
 
 
-def kmeans(sample: Codes, start: Floats) -> Floats:
-    """Return the centroids of Lloyd's algorithm from where it is told to start."""
-    rows, centroids = sample.astype(np.float32), start.copy()
-    cells = len(centroids)
+def kmeans(sample: Codes, cells: int) -> Floats:
+    """Return the centroids of Lloyd's algorithm."""
+    rng = np.random.default_rng(1)
+    rows = sample.astype(np.float32)
+    centroids = rows[rng.choice(len(rows), cells, replace=False)]
     for _ in range(KMEANS_ROUNDS):
         mine = nearest_centroid(rows, centroids)
         count = np.bincount(mine, minlength=cells)
@@ -160,6 +162,10 @@ def recalls(order: Order, home: Order, cells: NDArray[np.uint32]) -> list[float]
     return [float((reached <= share).mean()) for share in SHARES]
 
 
+BASE_CELL = 1500
+"""Descriptors in a cell of the trees that others are compared with."""
+
+
 class Collection:
     """Rows, training sample, queries and their nearest rows."""
 
@@ -167,7 +173,7 @@ class Collection:
         dataset = features.dataset.select([part])
         images = [(features.sha256(path), features.image(path)) for path in dataset.database]
         normalize = SiftExtractor().normalize
-        config = IndexConfig()
+        config = IndexConfig(cell_size=BASE_CELL)
         training, _ = draw_samples(images, len(images), normalize, config)
         model = features.train(dataset.database, replace(config, vantage="random"))
         encode = model.quantizer.encode
@@ -190,15 +196,17 @@ class Collection:
         with patch.object(vptree, "PRINCIPAL_REACH", reach):
             return train_tree(self.sample, self.levels + more, strategy)
 
-    def means(self, strategy: VantageStrategy, more: int = 0) -> MeanCells:
-        """Train the means of a tree's leaves."""
-        cells = train_cells(self.sample, self.levels + more, "means", strategy)
-        assert isinstance(cells, MeanCells)
-        return cells
+    def show_means(
+        self, name: str, strategy: VantageStrategy, more: int = 0, steps: int = STEPS
+    ) -> None:
+        """Print the means of a tree's leaves, after some steps of Lloyd's algorithm."""
+        with patch.object(cells_module, "STEPS", steps):
+            cells = train_cells(self.sample, self.levels + more, "means", strategy)
+        self.show_tree(name, cells)
 
-    def show_kmeans(self, name: str, start: Floats) -> None:
+    def show_kmeans(self, name: str, count: int) -> None:
         """Print k-means cells; each query is compared with all centroids."""
-        centroids = kmeans(self.sample, start)
+        centroids = kmeans(self.sample, count)
         cells = nearest_centroid(self.rows.astype(np.float32), centroids).astype(np.uint32)
         self.show(name, centroid_order(self.queries, centroids), cells)
 
@@ -240,16 +248,12 @@ def main() -> None:
         c.show(f"principal, {name}", order, cells)
     means = cell_means(c.sample, tree)
     c.show("principal, nearest mean of a cell", centroid_order(c.queries, means), cells)
-    c.show_tree("means, of random's leaves", c.means("random"))
-    rng = np.random.default_rng(1)
+    c.show_means("means, of random's leaves", "random")
     for more in range(4):
         count = 2 ** (c.levels + more)
-        cells_of_means = c.means("principal", more)
-        c.show_tree(f"means, {count} cells", cells_of_means)
-        means = to_signed(unpack_rows(cells_of_means.means)).astype(np.float32)
-        c.show_kmeans(f"the same, {KMEANS_ROUNDS} steps of Lloyd's more", means)
-        drawn = c.sample[rng.choice(len(c.sample), count, replace=False)].astype(np.float32)
-        c.show_kmeans(f"k-means, {count} cells", drawn)
+        c.show_means(f"means, {count} cells, one step", "principal", more, 1)
+        c.show_means(f"means, {count} cells", "principal", more)
+        c.show_kmeans(f"k-means, {count} cells", count)
 
 
 if __name__ == "__main__":

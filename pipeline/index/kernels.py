@@ -30,6 +30,7 @@ from pipeline.index.simd import (
     PATHS,
     best_ranges,
     bound_ranges,
+    merge_lists,
     nearest_ranges,
     scan_ranges,
     usable_paths,
@@ -313,6 +314,22 @@ def best_rows(
     return found
 
 
+def merge_nearest(
+    found: Sequence[tuple[NDArray[np.int32], NDArray[np.int64]]],
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the k nearest of several answers of `nearest` about different rows; changes the first.
+
+    Parameters
+    ----------
+    found : sequence of (distance, row)
+        At least one, all of shape (Q, k).
+    """
+    distance, row = found[0]
+    for other in found[1:]:
+        merge_lists(distance, row, *(read_only(array) for array in other))
+    return distance, row
+
+
 def nearest_reference(
     unpacked: NDArray[np.uint8],
     queries: Queries,
@@ -338,6 +355,6 @@ def warm_up() -> None:
     queries = prepare_queries(np.zeros((1, 64), np.int8))
     work = full_work(BLOCK, 1)
     range_scan(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
-    nearest(rows, queries, 1)
+    merge_nearest([nearest(rows, queries, 1), nearest(rows, queries, 1)])
     best_rows(rows, queries, 1, work)
     reach_of(rows, queries, 1, alive=np.ones(BLOCK, np.bool_), work=work)

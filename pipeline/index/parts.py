@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index.cells import Cells
-from pipeline.index.kernels import Queries, nearest, prepare_queries, reach_of
+from pipeline.index.kernels import Queries, merge_nearest, nearest, prepare_queries, reach_of
 from pipeline.index.rows import PackedRows, pack_rows, to_signed, to_unsigned, unpack_rows
 from pipeline.index.simd import BLOCK, NEVER
 from pipeline.index.work import Work, cell_work, full_work, ordered_work, split_work
@@ -219,9 +219,4 @@ def _merge(found: Sequence[Neighbours], k: int, queries: int = 0) -> Neighbours:
     """Return the k nearest of several answers, the smaller id first among equal distances."""
     if not found:
         return np.full((queries, k), NEVER, np.int32), np.full((queries, k), -1, np.int64)
-    if len(found) == 1:
-        return found[0]
-    distance = np.concatenate([distance for distance, _ in found], axis=1)
-    ids = np.concatenate([ids for _, ids in found], axis=1)
-    order = np.lexsort((ids, distance), axis=1)[:, :k]
-    return np.take_along_axis(distance, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    return merge_nearest(found)

@@ -928,6 +928,19 @@ def _insert(distances, rows, distance, row):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
+def merge_lists(distances, rows, other_distances, other_rows):  # type: ignore[no-untyped-def]
+    """Keep the k nearest of two lists (Q, k) a query, each in order, in the first."""
+    k = distances.shape[1]
+    for query in range(distances.shape[0]):
+        for place in range(k):
+            distance, row = other_distances[query, place], other_rows[query, place]
+            last = distances[query, k - 1]
+            if distance > last or (distance == last and row >= rows[query, k - 1]):
+                break
+            _insert(distances[query], rows[query], distance, row)
+
+
+@numba.njit(nogil=True, cache=True)
 def nearest_ranges(  # type: ignore[no-untyped-def]
     codes,
     norms,

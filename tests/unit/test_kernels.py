@@ -16,6 +16,7 @@ from pipeline.index.kernels import (
     Hits,
     Queries,
     best_rows,
+    merge_nearest,
     nearest,
     nearest_reference,
     prepare_queries,
@@ -248,6 +249,20 @@ def test_ids_take_the_place_of_row_numbers_also_among_equal_distances(path: str)
     found = nearest(pack_rows(unpacked), queries, 30, ids=ids, path=path)
     assert np.array_equal(found[0], expected[0])
     assert np.array_equal(found[1], ids[back][expected[1]])
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32), count=st.integers(0, 60), k=st.integers(1, 9))
+def test_answers_about_different_rows_are_united(seed: int, count: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    kinds = make_rows(rng, 4)
+    unpacked, queries = kinds[rng.integers(0, 4, count)], make_queries(rng, 5)
+    rows, whose = pack_rows(unpacked), rng.integers(0, 3, count)
+    found = [nearest(rows, queries, k, alive=whose == part) for part in range(3)]
+    expected = nearest_reference(unpacked, queries, k)
+    united = merge_nearest(found)
+    assert np.array_equal(united[0], expected[0])
+    assert np.array_equal(united[1], expected[1])
 
 
 @every_path
