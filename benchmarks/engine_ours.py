@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,12 +15,15 @@ import llvmlite.binding as llvm
 
 from benchmarks.engine_peers import NEIGHBOURS, Bench, Built, Floats, Search
 from pipeline.config import IndexConfig
-from pipeline.index import VantageIndex, kernels, parts
+from pipeline.index import VantageIndex, cells, kernels, parts
+from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
 
-EFFORTS = (0.001, 0.002, 0.004, 0.006, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.09, 0.15)
-PORTABLE_EFFORTS = (0.01, 0.03, 0.06)
-FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni")
+EFFORTS = (
+    0.0003, 0.0005, 0.001, 0.0015, 0.002, 0.003, 0.004, 0.006, 0.008, 0.01, 0.015, 0.02, 0.03, 0.06,
+)  # fmt: skip
+PORTABLE_EFFORTS = (0.004, 0.008, 0.015)
+FEATURES = ("avx2", "avxvnni", "avx512f", "avx512vnni", "amx-int8")
 
 
 def build_ours(rows: Floats, bench: Bench, cell_sizes: Sequence[int]) -> list[Built]:
@@ -45,9 +49,10 @@ def build_ours(rows: Floats, bench: Bench, cell_sizes: Sequence[int]) -> list[Bu
         made.append(form(f"vantage, cells of {cell_size}", "ours", searches(index, EFFORTS)))
     scan = {"": exhaustive(index)}
     portable = on_path("portable", searches(index, PORTABLE_EFFORTS))
+    others = [path for path in reversed(usable_paths()) if path != kernels.PATH]
     return [
         form(f"vantage exact, {kernels.PATH}", "exact", scan),
-        form("vantage exact, portable", "exact", on_path("portable", scan)),
+        *(form(f"vantage exact, {path}", "exact", on_path(path, scan)) for path in others),
         *made,
         form(f"vantage, cells of {cell_size}, portable", "portable", portable),
     ]
@@ -76,11 +81,18 @@ def exhaustive(index: VantageIndex) -> Search:
 
 def on_path(path: str, given: Mapping[str, Search]) -> dict[str, Search]:
     """Return the same searches by another code path of the kernels."""
-    nearest = partial(kernels.nearest, path=path)
+    by_path = {
+        (module, name): partial(getattr(kernels, name), path=path)
+        for module, name in (
+            (parts, "nearest"), (parts, "reach_of"), (cells, "nearest"), (cells, "best_rows"),
+        )
+    }  # fmt: skip
 
     def changed(search: Search) -> Search:
         def run(queries: Floats) -> Any:
-            with patch.object(parts, "nearest", nearest):
+            with ExitStack() as stack:
+                for (module, name), function in by_path.items():
+                    stack.enter_context(patch.object(module, name, function))
                 return search(queries)
 
         return run

@@ -20,6 +20,7 @@ from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import STAGES, FailureRow, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
+from pipeline.records import SearchResult
 from workers.app import app
 from workers.client import Collection, JobHandle
 from workers.context import Context
@@ -390,6 +391,11 @@ def test_a_file_without_permission_is_told(
         assert (Path(row.path).name, row.code) == ("page.png", "permission-denied")
 
 
+def photographed(result: SearchResult) -> str:
+    """Name the photograph that comes first: a new model may order its views anew."""
+    return Path(result.matches[0].locations[0]).stem.split("__")[0]
+
+
 def test_a_rebuild_replaces_the_index_while_searches_go_on(
     site: Site, context: Context, photo_folder: Path, queries: list[Path]
 ) -> None:
@@ -406,7 +412,7 @@ def test_a_rebuild_replaces_the_index_while_searches_go_on(
             query, wanted = queries[served % len(queries)], before[served % len(queries)]
             result = collection.search(query)
             assert result.complete
-            assert result.matches[0].image == wanted.matches[0].image
+            assert photographed(result) == photographed(wanted)
             served += 1
         assert handle.wait(timeout=1).counters.get("images_extracted", 0) == 0
         assert served > 0
@@ -418,5 +424,5 @@ def test_a_rebuild_replaces_the_index_while_searches_go_on(
         assert len(new.segments) == 4
         for query, wanted in zip(queries, before, strict=True):
             result = collection.search(query, plan="exhaustive")
-            assert result.matches[0].locations == wanted.matches[0].locations
+            assert photographed(result) == photographed(wanted)
             assert answer(result)["plan"]["scanned_share"] == 1.0
