@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -43,12 +43,11 @@ FEWEST_SUBTREES = 16
 BREADTH = 48
 """Means that are looked at for each cell that is wanted, at least."""
 
-MOST_SELECTED = 256
-"""Cells up to which those wanted are selected; for more, all distances are sorted."""
+DISTANCES_AT_ONCE = 1 << 23
+"""Distances to means that are held at once: 32 MiB."""
 
-QUERIES_AT_ONCE = 4096
-"""Rows whose distances to means are held at once."""
-
+PIECE = 32_768
+"""Rows of the training sample whose cells one thread finds at a time."""
 
 FEWEST_OPENED = 8
 """Cells that a search opens for a query, at least."""
@@ -135,8 +134,7 @@ class MeanCells:
 
     def roughly(self, rows: NDArray[np.int8]) -> NDArray[np.int64]:
         """Find the cells of training rows, nearly as well as `assign` and in half the time."""
-        work = self._candidates(rows, 1, TRAINING_SUBTREES)
-        return nearest(self.means, prepare_queries(rows), 1, work=work)[1][:, 0]
+        return self._nearest_one(rows, TRAINING_SUBTREES)
 
     def probe(self, queries: NDArray[np.int8], count: int) -> NDArray[np.uint32]:
         """Return the cells with the nearest means, nearest first.
@@ -152,35 +150,32 @@ class MeanCells:
         ndarray of shape (Q, P), uint32
         """
         count = min(count, self.cells)
+        if count == 1:
+            return self._nearest_one(queries, FEWEST_SUBTREES).astype(np.uint32)[:, None]
         found = np.empty((len(queries), count), np.uint32)
-        for at in range(0, len(queries), QUERIES_AT_ONCE):
-            some = slice(at, at + QUERIES_AT_ONCE)
-            found[some] = self._nearest(queries[some], count)
+        held = max(EVERY, 2 * BREADTH * count, FEWEST_SUBTREES * self._subtree)
+        step = max(1, DISTANCES_AT_ONCE // min(self.cells, held))
+        for at in range(0, len(queries), step):
+            some = queries[at : at + step]
+            work = self._candidates(some, max(FEWEST_SUBTREES, self._subtrees_for(count)))
+            found[at : at + step] = best_rows(self.means, prepare_queries(some), count, work)
         return found
 
-    def _nearest(self, queries: NDArray[np.int8], count: int) -> NDArray[np.int64]:
-        """Return the nearest cells for few enough queries."""
-        if count > MOST_SELECTED:
-            return self._sorted(queries, count)
-        prepared, work = prepare_queries(queries), self._candidates(queries, count)
-        if count == 1:
-            return nearest(self.means, prepared, 1, work=work)[1]
-        return best_rows(self.means, prepared, count, work)
+    def _subtrees_for(self, count: int) -> int:
+        """Return how many subtrees hold `BREADTH` means for each cell that is wanted."""
+        return -(-BREADTH * count // self._subtree)
 
-    def _candidates(self, queries: NDArray[np.int8], count: int, fewest: int | None = None) -> Work:
-        """Return which means are compared with which queries."""
-        subtrees = max(fewest or FEWEST_SUBTREES, -(-BREADTH * count // self._subtree))
+    def _nearest_one(self, rows: NDArray[np.int8], subtrees: int) -> NDArray[np.int64]:
+        """Return the nearest mean of each row in some subtrees."""
+        work = self._candidates(rows, subtrees)
+        return nearest(self.means, prepare_queries(rows), 1, work=work)[1][:, 0]
+
+    def _candidates(self, queries: NDArray[np.int8], subtrees: int) -> Work:
+        """Return which means are compared with which queries: those of so many subtrees each."""
         if self.cells <= EVERY or 2 * subtrees >= self._upper.cells:
             return whole_work(self.cells, len(queries))
         offsets = np.arange(0, self.cells + 1, self._subtree, dtype=np.int64)
         return cell_work(self._upper.probe(queries, subtrees), offsets)
-
-    def _sorted(self, queries: NDArray[np.int8], count: int) -> NDArray[np.int64]:
-        """Return the nearest cells when many are wanted; products of bytes are exact in doubles."""
-        means = to_signed(unpack_rows(self.means)).astype(np.float64)
-        lengths = np.einsum("nd,nd->n", means, means)
-        far = lengths - 2 * (queries.astype(np.float64) @ means.T)
-        return np.argsort(far, axis=1, kind="stable")[:, :count]
 
 
 def train_cells(
@@ -189,6 +184,7 @@ def train_cells(
     kind: CellKind = "means",
     strategy: VantageStrategy = "principal",
     seed: int = 1,
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> VPTree | MeanCells:
     """Build a tree from a sample, and the means of its leaves unless leaves are the cells.
 
@@ -202,6 +198,8 @@ def train_cells(
     kind : {"means", "leaves"}
     strategy, seed
         See `pipeline.index.vptree.train_tree`.
+    spread : callable
+        ``map``, or that of an executor, which then finds the cells of the sample.
     """
     tree = train_tree(sample, levels, strategy, seed)
     if kind == "leaves":
@@ -210,7 +208,9 @@ def train_cells(
     _fill_empty(sums, counts)
     cells = _cells_of(tree, sums, counts)
     for _ in range(STEPS - 1):
-        sums, counts = _sums(sample, cells.roughly(sample), tree.cells)
+        pieces = [sample[at : at + PIECE] for at in range(0, len(sample), PIECE)]
+        cell = np.concatenate(list(spread(cells.roughly, pieces)))
+        sums, counts = _sums(sample, cell, tree.cells)
         empty = np.flatnonzero(counts == 0)
         sums[empty], counts[empty] = to_signed(unpack_rows(cells.means))[empty], 1
         cells = _cells_of(tree, sums, counts)

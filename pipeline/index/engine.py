@@ -396,7 +396,14 @@ class VantageIndex:
         """Return a tree with cells of the wanted size."""
         levels = levels_for(len(codes), self.config.cell_size, 1)
         config = self.config
-        return train_cells(self._sample(codes), levels, config.cells, config.vantage, config.seed)
+        return train_cells(
+            self._sample(codes),
+            levels,
+            config.cells,
+            config.vantage,
+            config.seed,
+            self._pool.map,
+        )
 
 
 def _threads(threads: int | None) -> int:

@@ -66,6 +66,9 @@ if they alone are too far apart for every pair of a register tile, the rest is n
 UNROLLED = 1
 """Steps written out in a round of a tile's loop: with more, sums are driven out of registers."""
 
+SORTED_IN_PASSING = 128
+"""Rows that are kept in order while their distances are gone through; more are sorted after."""
+
 NEVER = np.iinfo(np.int32).max
 """The distance of a neighbour that there is not."""
 
@@ -1163,6 +1166,9 @@ def _take_greatest(values, length, first, size, out):  # type: ignore[no-untyped
         maxima[run] = greatest
     if maxima.shape[0] >= wanted:
         least = _greatest_reached(maxima, wanted)
+    if wanted > SORTED_IN_PASSING:
+        _sort_greatest(values, length, maxima, least, first, size, out)
+        return
     # A value and its place in one number: greater for greater values, then for earlier places.
     kept = np.empty(wanted, np.int64)
     count = 0
@@ -1181,6 +1187,24 @@ def _take_greatest(values, length, first, size, out):  # type: ignore[no-untyped
             count += count < wanted
     for rank in range(wanted):
         place = -kept[rank] & 0xFFFFFFFF
+        out[rank] = first[place // size] + place % size
+
+
+@numba.njit(nogil=True)
+def _sort_greatest(values, length, maxima, least, first, size, out):  # type: ignore[no-untyped-def]
+    """Do what `_take_greatest` does when very many values are wanted: sort all that may be."""
+    keys = np.empty(length, np.int64)
+    count = 0
+    for start in range(0, length, BLOCK):
+        if start + BLOCK <= length and maxima[start // BLOCK] < least:
+            continue
+        for place in range(start, min(start + BLOCK, length)):
+            if values[place] >= least:
+                keys[count] = place - (np.int64(values[place]) << 32)
+                count += 1
+    ordered = np.sort(keys[:count])
+    for rank in range(out.shape[0]):
+        place = ordered[rank] & 0xFFFFFFFF
         out[rank] = first[place // size] + place % size
 
 

@@ -42,7 +42,7 @@ axis; see docs/decisions/0002-vantage-points.md."""
 PRINCIPAL_SAMPLE = 4096
 """Rows of a node that its principal axis is computed from."""
 
-POWER_ROUNDS = 40
+POWER_ROUNDS = 16
 
 _Rows = NDArray[np.int8]
 _Point = NDArray[np.float32]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import CellKind
 from pipeline.index import cells as module
+from pipeline.index import simd
 from pipeline.index.cells import MeanCells, cells_from_arrays, cells_to_arrays, train_cells
 from pipeline.index.kernels import nearest, prepare_queries
 from pipeline.index.rows import pack_rows, to_signed, unpack_rows
@@ -78,7 +79,7 @@ def test_steps_bring_the_rows_nearer_to_their_means(monkeypatch: pytest.MonkeyPa
 def test_many_cells_are_sorted_as_few_are() -> None:
     cells, rows = trained(clustered(1, 4000), 9), clustered(2, 9)
     order = by_distance(cells, rows)
-    assert module.MOST_SELECTED < 300
+    assert simd.SORTED_IN_PASSING < 300
     assert np.array_equal(cells.probe(rows, 300), order[:, :300])
 
 
@@ -91,7 +92,7 @@ def test_the_tree_leads_to_nearly_all_nearest_means(monkeypatch: pytest.MonkeyPa
     sample = np.clip(rng.normal(0, np.geomspace(60, 5, 64), (6000, 64)), -127, 127).astype(np.int8)
     rows = np.clip(rng.normal(0, np.geomspace(60, 5, 64), (500, 64)), -127, 127).astype(np.int8)
     cells = trained(sample, 10)
-    work = cells._candidates(rows, 3)
+    work = cells._candidates(rows, max(6, cells._subtrees_for(3)))
     assert work.pairs == 500 * 6 * 32  # six subtrees of thirty-two means each
     order = by_distance(cells, rows)
     assert (cells.assign(rows) == order[:, 0]).mean() > 0.85
