@@ -13,6 +13,9 @@ rounds in which all take turns:
 ``limit``       a ``vpdpbusd`` a pair, two a cycle, and a ``tdpbsud`` for 256 pairs every 16 cycles,
                 at the clock that a chain of dependent multiplications shows
 
+``tiles``       the tiles alone, of many queries over rows in the L1 cache, of which none is near:
+                rows that begin at a line of the cache, and rows that straddle two
+
 ``whole rows``  the scan without the comparison of the rows' heads, on the fastest path that has it
 
 Every code path that this processor has takes part (`pipeline.index.simd`).
@@ -35,11 +38,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import show
+from pipeline.index import simd
 from pipeline.index.kernels import nearest, prepare_queries, range_scan
-from pipeline.index.rows import pack_rows
-from pipeline.index.simd import BLOCK, usable_paths
+from pipeline.index.rows import PackedRows, pack_rows
+from pipeline.index.simd import BLOCK, PATHS, TILE, usable_paths
 from pipeline.index.work import full_work
 
+TILE_ROWS, PASSES = 256, 2000
 ROWS, NEAREST_ROWS, QUERIES, NEIGHBOURS = 1_000_000, 32_768, 256, 16
 SHARE = 2e-5
 PRODUCT_ROWS = 2048
@@ -57,6 +62,38 @@ def chain(links: int) -> int:
     for link in range(links):
         value = (value * np.uint64(6364136223846793005)) ^ np.uint64(link)
     return int(value)
+
+
+@numba.njit
+def pass_over(codes, norms, heads, times, path):  # type: ignore[no-untyped-def]
+    """Compare 16 queries with all blocks, many times; returns how many tiles had a near row."""
+    queries, values = simd.aligned_rows(simd.TILE, 4 * codes.shape[1]), simd.new_values()
+    marks, seen = simd.new_marks(0), np.zeros(1, np.int64)
+    at_once = simd.queries_at_once(False, path)
+    found = 0
+    simd.set_up(path)
+    for _ in range(times):
+        for block in range(0, codes.shape[0], simd.WIDE):
+            for group in range(0, simd.TILE, at_once):
+                bits = simd.tile(
+                    codes, queries, norms, heads, marks, values, seen,
+                    block, codes.shape[0], group, False, path,
+                )  # fmt: skip
+                found += bits != 0
+    simd.clear_away(path)
+    return found
+
+
+def tiles(rows: PackedRows, straddling: bool, path: str) -> Step:
+    """Return passes over some rows."""
+    codes = rows.codes
+    if straddling:
+        space = np.empty(codes.nbytes + 128, np.uint8)
+        at = 16 - space.ctypes.data % 64 + 64
+        codes = space[at : at + codes.nbytes].reshape(codes.shape)
+        codes[:] = rows.codes
+    marker = PATHS[path].marker
+    return lambda: pass_over(codes, rows.norms, rows.heads, PASSES, marker)
 
 
 def make_rows(count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -110,6 +147,11 @@ def steps() -> dict[str, tuple[Step, float]]:
     for path in reversed(usable_paths()):
         made[f"range_scan, {path}"] = (scan(path), ROWS * QUERIES)
         made[f"nearest, {path}"] = (near(path), NEAREST_ROWS * QUERIES)
+    some = pack_rows(unpacked[:TILE_ROWS])
+    for path in reversed(usable_paths()):
+        for straddling, how in ((False, "aligned"), (True, "straddling")):
+            pairs = TILE_ROWS * TILE * PASSES
+            made[f"tiles, {path}, {how}"] = (tiles(some, straddling, path), pairs)
     made["range_scan, whole rows"] = (scan_whole_rows, ROWS * QUERIES)
     return made
 
