@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import median
+from typing import NamedTuple
 
 import numpy as np
 
 from benchmarks.engine_data import EngineData, matching_differences, multiply
 from benchmarks.engine_measures import Floats, growth, index_recall, time_at
 from benchmarks.engine_ours import EFFORTS, build_index, exhaustive, file_bytes, searches
-from benchmarks.engine_peers import Bench
+from benchmarks.engine_peers import NEIGHBOURS, Bench
 from pipeline.config import IndexConfig
 from pipeline.index import VantageIndex
 
@@ -26,8 +28,8 @@ def grow(
 
     The queries stay the same, and none of them is a row, a row's original or its copy: they come
     from other photographs. Copies are as far from their originals as real matching pairs
-    (`benchmarks.engine_data.multiply`). Sizes follow one another, not in turns: the ratio of two is
-    as good as the machine is quiet.
+    (`benchmarks.engine_data.multiply`). All sizes are searched in turns, each with the two efforts
+    between whose recalls `RECALL` lies.
     """
     config = replace(IndexConfig(), cell_size=cell_size, dimensions=data.rows.shape[1])
     differences = matching_differences(data)
@@ -35,30 +37,72 @@ def grow(
     print(
         f"{len(differences)} matching pairs, median distance {np.median(lengths):.3f}", flush=True
     )
-    times: list[float] = []
+    batches = data.batches[:BATCHES]
+    grown: list[Grown] = []
     rows: list[dict[str, object]] = []
     for factor in factors:
         built, seconds = build_index(multiplied(data.rows, factor, differences), config, bench)
-        curve = _curve(built, data.batches[:BATCHES], rounds, bench)
-        times.append(time_at([(recall, ms) for _, recall, ms in curve], RECALL))
+        recalls = _recalls(built, batches)
+        grown.append(Grown(built, _two_about(recalls)))
         size = factor * len(data.rows)
         rows.append(
             {
                 "rows": size,
+                "cells": built.stats["cells"],
                 "build s": f"{seconds:.1f}",
                 "bytes a row": f"{file_bytes(built) / size:.0f}",
-                f"ms at {RECALL}": f"{times[-1]:.2f}",
-                "points (effort: recall, ms)": "; ".join(
-                    f"{effort:g}: {recall:.3f}, {ms:.2f}" for effort, recall, ms in curve
-                ),
+                "recalls": ", ".join(f"{effort:g}: {found:.3f}" for effort, found in recalls),
             }
         )
         print(rows[-1], flush=True)
+    times = _times(grown, batches, rounds, bench)
     sizes = [factor * len(data.rows) for factor in factors]
-    for row, exponent in zip(rows[1:], growth(sizes, times), strict=True):
-        row["exponent"] = f"{exponent:.2f}"
-    rows[0]["exponent"] = ""
+    exponents = ["", *(f"{exponent:.2f}" for exponent in growth(sizes, times))]
+    for row, ms, exponent in zip(rows, times, exponents, strict=True):
+        row.update({f"ms at {RECALL}": f"{ms:.2f}", "exponent": exponent})
     return rows
+
+
+class Grown(NamedTuple):
+    """An index of some size, and the efforts (with their recalls) that are timed."""
+
+    index: VantageIndex
+    points: list[tuple[float, float]]
+
+
+def _recalls(index: VantageIndex, batches: Floats) -> list[tuple[float, float]]:
+    """Return the index recall of every effort."""
+    exact = np.concatenate([exhaustive(index)(batch)[0] for batch in batches])
+    return [
+        (effort, index_recall(np.concatenate([search(batch)[0] for batch in batches]), exact))
+        for effort, search in zip(EFFORTS, searches(index, EFFORTS).values(), strict=True)
+    ]
+
+
+def _two_about(recalls: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the efforts just below and above the recall that is asked for."""
+    below = [point for point in recalls if point[1] < RECALL]
+    above = [point for point in recalls if point[1] >= RECALL]
+    return [*below[-1:], *above[:1]]
+
+
+def _times(grown: Sequence[Grown], batches: Floats, rounds: int, bench: Bench) -> list[float]:
+    """Return each size's milliseconds a batch at the recall that is asked for."""
+    spent: dict[tuple[int, float], list[float]] = defaultdict(list)
+    for turn in range(rounds + 1):
+        for batch in batches:
+            for number, (index, points) in enumerate(grown):
+                for effort, _ in points:
+                    started = bench.clock()
+                    index.search(batch, NEIGHBOURS, effort=effort)
+                    if turn:  # the first round warms up
+                        spent[number, effort].append(bench.clock() - started)
+    return [
+        time_at(
+            [(recall, 1e3 * median(spent[number, effort])) for effort, recall in points], RECALL
+        )
+        for number, (_, points) in enumerate(grown)
+    ]
 
 
 def multiplied(given: Floats, factor: int, differences: Floats) -> Floats:
@@ -69,27 +113,3 @@ def multiplied(given: Floats, factor: int, differences: Floats) -> Floats:
         rows[at : at + len(piece)] = piece
         at += len(piece)
     return rows
-
-
-def _curve(
-    index: VantageIndex, batches: Floats, rounds: int, bench: Bench
-) -> list[tuple[float, float, float]]:
-    """Return (effort, index recall, median ms a batch) of every effort."""
-    scan = exhaustive(index)
-    exact = np.concatenate([scan(batch)[0] for batch in batches])
-    spent: dict[float, list[float]] = {effort: [] for effort in EFFORTS}
-    found: dict[float, Floats] = {}
-    for turn in range(rounds + 1):
-        for effort, search in zip(EFFORTS, searches(index, EFFORTS).values(), strict=True):
-            answers: list[Floats] = []
-            for batch in batches:
-                started = bench.clock()
-                distances, _ = search(batch)
-                if turn:  # the first round warms up
-                    spent[effort].append(bench.clock() - started)
-                answers.append(distances)
-            found[effort] = np.concatenate(answers)
-    return [
-        (effort, index_recall(found[effort], exact), 1e3 * median(spent[effort]))
-        for effort in EFFORTS
-    ]

@@ -31,6 +31,13 @@ from pipeline.index.work import Work, cell_work, whole_work
 STEPS = 4
 """Steps of Lloyd's algorithm, the first from the leaves."""
 
+TREE_ROWS = 262_144
+"""Rows of a larger sample that the tree itself is trained on, at most."""
+
+ROWS_A_CELL = 32
+"""Rows of the sample that a mean should be made of; with 4, as a fixed sample leaves 16 million
+rows, half as many cells again have to be opened."""
+
 TRAINING_SUBTREES = 8
 """Subtrees that are looked into for a row of the training sample: .99 of all find their mean."""
 
@@ -201,7 +208,7 @@ def train_cells(
     spread : callable
         ``map``, or that of an executor, which then finds the cells of the sample.
     """
-    tree = train_tree(sample, levels, strategy, seed)
+    tree = train_tree(sample[:: -(-len(sample) // TREE_ROWS)], levels, strategy, seed)
     if kind == "leaves":
         return tree
     sums, counts = _sums(sample, tree.assign(sample), tree.cells)

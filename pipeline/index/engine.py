@@ -32,6 +32,7 @@ from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.config import IndexConfig
 from pipeline.errors import CorruptFileError, InputError
 from pipeline.index.cells import (
+    ROWS_A_CELL,
     MeanCells,
     cells_by_default,
     cells_from_arrays,
@@ -174,7 +175,9 @@ class VantageIndex:
             return
         if self._quantizer is None:
             _require_finite(rows)
-            self._quantizer = train_quantizer(self._sample(rows), self.config.dimensions)
+            self._quantizer = train_quantizer(
+                self._sample(rows, self.config.sample_size), self.config.dimensions
+            )
         codes = self._encode(self._quantizer, rows)
         total = sum(len(part.ids) for part in self._parts) + len(rows)
         if self._tree is None or total > REGROWTH * self._trained_for:
@@ -378,12 +381,12 @@ class VantageIndex:
                 raise InputError(f"the id {known[0]} is in the index already; remove it first")
         return numbers
 
-    def _sample(self, rows: NDArray[Any]) -> NDArray[Any]:
-        """Return as many rows as the settings ask for, at random."""
-        if len(rows) <= self.config.sample_size:
+    def _sample(self, rows: NDArray[Any], count: int) -> NDArray[Any]:
+        """Return some rows, at random."""
+        if len(rows) <= count:
             return rows
         rng = np.random.default_rng(self.config.seed)
-        chosen = rng.choice(len(rows), self.config.sample_size, replace=False)
+        chosen = rng.choice(len(rows), count, replace=False)
         chosen.sort()
         return rows[chosen]
 
@@ -396,8 +399,9 @@ class VantageIndex:
         """Return a tree with cells of the wanted size."""
         levels = levels_for(len(codes), self.config.cell_size, 1)
         config = self.config
+        count = max(config.sample_size, ROWS_A_CELL << levels)
         return train_cells(
-            self._sample(codes),
+            self._sample(codes, count),
             levels,
             config.cells,
             config.vantage,
