@@ -321,7 +321,8 @@ def _merged_file(
 def _byte_count(rows: SortedRows) -> int:
     """Return about how many bytes rows take in a file."""
     count = int(rows.cell_offsets[-1] - rows.cell_offsets[0])
-    return count * (rows.codes(0, 0).shape[1] + _ROW_BYTES) + int(rows.cell_offsets.nbytes)
+    width: int = rows.codes(0, 0).shape[1] + _ROW_BYTES
+    return count * width + rows.cell_offsets.nbytes
 
 
 def _cannot_write(folder: Path | None, needed: int, error: OSError) -> str:
