@@ -183,6 +183,8 @@ def keep_up(context: Context, collection_id: int) -> bool:
     epoch = broker_epoch(context.redis)
     with session_scope(context.engine) as session:
         job = jobs.create_job(session, collection_id, kind, params, broker_epoch=epoch)
+    if job.params.get("local"):
+        return False  # a process is at it, and sends itself no messages
     send_stage(context, job)
     return True
 
