@@ -31,7 +31,7 @@ from pipeline.metadata.records import HostRecord, JobRecord
 from pipeline.searching import prepare_query
 from workers import searches
 from workers.app import app, use_redis
-from workers.client import Collection, SearchHandle
+from workers.client import Collection, SearchHandle, _block
 from workers.context import Context
 from workers.embedded import EmbeddedRedis
 from workers.jobs import PASSING, broker_epoch, proceed, replan, send_stage
@@ -361,6 +361,9 @@ class TestSearches:
         assert ticket.missing == (0, 1, 2, 3)
         first = SearchHandle(context, ticket.id).wait(timeout=5)
         assert SearchHandle(context, ticket.id).wait(timeout=5) == first
+        # Waiting takes its element and puts it back: it still goes by itself.
+        _block(context, ticket.id, 1.0)
+        assert 500 < context.redis.ttl(f"reply:{ticket.id}") <= 600
         assert not first.complete
 
     def test_what_is_over_or_unknown_is_left_alone(self, context: Context) -> None:
