@@ -566,6 +566,16 @@ def test_what_is_left_of_removed_images_is_told(
     assert collection.compact().wait().counters == {}
 
 
+def test_the_predicted_time_is_that_of_the_threads_at_hand(
+    folder: Path, small_photographs: dict[str, bytes], settings: Settings
+) -> None:
+    for threads in (1, 3):
+        with Collection.open("pictures", settings, threads=threads) as collection:
+            add(collection, folder, small_photographs, "coffee")
+            found = collection.search(small_photographs["coffee"])
+            assert found.explain["machine"]["threads"] == threads
+
+
 def test_a_rebuild_that_images_outrun_gives_up(
     folder: Path,
     small_photographs: dict[str, bytes],
