@@ -89,7 +89,8 @@ class Collection:
         self.name = name
         self._resources = resources
         self._chosen = chosen
-        self._pool = ThreadPoolExecutor(threads or os.cpu_count() or 1, "vantage")
+        self._threads = threads or os.cpu_count() or 1
+        self._pool = ThreadPoolExecutor(self._threads, "vantage")
 
     @classmethod
     def open(
@@ -188,8 +189,9 @@ class Collection:
     def compact(self, report: Report | None = None) -> FinishedJob:
         """Merge the segments of every group into one, without the rows of removed images.
 
-        The counters of its progress tell what was merged; there are none when there was nothing to
-        do.
+        The counters of its progress tell what was merged, and of how many removed images rows are
+        left (so many at once, and none while a rebuild is under way); there are none when there was
+        nothing to do.
         """
         with session_scope(self._resources.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
@@ -275,7 +277,8 @@ class Collection:
             timings = {"scan": (time.perf_counter() - started) * 1e3}
             return finish_batch(resources, version, batch, scans, [], top, timings)
 
-        return search_images(resources, version, images, config, answer, self._pool.map)
+        spread = self._pool.map
+        return search_images(resources, version, images, config, answer, spread, self._threads)
 
     def _run(
         self,
@@ -315,11 +318,11 @@ class Collection:
 
     def _keep_up(self, collection_id: int) -> None:
         """Do what is due; trouble with it is no trouble of the job that was asked for."""
-        kind = indexing.due_upkeep(self._resources, collection_id)
-        if kind is None:
-            return
         above = {"above": self._resources.settings.compact_above}
         try:
+            kind = indexing.due_upkeep(self._resources, collection_id)
+            if kind is None:
+                return
             self._run(collection_id, kind, [], None, above)
         except Exception as exc:
             _log.warning("segments of collection %r were not merged: %s", self.name, exc)

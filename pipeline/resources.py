@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
@@ -27,8 +27,15 @@ from pipeline.storage import Storage
 T = TypeVar("T")
 
 KEPT_MODELS = 16
+
+KEPT_VERSIONS = 64
+"""Versions at hand, of all collections."""
+
+KEPT_OF_COLLECTION = 2
+"""Versions at hand of one collection: searches that began before a publication use the former."""
+
 KEPT_SEGMENTS = 4096
-"""Open segments; each is a memory map, so that only address space is held."""
+"""Open segments. Each holds a file open and mapped, and a byte a row of those that live."""
 
 
 class _Recent:
@@ -52,6 +59,17 @@ class _Recent:
                 self._values.popitem(last=False)
             return kept
 
+    def values(self) -> list[Any]:
+        """Return what is kept."""
+        with self._lock:
+            return list(self._values.values())
+
+    def keep(self, keys: Collection[str]) -> None:
+        """Drop everything else. Whoever uses it still has a reference of his own."""
+        with self._lock:
+            for key in self._values.keys() - keys:
+                del self._values[key]
+
 
 class Resources:
     """Settings, metadata engine, storage, and caches of what was read from it.
@@ -70,7 +88,7 @@ class Resources:
         self.settings = settings
         self.engine: Engine = create_metadata_engine(settings.database_url)
         self.storage = Storage(settings.store, settings.local)
-        self._versions = _Recent(KEPT_MODELS)
+        self._versions = _Recent(KEPT_VERSIONS)
         self._models = _Recent(KEPT_MODELS)
         self._segments = _Recent(KEPT_SEGMENTS)
 
@@ -79,13 +97,31 @@ class Resources:
         self.engine.dispose()
 
     def version(self, version_id: int) -> VersionRecord:
-        """Return a version; it never changes, so it is read once."""
+        """Return a version; it never changes, so it is read once.
+
+        When one is read, versions of the same collection are dropped but for the last few, and
+        with them the segments that no version at hand names any more: a compaction replaces most.
+        """
+        fresh: list[VersionRecord] = []
 
         def read() -> VersionRecord:
             with session_scope(self.engine, write=False) as session:
-                return versions.get_version(session, version_id)
+                fresh.append(versions.get_version(session, version_id))
+            return fresh[0]
 
-        return self._versions.get(str(version_id), read)
+        version = self._versions.get(str(version_id), read)
+        if fresh:
+            self._drop_replaced(version.collection_id)
+        return version
+
+    def _drop_replaced(self, collection_id: int) -> None:
+        """Let go of what no search that begins now will ask for."""
+        known: list[VersionRecord] = self._versions.values()
+        mine = sorted(v.id for v in known if v.collection_id == collection_id)
+        former = set(mine[:-KEPT_OF_COLLECTION])
+        kept = [version for version in known if version.id not in former]
+        self._versions.keep({str(version.id) for version in kept})
+        self._segments.keep({segment.key for version in kept for segment in version.segments})
 
     def current_version(self, collection: str) -> VersionRecord:
         """Return the version that a search of a collection uses now.
@@ -119,10 +155,12 @@ class Resources:
         )
 
     def segment(self, key: str, checksum: str | None = None) -> Segment:
-        """Return a segment, fetched to this host if it is not here yet."""
-        return self._segments.get(
-            key, lambda: Segment.from_arrays(self.storage.open_arrays(key, checksum))
-        )
+        """Return a segment, fetched to this host if it is not here yet, and keep it open."""
+        return self._segments.get(key, lambda: self.open_segment(key, checksum))
+
+    def open_segment(self, key: str, checksum: str | None = None) -> Segment:
+        """Return a segment, fetched to this host, for one use: to merge it, or to look at it."""
+        return Segment.from_arrays(self.storage.open_arrays(key, checksum))
 
     def container(self, key: str, checksum: str | None = None) -> Container:
         """Return a feature container, read in the store: a job reads each a time or two."""

@@ -41,9 +41,23 @@ ImageSource = str | Path | bytes | NDArray[Any]
 
 
 def prepare_query(
-    resources: Resources, version: VersionRecord, source: ImageSource, config: SearchConfig
+    resources: Resources,
+    version: VersionRecord,
+    source: ImageSource,
+    config: SearchConfig,
+    threads: int | None = None,
 ) -> Batch:
     """Extract a query image's features and plan its search.
+
+    Parameters
+    ----------
+    resources : Resources
+    version : VersionRecord
+    source : image
+    config : SearchConfig
+    threads : int, optional
+        Groups that are scanned at the same time, for the predicted time. Default: those of a group
+        worker.
 
     Returns
     -------
@@ -83,7 +97,7 @@ def prepare_query(
         Extent(len(codes), rows, codes.shape[1], model.tree.cells, extractor.one_vector),
         config.plan,
         config.effort,
-        Machine(PATH, max(1, min(settings.group_threads, model.groups))),
+        Machine(PATH, max(1, min(threads or settings.group_threads, model.groups))),
     )
 
 
@@ -94,6 +108,7 @@ def search_images(
     config: SearchConfig,
     answer: Callable[[Batch], Sequence[SearchResult]],
     spread: Callable[..., Iterable[Any]] = map,
+    threads: int | None = None,
 ) -> list[SearchResult | InputError]:
     """Search for several images, as many in one pass as `cut_batches` says.
 
@@ -108,6 +123,8 @@ def search_images(
         Does a pass: returns the answer to each image of a batch.
     spread : callable
         ``map``, or that of an executor: images are extracted by it.
+    threads : int, optional
+        As for `prepare_query`.
 
     Returns
     -------
@@ -117,7 +134,7 @@ def search_images(
 
     def prepare(source: ImageSource) -> Batch | InputError:
         try:
-            return prepare_query(resources, version, source, config)
+            return prepare_query(resources, version, source, config, threads)
         except UnknownNameError:
             raise  # the extractor: no image can do anything about it
         except InputError as error:

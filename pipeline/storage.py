@@ -102,6 +102,11 @@ class Storage:
         protocol = self._fs.protocol
         self._on_disk = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
+    @property
+    def scratch(self) -> Path:
+        """Folder for large files that are needed for a while on this host; it may not exist."""
+        return self.local / "scratch"
+
     def _address(self, key: str) -> str:
         return f"{self._root.rstrip('/')}/{key}"
 

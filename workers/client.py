@@ -245,8 +245,9 @@ class Collection:
     def compact(self) -> JobHandle:
         """Enqueue the merge of every group's segments into one, without removed images' rows.
 
-        The counters of its progress tell what was merged; there are none when there was nothing to
-        do.
+        The counters of its progress tell what was merged, and of how many removed images rows are
+        left (so many at once, and none while a rebuild is under way); there are none when there was
+        nothing to do.
         """
         self._require_workers("reduce", "group")
         with session_scope(self._context.engine, write=False) as session:
@@ -419,6 +420,11 @@ class Collection:
                 params,
                 broker_epoch=epoch,
             )
+        if job.params.get("local"):
+            raise StateError(
+                f"collection {self.name!r} is worked on already, by the {job.kind} job {job.id} of "
+                "another process; wait for it, see `vantage status`"
+            )
         with _broker(self._context):
             send_stage(self._context, job)
         return JobHandle(self._context, job.id)
@@ -452,5 +458,10 @@ def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[Sear
 def _block(context: Context, search_id: str, seconds: float) -> None:
     """Wait for a search's reply, at most so long."""
     # The element is put back for other callers who wait for the same search.
-    if context.redis.blpop([f"reply:{search_id}"], timeout=max(0.01, min(seconds, _BLOCK_S))):
-        context.redis.rpush(f"reply:{search_id}", b"1")
+    key = f"reply:{search_id}"
+    if context.redis.blpop([key], timeout=max(0.01, min(seconds, _BLOCK_S))):
+        # A list that was emptied is gone, and its time to live with it.
+        pipe = context.redis.pipeline(transaction=True)
+        pipe.rpush(key, b"1")
+        pipe.expire(key, searches.KEEP_S)
+        pipe.execute()

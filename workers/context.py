@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Settings
 from pipeline.errors import BrokerUnavailableError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pipeline.resources import Resources
     from pipeline.storage import Storage
 
-__all__ = ["Context", "get_context", "worker_name"]
+__all__ = ["Context", "get_context", "is_redelivered", "worker_name"]
 
 
 class Context:
@@ -29,11 +30,18 @@ class Context:
     Parameters
     ----------
     settings : Settings
+
+    Attributes
+    ----------
+    merge_slots : threading.BoundedSemaphore
+        Merges that this process may do at once: one less than a group worker has threads, so that
+        one is always free for scans, unless it has only one.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pid = os.getpid()
+        self.merge_slots = threading.BoundedSemaphore(max(1, settings.group_threads - 1))
 
     @cached_property
     def resources(self) -> Resources:
@@ -104,9 +112,19 @@ def get_context() -> Context:
     return _current
 
 
-def worker_name() -> str:
-    """Return a name for the rows this process writes: Celery's node name, else host and pid."""
+def _current_request() -> Any:
+    """Return the request of the task that this thread does; None outside of tasks."""
     from celery._state import get_current_task
 
-    name = getattr(getattr(get_current_task(), "request", None), "hostname", None)
+    return getattr(get_current_task(), "request", None)
+
+
+def is_redelivered() -> bool:
+    """Tell whether the broker sent the present message before: nobody had acknowledged it."""
+    return bool((getattr(_current_request(), "delivery_info", None) or {}).get("redelivered"))
+
+
+def worker_name() -> str:
+    """Return a name for the rows this process writes: Celery's node name, else host and pid."""
+    name = getattr(_current_request(), "hostname", None)
     return str(name) if name else f"{get_context().settings.host}:{os.getpid()}"

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
-from celery.exceptions import SoftTimeLimitExceeded
+from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 from sqlalchemy.orm import Session
@@ -24,20 +25,22 @@ from pipeline.errors import (
     TransientError,
     UnknownNameError,
 )
-from pipeline.metadata import jobs, parts
+from pipeline.metadata import hosts, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, JobStage
-from workers.context import Context, worker_name
+from workers.context import Context, is_redelivered, worker_name
 from workers.workflows import STAGE_TASKS, stage_canvas
 
 __all__ = [
     "broker_epoch",
+    "do_merge",
     "do_part",
     "keep_up",
     "proceed",
     "release",
     "replan",
     "send_stage",
+    "waits_its_turn",
 ]
 
 _log = logging.getLogger(__name__)
@@ -49,6 +52,9 @@ which is begun again with an eye on each image."""
 
 VOID = {"void": True}
 """Result of a message whose attempt has passed."""
+
+_PUT_OFF_KEY = "vantage:put-off:{}"
+_PUT_OFF_KEPT_S = 15
 
 
 def broker_epoch(redis: Redis) -> str:
@@ -70,14 +76,63 @@ def broker_epoch(redis: Redis) -> str:
 def do_part(
     context: Context, job_id: str, attempt: int, stage: JobStage, number: int
 ) -> dict[str, Any]:
-    """Do one part of a job's stage, unless the message is void; returns the part's result."""
+    """Do one part of a job's stage, unless the message is void; returns the part's result.
+
+    Raises
+    ------
+    Ignore
+        The message came again while a live worker does the part: it is that worker's to finish,
+        and only his message counts in the stage's chord.
+    """
 
     def work(job: JobRecord) -> dict[str, Any]:
         if job.stage != stage:
             return VOID
+        _leave_to_others(context, job, number)
         return indexing.run_part(context.resources, job_id, stage, number, worker_name())
 
     return _guarded(context, job_id, attempt, work)
+
+
+def _leave_to_others(context: Context, job: JobRecord, number: int) -> None:
+    """Drop a message that came again for a part that a live worker has begun in this attempt.
+
+    A pool of processes loses one while its worker lives: what those began is begun again, and time
+    limits end it before its message comes back.
+    """
+    if not is_redelivered():
+        return
+    with session_scope(context.engine, write=False) as session:
+        part = parts.get_part(session, job.id, job.stage, number)
+        live = hosts.live_hosts(session, time.time(), context.settings.host_timeout_s)
+    threaded = [host for host in live if host.kind != "extract"]
+    begun = (part.started_at or 0.0) >= job.attempt_at
+    if begun and parts.runs_on_live_worker(part, threaded):
+        _log.info("job %s: part %d of %s is being done", job.id, number, job.stage)
+        raise Ignore
+
+
+def do_merge(context: Context, job_id: str, attempt: int, number: int) -> dict[str, Any] | None:
+    """Do a part of the stage ``merge``; None when no thread is free for it.
+
+    A group worker keeps its last thread for scans (`Context.merge_slots`).
+    """
+    if context.merge_slots.acquire(blocking=False):
+        try:
+            return do_part(context, job_id, attempt, "merge", number)
+        finally:
+            context.merge_slots.release()
+    job = _wanting(context, job_id, attempt)
+    if job is None:
+        return VOID
+    _leave_to_others(context, job, number)
+    context.redis.set(_PUT_OFF_KEY.format(job_id), b"1", ex=_PUT_OFF_KEPT_S)
+    return None
+
+
+def waits_its_turn(redis: Redis, job_id: str) -> bool:
+    """Say whether a message of a job was put off lately: it is not lost."""
+    return bool(redis.exists(_PUT_OFF_KEY.format(job_id)))
 
 
 def release(session: Session, task_name: str, args: list[Any]) -> None:
@@ -128,6 +183,8 @@ def keep_up(context: Context, collection_id: int) -> bool:
     epoch = broker_epoch(context.redis)
     with session_scope(context.engine) as session:
         job = jobs.create_job(session, collection_id, kind, params, broker_epoch=epoch)
+    if job.params.get("local"):
+        return False  # a process is at it, and sends itself no messages
     send_stage(context, job)
     return True
 
@@ -163,7 +220,7 @@ def _guarded(
     try:
         job = _wanting(context, job_id, attempt)
         return VOID if job is None else work(job)
-    except PASSING:
+    except (*PASSING, Ignore):
         raise
     except MissingRootError as exc:
         if _wanting(context, job_id, attempt) is None:

@@ -23,7 +23,7 @@ from pipeline.metadata.records import HostRecord, JobRecord, PartRecord
 from workers import searches
 from workers.context import Context
 from workers.heartbeat import Heartbeat
-from workers.jobs import PASSING, broker_epoch, keep_up, replan
+from workers.jobs import PASSING, broker_epoch, keep_up, replan, waits_its_turn
 
 __all__ = ["watch_jobs", "watch_segments"]
 
@@ -71,7 +71,16 @@ def watch_segments(context: Context, patience_s: float = PATIENCE_S) -> int:
     above, before = context.settings.compact_above, time.time() - patience_s
     with session_scope(context.engine, write=False) as session:
         due = compaction.collections_to_compact(session, above, before)
-    return sum(keep_up(context, collection_id) for collection_id in due)
+    begun = 0
+    for collection_id in due:
+        try:
+            begun += keep_up(context, collection_id)
+        except PASSING:
+            raise
+        except Exception:
+            # One collection's trouble must not leave the others unmerged.
+            _log.exception("segments of collection %d could not be merged", collection_id)
+    return begun
 
 
 def _why_stopped(
@@ -90,9 +99,10 @@ def _why_stopped(
     args = (live, epoch, now, patience_s)
     if parts.needs_replanning(job, mine, *args, workers_busy=busy) is None:
         return None
+    put_off = waits_its_turn(context.redis, job.id)
     with session_scope(context.engine, write=False) as session:
         all_parts = parts.parts(session, job.id, job.stage)
-    return parts.needs_replanning(job, all_parts, *args, workers_busy=busy)
+    return parts.needs_replanning(job, all_parts, *args, workers_busy=busy, put_off=put_off)
 
 
 def _resume(context: Context, job: JobRecord) -> bool:

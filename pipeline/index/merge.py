@@ -8,6 +8,8 @@ writes the columns on. Inputs are mapped files; what is held is one range, and 1
 
 from __future__ import annotations
 
+import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,9 +18,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, ArrayWriter
+from pipeline.errors import StateError
 from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.index.simd import BLOCK
@@ -28,6 +32,8 @@ MERGE_BYTES = 8 * 2**20
 
 FAN_IN = 128
 """Inputs that are merged at once, each an open file; more are merged in rounds."""
+
+_ROW_BYTES = 20  # of a row beside its codes: norm, head, image, geometry
 
 Extent = tuple[int, int]
 """First row and the row after the last."""
@@ -238,6 +244,7 @@ def write_segment(
     meta: Mapping[str, Any],
     dropped: frozenset[int] = frozenset(),
     fan_in: int = FAN_IN,
+    scratch: Path | None = None,
 ) -> None:
     """Merge inputs, however many, into a segment's file.
 
@@ -253,15 +260,53 @@ def write_segment(
         Image row ids whose rows are left out.
     fan_in : int
         Inputs that are open at once; more are first merged into temporary files.
+    scratch : Path, optional
+        Folder for those, made when needed; a round of them has all rows, and two rounds are there
+        at once. Default: the system's folder for temporary files.
+
+    Raises
+    ------
+    StateError
+        The temporary files cannot be written: the disk is full, say.
     """
-    with ExitStack() as stack:
+    with ExitStack() as former:
         while len(inputs) > fan_in:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vantage-merge-")))
-            inputs = [
-                _merged_file(folder / f"{at}.npz", inputs[at : at + fan_in], first_cell)
-                for at in range(0, len(inputs), fan_in)
-            ]
+            with ExitStack() as stack:
+                folder = _temporary_folder(stack, scratch)
+                inputs = _merged_files(folder, inputs, first_cell, fan_in)
+                former.close()
+                former.push(stack.pop_all())
         Merge([open_one() for open_one in inputs], first_cell, dropped).write(stream, meta)
+
+
+def _temporary_folder(stack: ExitStack, parent: Path | None) -> Path:
+    """Make a folder for one round; what a process that was killed has left beside it is removed."""
+    made = tempfile.TemporaryDirectory
+    try:
+        if parent is None:
+            return Path(stack.enter_context(made(prefix="vantage-merge-")))
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.iterdir():
+            owner = left.name.partition("-")[0]
+            if owner.isdigit() and not psutil.pid_exists(int(owner)):
+                shutil.rmtree(left, ignore_errors=True)
+        return Path(stack.enter_context(made(prefix=f"{os.getpid()}-", dir=parent)))
+    except OSError as exc:
+        raise StateError(_cannot_write(parent, 0, exc)) from exc
+
+
+def _merged_files(
+    folder: Path, inputs: Sequence[Callable[[], SortedRows]], first_cell: int, fan_in: int
+) -> list[Callable[[], SortedRows]]:
+    """Merge every few inputs into a file of their own; returns what opens those."""
+    try:
+        return [
+            _merged_file(folder / f"{at}.npz", inputs[at : at + fan_in], first_cell)
+            for at in range(0, len(inputs), fan_in)
+        ]
+    except OSError as exc:
+        needed = sum(_byte_count(open_one()) for open_one in inputs)
+        raise StateError(_cannot_write(folder.parent, needed, exc)) from exc
 
 
 def _merged_file(
@@ -271,3 +316,21 @@ def _merged_file(
     with path.open("w+b") as stream:
         Merge([open_one() for open_one in inputs], first_cell).write(stream, {})
     return lambda: segment_rows(Segment.from_arrays(ArrayFile(path)))
+
+
+def _byte_count(rows: SortedRows) -> int:
+    """Return about how many bytes rows take in a file."""
+    count = int(rows.cell_offsets[-1] - rows.cell_offsets[0])
+    width: int = rows.codes(0, 0).shape[1] + _ROW_BYTES
+    return count * width + rows.cell_offsets.nbytes
+
+
+def _cannot_write(folder: Path | None, needed: int, error: OSError) -> str:
+    """Say what is wrong with the folder for temporary files, and what to do."""
+    place = tempfile.gettempdir() if folder is None else folder
+    wanted = f"{-(-needed // 2**20):,} MiB" if needed else "its files"
+    return (
+        f"merging many segments needs {wanted} for a while in {str(place)!r}, which cannot be "
+        f"written ({error.strerror or error}); make room there, or let VANTAGE_LOCAL name a folder "
+        "on another disk, then do the same again"
+    )

@@ -18,6 +18,7 @@ from pipeline.config import digest
 from pipeline.index.merge import Merge, SortedRows, segment_rows
 from pipeline.index.parts import GROWTH
 from pipeline.indexing.group import cell_stats, store_segment
+from pipeline.indexing.train import sample_sizes
 from pipeline.metadata import compaction, jobs, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
@@ -43,8 +44,10 @@ def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
 
     A compaction; or a rebuild, where the model was trained on few of the descriptors that there are
     now. Images that are added one by one would else be searched by a model of the first of them,
-    whose background distances let ten times as many rows vote. A model of a whole training sample
-    is not outgrown in that way, so that large collections are never rebuilt unasked.
+    whose background distances let ten times as many rows vote. A model is not outgrown in that way
+    when it was trained on as many descriptors as `sample_sizes` takes of any collection, so that
+    large collections are never rebuilt unasked; nor when images have one vector, where no
+    background distance decides.
     """
     above = resources.settings.compact_above
     with session_scope(resources.engine, write=False) as session:
@@ -54,10 +57,18 @@ def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
         since = time.time() - REBUILD_AGAIN_S
         if compaction.last_rebuild_failed(session, collection_id, since):
             return "compact"
+    return "rebuild" if _has_outgrown_its_model(resources, version) else "compact"
+
+
+def _has_outgrown_its_model(resources: Resources, version: VersionRecord) -> bool:
+    """Say whether a model of now would be another one than that of the images it began with."""
     rows = sum(segment.descriptor_count for segment in version.segments)
     trained_on = version.tree.trained_on
-    young = trained_on < version.index.sample_size
-    return "rebuild" if young and rows > REGROWTH * trained_on else "compact"
+    if rows <= REGROWTH * trained_on or trained_on >= version.index.sample_size:
+        return False
+    extractor = resources.extractor(version.extractor)
+    sample = sample_sizes(version.index, extractor).sample_size
+    return not extractor.one_vector and trained_on < sample
 
 
 def plan(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
@@ -66,11 +77,17 @@ def plan(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
     with session_scope(resources.engine, write=False) as session:
         # Before the version is read, so that all rows of these images are in its segments.
         dropped = compaction.droppable_images(session, job.collection_id) if everything else []
+        left = compaction.count_removed(session, job.collection_id) - len(dropped)
+        rebuilt = compaction.is_rebuilt(session, job.collection_id)
         current = versions.current_version_id(session, job.collection_id)
         if current is None:
             return []
         version = versions.get_version(session, current)
     if everything:
+        told = {"images_left": left, "images_left_to_rebuild": left if rebuilt else 0}
+        if left or any(name in job.counters for name in told):
+            with session_scope(resources.engine) as session:
+                jobs.set_counters(session, job.id, **told)
         return _merges(version, list, dropped)
     return _merges(version, lambda found: small_segments(found, job.params["above"]), [])
 
@@ -153,7 +170,7 @@ def _merged(
 
 def _open_segment(resources: Resources, segment: SegmentRecord) -> SortedRows:
     """Return the rows of a segment, of this host's verified copy."""
-    return segment_rows(resources.segment(segment.key, segment.checksum))
+    return segment_rows(resources.open_segment(segment.key, segment.checksum))
 
 
 def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:

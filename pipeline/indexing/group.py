@@ -118,10 +118,11 @@ def store_segment(
         first_cell = group * (tree.cells // tree.groups)
 
         def fill(stream: BinaryIO) -> None:
-            write_segment(stream, inputs, first_cell, {"group": group}, dropped)
+            scratch = resources.storage.scratch
+            write_segment(stream, inputs, first_cell, {"group": group}, dropped, scratch=scratch)
 
         checksum = resources.storage.write(key, fill)
-    segment = resources.segment(key, checksum)
+    segment = resources.open_segment(key, checksum)
     with session_scope(resources.engine) as session:
         return trees.add_segment(
             session,

@@ -36,9 +36,19 @@ STEPS: dict[JobStage, _Step] = {
 COMPACT_STEPS: dict[JobStage, _Step] = {"merge": compact.merge, "publish": compact.publish}
 """The same for a compaction, which has these two stages only."""
 
+REFUSALS = 3
+"""Publications of a rebuild that began by itself that may be refused before it gives up: each try
+has written a full set of segments."""
+
 AGAIN_FROM: dict[JobKind, JobStage] = {"index": "train", "rebuild": "assign", "compact": "merge"}
 """Where a job goes on whose publication was refused: another tree to assign to; other containers,
 of which most are assigned already, so that a rebuild catches up with additions; other segments."""
+
+
+_OUTRUN = (
+    "images were indexed each of the {} times that it was about to be published; segments are "
+    "merged instead, and `vantage rebuild COLLECTION` goes on until it is published"
+)
 
 
 def run_part(
@@ -119,11 +129,19 @@ def next_stage(resources: Resources, job: JobRecord) -> JobStage:
 def advance(resources: Resources, job: JobRecord) -> JobRecord | None:
     """Move a job whose stage is finished to the next one; None when somebody else did.
 
-    A job that reaches ``done`` is finished with a sentence that says what came of it.
+    A job that reaches ``done`` is finished. A rebuild that nobody asked for fails when its
+    publication was refused `REFUSALS` times: images come faster than it can follow.
     """
     stage = next_stage(resources, job)
+    refused = stage == "assign" and job.stage == "publish" and "above" in job.params
+    refusals = job.counters.get("refusals", 0) + refused
     with session_scope(resources.engine) as session:
+        if refusals >= REFUSALS:
+            return jobs.finish_job(session, job.id, "failed", _OUTRUN.format(refusals))
         moved = jobs.advance_stage(session, job.id, job.stage, job.attempt, stage)
         if moved is not None and stage == "done":
             return jobs.finish_job(session, job.id, "done")
+        if moved is not None and refused:
+            jobs.set_counters(session, job.id, refusals=refusals)
+            return jobs.get_job(session, job.id)
         return moved

@@ -92,13 +92,13 @@ def _train_model(
                 yield sha256, features.descriptors
 
     count = sum(record.image_count for record in records)
-    config = _sample_sizes(collection.index, extractor)
+    config = sample_sizes(collection.index, extractor)
     training, background = draw_samples(each_image(), count, extractor.normalize, config)
     unit, whiten = extractor.one_vector, extractor.whiten
     return train_model(training, background, descriptors, config, unit, whiten)
 
 
-def _sample_sizes(config: IndexConfig, extractor: Extractor) -> IndexConfig:
+def sample_sizes(config: IndexConfig, extractor: Extractor) -> IndexConfig:
     """Return the settings with samples no larger than the extractor's descriptors need.
 
     Long descriptors are sampled less often, for the memory, but `SAMPLES_A_DIMENSION` times their

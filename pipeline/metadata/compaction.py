@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import and_, exists, func, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, not_, select, update
 from sqlalchemy.orm import Session
 
-from pipeline.metadata.jobs import get_job, unfinished_jobs
+from pipeline.metadata.jobs import LOCAL_SILENCE_S, get_job, is_silent, unfinished_jobs
 from pipeline.metadata.models import (
     Collection,
     Image,
@@ -37,7 +38,8 @@ def collections_to_compact(
     """Return the collections with a group of too many segments that nobody has begun to merge.
 
     A compaction or rebuild that was begun since the current version was published counts, whatever
-    became of it: one that failed is tried again after the next publication.
+    became of it: one that failed is tried again after the next publication. One of a single process
+    that says nothing any more (`pipeline.metadata.jobs.is_silent`) does not.
 
     Parameters
     ----------
@@ -51,10 +53,17 @@ def collections_to_compact(
     """
     if above == 0:
         return []
+    unfinished = Job.state.in_(["running", "paused"])
+    silent = and_(
+        unfinished,
+        Job.params["local"].as_string().is_not(None),
+        Job.progress_at < time.time() - LOCAL_SILENCE_S,
+    )
     begun = exists().where(
         Job.collection_id == Collection.id,
         Job.kind.in_(["compact", "rebuild"]),
-        (Job.state.in_(["running", "paused"])) | (Job.created_at >= Version.created_at),
+        unfinished | (Job.created_at >= Version.created_at),
+        not_(func.coalesce(silent, False)),
     )
     statement = (
         select(Collection.id)
@@ -89,16 +98,28 @@ def droppable_images(session: Session, collection_id: int) -> list[int]:
 
     None while a rebuild is unfinished: it has settled what its segments leave out.
     """
-    if _is_rebuilt(session, collection_id):
+    if is_rebuilt(session, collection_id):
         return []
-    gone = and_(Image.collection_id == collection_id, Image.state == "removed", Image.in_index)
+    gone = _removed_rows(collection_id)
     statement = select(Image.id).where(gone).order_by(Image.id).limit(DROPPED_AT_ONCE)
     return list(session.scalars(statement))
 
 
-def _is_rebuilt(session: Session, collection_id: int) -> bool:
+def count_removed(session: Session, collection_id: int) -> int:
+    """Return the number of removed images whose rows are in the index."""
+    gone = _removed_rows(collection_id)
+    return session.scalar(select(func.count()).select_from(Image).where(gone)) or 0
+
+
+def _removed_rows(collection_id: int) -> ColumnElement[bool]:
+    """Condition for the removed images of a collection whose rows are in the index."""
+    return and_(Image.collection_id == collection_id, Image.state == "removed", Image.in_index)
+
+
+def is_rebuilt(session: Session, collection_id: int) -> bool:
     """Say whether a rebuild is under way."""
-    return any(job.kind == "rebuild" for job in unfinished_jobs(session, collection_id))
+    unfinished = unfinished_jobs(session, collection_id)
+    return any(job.kind == "rebuild" and not is_silent(job) for job in unfinished)
 
 
 def publish_compaction(
@@ -157,7 +178,7 @@ def publish_compaction(
 
 def _drop(session: Session, collection_id: int, dropped: Sequence[int]) -> bool:
     """Note that removed images have no rows any more; False when one may be needed again."""
-    if _is_rebuilt(session, collection_id):
+    if is_rebuilt(session, collection_id):
         return False
     images = table(Image)
     gone = and_(images.c.state == "removed", images.c.in_index)

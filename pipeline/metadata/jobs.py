@@ -15,6 +15,15 @@ from pipeline.metadata.models import Container, Image, Job, Part, table
 from pipeline.metadata.records import FIRST_STAGES, STAGES, JobKind, JobRecord, JobStage
 from pipeline.metadata.sql import changed_rows, lock_collection
 
+LOCAL_SILENCE_S = 600.0
+"""Seconds without progress after which a job of ``pipeline.local`` holds others up no longer: only
+its own host can see whether its process lives."""
+
+
+def is_silent(job: JobRecord) -> bool:
+    """Say whether a job belongs to one process of which nothing was heard for long."""
+    return bool(job.params.get("local")) and time.time() - job.progress_at > LOCAL_SILENCE_S
+
 
 def create_job(
     session: Session,
@@ -28,6 +37,7 @@ def create_job(
 
     A collection has one rebuild at a time: while one is unfinished, that one is returned. The same
     goes for a compaction, unless the unfinished one merges less than this one is to (``all``).
+    One that is silent (`is_silent`) does not count.
 
     Parameters
     ----------
@@ -37,7 +47,8 @@ def create_job(
     if kind != "index":
         lock_collection(session, collection_id)
         for job in unfinished_jobs(session, collection_id):
-            if job.kind == kind and (job.params.get("all") or not params.get("all")):
+            as_much = job.params.get("all") or not params.get("all")
+            if job.kind == kind and as_much and not is_silent(job):
                 return job
     now = time.time()
     job_id = uuid.uuid4().hex

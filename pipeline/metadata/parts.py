@@ -279,6 +279,7 @@ def needs_replanning(
     patience_s: float,
     *,
     workers_busy: bool = False,
+    put_off: bool = False,
 ) -> str | None:
     """Decide whether the messages of a job are lost and must be sent again.
 
@@ -299,6 +300,8 @@ def needs_replanning(
         Live workers have parts of other jobs (see `running_parts`): this one's may wait their
         turn, so `BUSY_PATIENCE` times as much patience is right. Sending them again all the time
         would only make the queue longer.
+    put_off : bool
+        A worker has just put one of its messages off: they are on their way, however long it takes.
 
     Returns
     -------
@@ -320,7 +323,11 @@ def needs_replanning(
     idle_s = now - job.progress_at
     if workers_busy:
         patience_s *= BUSY_PATIENCE
-    if idle_s <= patience_s or any(runs_on_live_worker(part, live_workers) for part in parts):
+    if (
+        put_off
+        or idle_s <= patience_s
+        or any(runs_on_live_worker(part, live_workers) for part in parts)
+    ):
         return None
     if job.broker_epoch is None:
         return f"it was never enqueued ({idle_s:.0f} s)"

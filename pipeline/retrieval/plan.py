@@ -23,9 +23,9 @@ FEWEST_NEIGHBOURS = 100
 then others to take from when images of it are gone meanwhile."""
 
 ONE_VECTOR_ROWS = 65_536
-"""Rows that the probed plan opens at least for one vector an image. A share of the cells is counted
-for hundreds of descriptors that look for one image together; one vector alone has to find all
-images by itself, and so many rows take it a few milliseconds."""
+"""Rows that the probed plan opens at least for one vector an image, unless told an effort. The
+usual share of the cells is counted for hundreds of descriptors that look for one image together;
+one vector alone has to find all images by itself, and so many rows take it a few milliseconds."""
 
 TARGET_SHARE = 2e-5
 """Share of unrelated descriptors that may come nearer to a query than its background distance, for
@@ -216,11 +216,14 @@ def cells_to_open(cells: int, rows: int, effort: float | None, one_vector: bool 
     cells, rows : int
         Of the collection.
     effort : float or None
-        Share of the cells; None: as many as `pipeline.index.cells.cells_by_default` says.
+        Share of the cells; None: as many as `pipeline.index.cells.cells_by_default` says, and for
+        one vector an image those of `ONE_VECTOR_ROWS` at least.
     one_vector : bool
         See `make_plan`.
     """
-    count = cells_by_default(cells) if effort is None else max(1, round(effort * cells))
+    if effort is not None:
+        return min(cells, max(1, round(effort * cells)))
+    count = cells_by_default(cells)
     if one_vector:
         count = max(count, -(-ONE_VECTOR_ROWS * cells // max(1, rows)))
     return min(count, cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import TransientError
-from pipeline.index.kernels import PATH, Hits, nearest, range_scan, unite_hits
+from pipeline.index.kernels import PATH, Hits, merge_nearest, nearest, range_scan, unite_hits
+from pipeline.index.rows import ROW_UNIT
 from pipeline.index.segments import Segment
 from pipeline.index.work import Work, split_work
 from pipeline.retrieval.cost import ROW_OVERHEAD
@@ -134,7 +135,8 @@ class GroupScan:
 
 
 PAIRS_BETWEEN_LOOKS = 1 << 26
-"""Descriptor pairs between two looks at the clock: less than a tenth of a second."""
+"""Descriptor pairs, of rows of `ROW_UNIT` bytes, between two looks at the clock: less than a tenth
+of a second."""
 
 
 class DeadlinePassedError(TransientError):
@@ -174,11 +176,8 @@ def scan_segment(
     work = plan_work(plan, segment)
     alive = segment.alive(removed)
     _look_at_the_clock(until)
-    hits = (
-        _nearest_hits(segment, plan, alive, work, path)
-        if plan.neighbours
-        else _near_hits(segment, plan, alive, work, until, path)
-    )
+    pieces = _Pieces(segment, plan, alive, work, until, path)
+    hits = pieces.nearest_hits() if plan.neighbours else pieces.near_hits(plan.radius)
     block = DistanceBlock(
         hits.query.astype(np.uint16),
         segment.images[hits.row],
@@ -210,40 +209,56 @@ def _look_at_the_clock(until: float | None) -> None:
         raise DeadlinePassedError
 
 
-def _near_hits(
-    segment: Segment,
-    plan: QueryPlan,
-    alive: NDArray[np.bool_],
-    work: Work,
-    until: float | None,
-    path: str,
-) -> Hits:
-    """Return the rows within each query's radius; looks at the clock between pieces of work."""
-    queries, found = plan.queries(), []
-    for piece in split_work(work, max(1, work.pairs // PAIRS_BETWEEN_LOOKS)):
-        _look_at_the_clock(until)
-        found.append(range_scan(segment.rows, alive, queries, plan.radius, piece, path=path))
-    return unite_hits(found)
+@dataclass(frozen=True)
+class _Pieces:
+    """A scan's work, done in pieces with a look at the clock before each."""
 
+    segment: Segment
+    plan: QueryPlan
+    alive: NDArray[np.bool_]
+    work: Work
+    until: float | None
+    path: str
 
-def _nearest_hits(
-    segment: Segment, plan: QueryPlan, alive: NDArray[np.bool_], work: Work, path: str
-) -> Hits:
-    """Return the nearest rows of each query within its radius, with all that tie with the last.
+    def _each(self) -> Iterator[Work]:
+        """Yield the pieces while there is time."""
+        pairs = self.work.pairs * self.segment.rows.dimensions // ROW_UNIT
+        for piece in split_work(self.work, max(1, pairs // PAIRS_BETWEEN_LOOKS)):
+            _look_at_the_clock(self.until)
+            yield piece
 
-    One neighbour more than wanted is looked for: is it as near as the last, there may be others,
-    and a second scan within that distance finds them. So the answer does not depend on the order of
-    the rows.
-    """
-    k = plan.neighbours
-    distance, row = nearest(segment.rows, plan.queries(), k + 1, alive=alive, work=work, path=path)
-    query, rank = np.nonzero((row >= 0) & (distance < plan.radius[:, None]))
-    if not (distance[:, k] == distance[:, k - 1])[row[:, k] >= 0].any():
+    def near_hits(self, radius: NDArray[np.int32]) -> Hits:
+        """Return the rows within each query's radius."""
+        rows, queries = self.segment.rows, self.plan.queries()
+        return unite_hits(
+            [
+                range_scan(rows, self.alive, queries, radius, piece, path=self.path)
+                for piece in self._each()
+            ]
+        )
+
+    def nearest_hits(self) -> Hits:
+        """Return the nearest rows of each query within its radius, and all that tie with the last.
+
+        One neighbour more than wanted is looked for: is it as near as the last, there may be
+        others, and a second scan within that distance finds them. So the answer does not depend on
+        the order of the rows.
+        """
+        rows, queries, k = self.segment.rows, self.plan.queries(), self.plan.neighbours
+        distance, row = merge_nearest(
+            [
+                nearest(rows, queries, k + 1, alive=self.alive, work=piece, path=self.path)
+                for piece in self._each()
+            ]
+        )
+        query, rank = np.nonzero((row >= 0) & (distance < self.plan.radius[:, None]))
+        if (distance[:, k] == distance[:, k - 1])[row[:, k] >= 0].any():
+            reach = np.minimum(distance[:, k - 1].astype(np.int64) + 1, self.plan.radius)
+            return self.near_hits(reach.astype(np.int32))
         first = rank < k
         query, rank = query[first], rank[first]
-        return Hits(query.astype(np.int32), row[query, rank], distance[query, rank], work.pairs)
-    reach = np.minimum(distance[:, k - 1].astype(np.int64) + 1, plan.radius)
-    return range_scan(segment.rows, alive, plan.queries(), reach.astype(np.int32), work, path=path)
+        found = row[query, rank], distance[query, rank]
+        return Hits(query.astype(np.int32), *found, self.work.pairs)
 
 
 def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:

@@ -10,19 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sites import files_below, found_names, make_settings
+from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 
 from pipeline import indexing
 from pipeline.config import Settings
 from pipeline.errors import CorruptFileError, StateError, StorageUnavailableError
-from pipeline.indexing.stages import COMPACT_STEPS
+from pipeline.indexing.stages import COMPACT_STEPS, STEPS
 from pipeline.local import Collection
-from pipeline.metadata import collections, jobs, parts
+from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import CollectionStatus, JobRecord, VersionRecord
+from pipeline.metadata.records import CollectionStatus, JobProgress, JobRecord, VersionRecord
 from pipeline.metadata.versions import current_version
 from pipeline.resources import Resources
+from workers.cli.indexing import _compact_sentences
 
 NAMES = ("astronaut", "brick", "chelsea", "coffee", "coins", "page", "rocket", "text")
 PLANS = ("probed", "exhaustive")
@@ -185,6 +189,28 @@ def test_a_large_model_and_one_whose_rebuild_failed_are_not_trained_again(
         for name in NAMES[:5]:
             sampled.index([folder / f"{name}.png"], index=small)
         assert indexing.due_upkeep(Resources(limited), version(sampled).collection_id) == "compact"
+
+
+def test_a_model_of_as_many_descriptors_as_the_sample_takes_is_not_trained_again(
+    folder: Path, small_photographs: dict[str, bytes], settings: Settings
+) -> None:
+    """SIFT's 128 numbers are twice the unit: of these images 512 descriptors are enough."""
+    limited = dataclasses.replace(settings, compact_above=2)
+    due = []
+    for name, most in (("fewer", 480), ("enough", 530)):
+        extractor = dataclasses.replace(settings.extractor, max_features=most)
+        index = dataclasses.replace(settings.index, sample_size=700)
+        with Collection.open(name, settings) as collection:
+            for photograph in ("brick", *(name for name in NAMES if name != "brick")):
+                path = folder / f"{photograph}.png"
+                path.write_bytes(small_photographs[photograph])
+                collection.index([path], extractor=extractor, index=index)
+            now = version(collection)
+        rows = sum(segment.descriptor_count for segment in now.segments)
+        assert rows > 4 * now.tree.trained_on
+        assert (now.tree.trained_on < 512, now.tree.trained_on < 700) == (name == "fewer", True)
+        due.append(indexing.due_upkeep(Resources(limited), now.collection_id))
+    assert due == ["rebuild", "compact"]
 
 
 def test_rows_of_removed_images_are_left_out_and_come_back_with_them(
@@ -465,3 +491,137 @@ def test_images_of_one_descriptor_each_are_searched_and_merged(
         collection.compact()
         assert status(collection).largest_group == 1
         assert answers(collection, small_photographs) == before
+
+
+def _open_segments(settings: Settings) -> set[str]:
+    """The local copies of segments that this process has mapped."""
+    maps = psutil.Process().memory_maps(grouped=True)
+    groups = f"{settings.local}/groups/"
+    return {Path(item.path).name for item in maps if item.path.startswith(groups)}
+
+
+def test_replaced_segments_are_let_go(
+    collection: Collection,
+    folder: Path,
+    small_photographs: dict[str, bytes],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pipeline.arrays.MAPPED_BYTES", 1)  # of small ones, too
+    added: set[str] = set()
+    for name in NAMES[:5]:
+        add(collection, folder, small_photographs, name)
+        collection.search(small_photographs["brick"], exact=True)
+        added |= {Path(segment.key).name for segment in version(collection).segments}
+    assert added <= _open_segments(settings)
+    former = collection._resources.current_version(collection.name)
+    collection.compact()
+    assert _open_segments(settings) <= added  # merged segments are not kept open
+    collection.search(small_photographs["brick"], exact=True)
+    add(collection, folder, small_photographs, NAMES[5])
+    collection.search(small_photographs["brick"], exact=True)
+    now = {Path(segment.key).name for segment in version(collection).segments}
+    assert _open_segments(settings) == now
+    # A search that began before opens them again.
+    assert collection._resources.version(former.id) == former
+    collection.search(small_photographs["brick"], exact=True)
+    assert now <= _open_segments(settings)
+
+
+def test_what_is_left_of_removed_images_is_told(
+    collection: Collection,
+    folder: Path,
+    small_photographs: dict[str, bytes],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(compaction, "DROPPED_AT_ONCE", 2)
+    add(collection, folder, small_photographs, "brick", "coffee", "page", "rocket")
+    for name in ("coffee", "page", "rocket"):
+        (folder / f"{name}.png").write_bytes(b"no picture any more")
+    collection.index([folder])
+
+    def told(counters: dict[str, int]) -> list[str]:
+        return _compact_sentences("pictures", counters, 0.1)[1:]
+
+    with session_scope(collection._resources.engine) as session:
+        found = collections.get_collection(session, "pictures")
+        rebuild = jobs.create_job(session, found.id, "rebuild", {})
+    done = collection.compact().wait().counters
+    assert told(done) == [
+        "Rows of 3 removed images kept: a rebuild is under way. Run it again after that."
+    ]
+    # Nothing is left to merge, but it says why.
+    again = collection.compact().wait().counters
+    assert "segments_merged" not in again
+    assert told(again) == told(done)
+    with session_scope(collection._resources.engine) as session:
+        jobs.finish_job(session, rebuild.id, "failed", "the test says so")
+    done = collection.compact().wait().counters
+    assert told(done) == [
+        "Rows of 2 removed images left out.",
+        "Rows of 1 removed image more: run it again.",
+    ]
+    assert told(collection.compact().wait().counters) == ["Rows of 1 removed image left out."]
+    assert collection.compact().wait().counters == {}
+
+
+def test_the_predicted_time_is_that_of_the_threads_at_hand(
+    folder: Path, small_photographs: dict[str, bytes], settings: Settings
+) -> None:
+    for threads in (1, 3):
+        with Collection.open("pictures", settings, threads=threads) as collection:
+            add(collection, folder, small_photographs, "coffee")
+            found = collection.search(small_photographs["coffee"])
+            assert found.explain["machine"]["threads"] == threads
+
+
+def test_a_rebuild_that_images_outrun_gives_up(
+    folder: Path,
+    small_photographs: dict[str, bytes],
+    settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limited = dataclasses.replace(settings, compact_above=2)
+    publish, tries = STEPS["publish"], []
+
+    def outrun(resources: Resources, job: JobRecord, part: Any) -> dict[str, Any]:
+        if job.kind == "rebuild":
+            assert len(tries) < 9, "it goes round for ever"
+            tries.append(job.attempt)
+            path = folder / f"meanwhile {len(tries)}" / f"{NAMES[-len(tries)]}.png"
+            path.parent.mkdir()
+            path.write_bytes(small_photographs[NAMES[-len(tries)]])
+            with Collection.open("pictures", settings) as other:
+                other.index([path])
+        return publish(resources, job, part)
+
+    with Collection.open("pictures", limited) as collection:
+        with monkeypatch.context() as patch:
+            patch.setitem(STEPS, "publish", outrun)
+            add(collection, folder, small_photographs, *NAMES[:5])
+        (rebuild,) = [job for job in job_list(collection) if job.kind == "rebuild"]
+        assert (rebuild.state, len(tries)) == ("failed", 3)
+        assert "indexed each of the 3 times" in str(rebuild.message)
+        collection.index([folder])
+        last, index = job_list(collection)[:2]
+        assert (last.kind, last.state, index.kind) == ("compact", "done", "index")
+        assert status(collection).largest_group <= 2
+
+
+def test_trouble_with_looking_what_is_due_is_no_trouble_of_the_index_call(
+    folder: Path, small_photographs: dict[str, bytes], settings: Settings
+) -> None:
+    limited = dataclasses.replace(settings, compact_above=2)
+    with Collection.open("pictures", limited) as collection:
+
+        def break_the_database(progress: JobProgress) -> None:
+            if (progress.stage, progress.done_parts) == ("publish", 1):
+                with session_scope(collection._resources.engine) as session:
+                    session.execute(text("ALTER TABLE version_segments RENAME TO elsewhere"))
+
+        (folder / "coffee.png").write_bytes(small_photographs["coffee"])
+        done = collection.index([folder], report=break_the_database)
+        assert done.progress().state == "done"
+        with pytest.raises(OperationalError, match="version_segments"):
+            indexing.due_upkeep(collection._resources, 1)

@@ -12,16 +12,19 @@ from typing import Any
 import psutil
 import pytest
 from sites import Eventually, files_below, found_names, live_workers, make_settings
+from sqlalchemy import text
 
-from pipeline import local
+from pipeline import indexing, local
 from pipeline.config import Settings
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
-from workers.app import app
+from workers.app import app, use_redis
 from workers.client import Collection
 from workers.context import Context
+from workers.embedded import discover_redis_url
+from workers.jobs import broker_epoch, replan
 from workers.stack import Stack
 from workers.supervise import watch_segments
 from workers.workflows import STAGE_TASKS
@@ -44,6 +47,7 @@ def stack(settings: Settings) -> Iterator[Stack]:
 
 @pytest.fixture
 def context(settings: Settings, stack: Stack) -> Iterator[Context]:
+    use_redis(discover_redis_url(settings) or "")
     context = Context(settings)
     yield context
     context.close()
@@ -270,6 +274,101 @@ def test_a_compaction_goes_on_after_the_group_worker_was_killed(
         eventually(lambda: f"group@{settings.host}" in live_workers(settings), 60)
         eventually(lambda: collection.search(folder / "page.png").complete, 60)
         assert answers(collection, folder) == before
+
+
+def test_merges_leave_a_thread_to_searches(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    """The merges that were begun cannot go on: a foreign transaction keeps the database."""
+    group_worker = f"group@{settings.host}"
+    for number in range(3):  # a heartbeat may be late on a busy machine
+        many_segments(settings, f"merged-{number}", folder)
+        with Collection.open(f"merged-{number}", settings) as collection:
+            collection.search(folder / "page.png", deadline_s=30)
+            worker = psutil.Process(live_workers(settings)[group_worker].pid)
+            worker.suspend()
+            try:
+                handle = collection.compact()
+                lock = session_scope(context.engine)
+                lock.__enter__().execute(text("SELECT 1"))
+            finally:
+                worker.resume()
+            try:
+                result = collection.search(folder / "page.png", deadline_s=3)
+            finally:
+                lock.__exit__(None, None, None)
+            done = handle.wait(timeout=60)
+            assert (done.state, done.counters["segments_made"]) == ("done", 4)
+            with session_scope(context.engine, write=False) as session:
+                assert jobs.get_job(session, handle.id).attempt == 3  # one a stage, and the end
+            eventually(lambda: group_worker in live_workers(settings), 60)
+        if result.complete:
+            return
+    raise AssertionError(f"groups {result.missing_groups} were not scanned")
+
+
+def test_a_message_that_comes_again_leaves_a_part_to_whom_is_at_it(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    many_segments(settings, "again", folder)
+    with session_scope(context.engine) as session:
+        found = collections.get_collection(session, "again")
+        job = jobs.create_job(
+            session,
+            found.id,
+            "compact",
+            {"all": True},
+            broker_epoch=broker_epoch(context.redis),
+        )
+    indexing.open_stage(context.resources, job)
+
+    def send(number: int, began: str) -> None:
+        with session_scope(context.engine) as session:
+            parts.start_part(session, job.id, "merge", number, began)
+        app.send_task(
+            "group.merge",
+            args=(job.id, job.attempt, number),
+            queue=f"group.{number}",
+            ignore_result=True,
+            delivery_info={"redelivered": True},
+        )
+
+    def part(number: int) -> Any:
+        with session_scope(context.engine, write=False) as session:
+            return parts.get_part(session, job.id, "merge", number)
+
+    send(0, f"reduce@{settings.host}")  # lives
+    send(1, f"extract@{settings.host}")  # lives, but its process may not
+    eventually(lambda: part(1).state == "done", 60)
+    address = context.redis_address
+    with address.client(database=address.broker_db) as broker:
+        eventually(lambda: not broker.exists("group.0") and not broker.hlen("unacked"), 60)
+    assert (part(0).state, part(0).starts) == ("running", 1)
+    # In another attempt it is begun anew, whoever has it; and so is what the dead have.
+    assert replan(context, job, "the test says so")
+    eventually(lambda: part(0).state == "done", 60)
+
+
+def test_a_message_that_comes_again_does_what_a_dead_worker_had(
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
+) -> None:
+    many_segments(settings, "dead", folder)
+    with session_scope(context.engine) as session:
+        found = collections.get_collection(session, "dead")
+        job = jobs.create_job(session, found.id, "compact", {"all": True})
+    indexing.open_stage(context.resources, job)
+    with session_scope(context.engine) as session:
+        parts.start_part(session, job.id, "merge", 0, "group@elsewhere")
+    app.send_task(
+        "group.merge",
+        args=(job.id, job.attempt, 0),
+        queue="group.0",
+        ignore_result=True,
+        delivery_info={"redelivered": True},
+    )
+    # By this message, or by those that the watchman sends when he sees it first.
+    eventually(lambda: status(context, "dead").jobs == (), 60)
+    assert status(context, "dead").largest_group == 1
 
 
 def test_groups_with_sound_segments_answer_when_another_is_damaged(

@@ -9,14 +9,16 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from sites import Site, answer, found_names
+from sites import Site, answer, found_names, make_settings
 
 from pipeline import local
 from pipeline.config import PlanKind
 from pipeline.errors import ConfigError
-from pipeline.metadata import collections
+from pipeline.metadata import collections, jobs
 from pipeline.metadata.engine import session_scope
+from pipeline.metadata.versions import current_version
 from pipeline.records import SearchResult
+from pipeline.resources import Resources
 from workers.client import Collection
 
 SIDE, CHANNELS = 64, 80
@@ -103,3 +105,20 @@ def test_a_model_with_other_colours_would_be_noticed(
         scores = [here.search(image, top=1).matches[0].score for image in (pixels, grey)]
     assert scores[0] > 0.999
     assert scores[1] < 0.995
+
+
+def test_a_collection_of_one_vector_an_image_is_not_rebuilt_unasked(
+    tmp_path: Path, photo_folder: Path, network: Path
+) -> None:
+    """No background distance decides there, so a model of the first images is as good as any."""
+    settings = make_settings(tmp_path / "home", compact_above=2)
+    with local.Collection.open("vectors", settings, extractor=f"cnn:{network}") as collection:
+        for path in sorted(photo_folder.glob("*.png"))[:6]:
+            collection.index([path])
+    resources = Resources(settings)
+    with session_scope(resources.engine, write=False) as session:
+        now = current_version(session, "vectors")
+        kinds = {job.kind for job in jobs.list_jobs(session, now.collection_id)}
+    resources.close()
+    assert now.tree.trained_on == 1
+    assert kinds == {"index", "compact"}

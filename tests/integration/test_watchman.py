@@ -15,6 +15,7 @@ from typing import Any
 import kombu.pools
 import pytest
 from sites import Eventually, make_settings
+from sqlalchemy import update
 
 from pipeline import local
 from pipeline.config import SearchConfig, Settings
@@ -27,15 +28,17 @@ from pipeline.errors import (
 )
 from pipeline.metadata import collections, hosts, jobs, parts
 from pipeline.metadata.engine import session_scope
+from pipeline.metadata.models import Collection as Collected
+from pipeline.metadata.models import Job
 from pipeline.metadata.records import HostRecord, JobRecord
 from pipeline.searching import prepare_query
 from workers import searches
 from workers.app import app, use_redis
-from workers.client import Collection, SearchHandle
+from workers.client import Collection, SearchHandle, _block
 from workers.context import Context
 from workers.embedded import EmbeddedRedis
-from workers.jobs import PASSING, broker_epoch, proceed, replan, send_stage
-from workers.supervise import watch_jobs
+from workers.jobs import PASSING, broker_epoch, keep_up, proceed, replan, send_stage
+from workers.supervise import watch_jobs, watch_segments
 
 PATIENCE_S = 15.0
 
@@ -196,6 +199,69 @@ class TestJobs:
         assert ended.state == "failed"
         assert "1000000" in (ended.message or "")
         assert _messages(context, "reduce") == [("job.register", [sound.id, 2])]
+
+    @pytest.fixture
+    def grown(self, context: Context, photo_folder: Path) -> Iterator[Context]:
+        """Two collections with two segments in a group, where one is allowed."""
+        photographs = sorted(photo_folder.glob("*.png"))[:7]
+        names = ("broken", "sound")
+        for name in names:
+            with local.Collection.open(name, context.settings) as collection:
+                collection.index(photographs[:1])
+                collection.index(photographs[1:])
+        grown = Context(dataclasses.replace(context.settings, compact_above=1))
+        yield grown
+        with session_scope(grown.engine) as session:
+            for name in names:
+                collections.delete_collection(session, name)
+        grown.close()
+
+    def test_a_collection_that_cannot_be_looked_at_keeps_no_other_from_its_merges(
+        self, grown: Context
+    ) -> None:
+        with session_scope(grown.engine) as session:
+            found = collections.get_collection(session, "broken")
+            wrong = {**found.extractor.to_dict(), "name": "nowhere-installed"}
+            values = {"extractor": wrong}
+            session.execute(update(Collected).where(Collected.id == found.id).values(values))
+        assert watch_segments(grown, patience_s=0.0) == 1
+        with session_scope(grown.engine, write=False) as session:
+            begun = [
+                collections.get_collection_by_id(session, job.collection_id).name
+                for job in jobs.unfinished_jobs(session)
+            ]
+        assert begun == ["sound"]
+
+    def test_the_job_of_another_process_is_waited_for_until_it_says_nothing_any_more(
+        self, grown: Context
+    ) -> None:
+        for kind in ("reduce", "extract"):
+            _beat(grown, f"{kind}@a", kind)
+        _beat(grown, "group@a", "group", (0, 1, 2, 3))
+        with session_scope(grown.engine) as session:
+            found = collections.get_collection(session, "sound")
+            params = {"all": True, "local": {"host": "elsewhere", "pid": 1, "started": 0.0}}
+            theirs = {
+                kind: jobs.create_job(session, found.id, kind, params)
+                for kind in ("compact", "rebuild")
+            }
+        with Collection.open("sound", grown.settings) as collection:
+            for call in (collection.compact, collection.rebuild):
+                with pytest.raises(StateError, match="of another process"):
+                    call()
+        assert not keep_up(grown, found.id)
+        queues = ["reduce", *(f"group.{group}" for group in range(4))]
+        assert [_messages(grown, queue) for queue in queues] == [[]] * 5
+        with session_scope(grown.engine) as session:
+            silent = time.time() - jobs.LOCAL_SILENCE_S - 1
+            ids = [job.id for job in theirs.values()]
+            session.execute(update(Job).where(Job.id.in_(ids)).values(progress_at=silent))
+        assert keep_up(grown, found.id)
+        with session_scope(grown.engine, write=False) as session:
+            (fresh,) = [j for j in jobs.unfinished_jobs(session, found.id) if j.id not in ids]
+        sent = [message for queue in queues for message in _messages(grown, queue)]
+        assert sent
+        assert {args[0] for _, args in sent} == {fresh.id}
 
     def test_of_two_watchmen_one_sends(self, context: Context) -> None:
         job = _job(context)
@@ -361,6 +427,9 @@ class TestSearches:
         assert ticket.missing == (0, 1, 2, 3)
         first = SearchHandle(context, ticket.id).wait(timeout=5)
         assert SearchHandle(context, ticket.id).wait(timeout=5) == first
+        # Waiting takes its element and puts it back: it still goes by itself.
+        _block(context, ticket.id, 1.0)
+        assert 500 < context.redis.ttl(f"reply:{ticket.id}") <= 600
         assert not first.complete
 
     def test_what_is_over_or_unknown_is_left_alone(self, context: Context) -> None:

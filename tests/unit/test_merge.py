@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import os
+import resource
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import IndexConfig, SearchConfig
+from pipeline.errors import StateError
 from pipeline.index.merge import (
     Merge,
     SortedRows,
@@ -114,6 +118,41 @@ def test_more_inputs_than_may_be_open_are_merged_in_rounds(fan_in: int) -> None:
     write_segment(stream, inputs, CELLS, {"group": 1}, gone, fan_in=fan_in)
     assert stream.getvalue() == plain_merge(1, parts, gone)
     assert opened == list(range(17))
+
+
+def test_rounds_lie_in_the_given_folder_and_the_last_but_one_is_removed(tmp_path: Path) -> None:
+    scratch = tmp_path / "local" / "scratch"
+    (scratch / f"{2**30}-left").mkdir(parents=True)  # by a process that is no more
+    (scratch / f"{os.getpid()}-other").mkdir()  # of another merge in this process
+    parts, most = some_parts(3, 17), 0
+
+    class Watched(io.BytesIO):
+        def write(self, data: Any) -> int:
+            nonlocal most
+            most = max(most, len(list(scratch.glob("*"))))
+            return super().write(data)
+
+    stream = Watched()
+    inputs = [functools.partial(assigned_rows, part, 1, CELLS) for part in parts]
+    write_segment(stream, inputs, CELLS, {"group": 1}, fan_in=2, scratch=scratch)
+    assert stream.getvalue() == plain_merge(1, parts, frozenset())
+    assert most == 2  # the last of four rounds alone, and the other merge's
+    assert [path.name for path in scratch.iterdir()] == [f"{os.getpid()}-other"]
+
+
+def test_a_full_disk_is_said_as_what_it_is(tmp_path: Path) -> None:
+    parts = some_parts(3, 17)
+    inputs = [functools.partial(assigned_rows, part, 1, CELLS) for part in parts]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(StateError, match=r"needs 1 MiB .* cannot be written") as caught:
+            write_segment(io.BytesIO(), inputs, CELLS, {}, fan_in=4, scratch=tmp_path / "scratch")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(tmp_path / "scratch") in str(caught.value)
+    assert "VANTAGE_LOCAL" in str(caught.value)
+    assert list((tmp_path / "scratch").iterdir()) == []
 
 
 def one_cell(images: Sequence[int]) -> SortedRows:

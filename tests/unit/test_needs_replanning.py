@@ -42,6 +42,13 @@ def _decide(job: JobRecord = JOB, *parts: PartRecord, **changes: Any) -> str | N
     return needs_replanning(job, parts, **{**options, **changes})
 
 
+def test_messages_that_were_put_off_are_not_lost_but_a_dead_worker_is() -> None:
+    assert "nobody works on its 1 unfinished" in str(_decide(JOB, _part()))
+    assert _decide(JOB, _part(), put_off=True) is None
+    dead = _part("running", "extract@gone")
+    assert _decide(JOB, dead, put_off=True) == "the worker of 1 unfinished parts has died"
+
+
 def test_a_broker_that_was_restarted_lost_the_messages() -> None:
     busy = _part("running", "extract@a")
     fresh = dataclasses.replace(JOB, progress_at=NOW)

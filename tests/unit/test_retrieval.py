@@ -305,12 +305,15 @@ def test_one_vector_opens_cells_for_many_rows() -> None:
     """The usual share of the cells of a small collection holds too few of the right images."""
     trained, vectors, _ = pictures()
     codes = trained.quantizer.encode(vectors[:1])
-    asked = SearchConfig(plan="probed", effort=1 / 16)
+    usual = SearchConfig(plan="probed")
     cells = trained.tree.cells
-    for count, share in ((300, 1.0), (ONE_VECTOR_ROWS * 4, 0.25), (10**9, 0.0625)):
-        plan = make_plan(trained, codes, count, asked, one_vector=True)
-        assert plan.cells.shape == (1, share * cells)
-    assert make_plan(trained, codes, 300, asked).cells.shape == (1, cells / 16)
+    for count, opened in ((300, cells), (ONE_VECTOR_ROWS * 2, cells / 2), (10**9, 8)):
+        plan = make_plan(trained, codes, count, usual, one_vector=True)
+        assert plan.cells.shape == (1, opened)
+    # Who asks for an effort gets it.
+    for one_vector in (False, True):
+        asked = make_plan(trained, codes, 300, replace(usual, effort=1 / 16), one_vector)
+        assert asked.cells.shape == (1, cells / 16)
 
 
 def test_the_score_of_one_vector_is_the_cosine() -> None:
@@ -340,6 +343,26 @@ def test_pictures_as_near_as_the_last_are_all_found_in_whatever_order_they_lie()
     assert merged.image.tolist() == [40, 41, 42, 43]
     again = merge_blocks([merge_blocks(blocks[3:], 2), merge_blocks(blocks[:3], 2)], 2)
     assert same_block(again, merged)
+
+
+@pytest.mark.parametrize("neighbours", [2, 7, 100])  # the first has others as near as its last
+def test_the_nearest_are_looked_for_in_pieces_with_a_look_at_the_clock(
+    neighbours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, vectors, stored = pictures()
+    codes = trained.quantizer.encode(vectors[40:43])
+    config = SearchConfig(plan="probed", effort=1.0)
+    plan = replace(make_plan(trained, codes, 300, config, one_vector=True), neighbours=neighbours)
+    removed = frozenset({41})
+    expected = [scan_segment(segment, plan, removed) for segment in stored]
+    monkeypatch.setattr(scan, "PAIRS_BETWEEN_LOOKS", 16)
+    for segment, block in zip(stored, expected, strict=True):
+        assert same_block(scan_segment(segment, plan, removed, until=time.time() + 600), block)
+    clock = iter([0.0, 0.0, 9.0])
+    monkeypatch.setattr("pipeline.retrieval.scan.time.time", lambda: next(clock))
+    with pytest.raises(scan.DeadlinePassedError):
+        scan_segment(max(stored, key=lambda one: one.rows.size), plan, until=5.0)
+    assert not list(clock)
 
 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 5))

@@ -322,10 +322,16 @@ def _sentences(collection: str, progress: JobProgress, took: float) -> list[str]
 
 def _compact_sentences(collection: str, counters: dict[str, int], took: float) -> list[str]:
     """Return what people are told of a compaction."""
-    if not counters:
-        return [f"Nothing to merge: no group of {collection} has more than one segment."]
-    before, after = counters["segments_merged"], counters["segments_made"]
-    lines = [f"Merged {counted(before, 'segment')} into {after:,} in {seconds(took)}."]
-    if counters["images_dropped"]:
+    lines = [f"Nothing to merge: no group of {collection} has more than one segment."]
+    if "segments_merged" in counters:
+        before, after = counters["segments_merged"], counters["segments_made"]
+        lines = [f"Merged {counted(before, 'segment')} into {after:,} in {seconds(took)}."]
+    if counters.get("images_dropped"):
         lines.append(f"Rows of {counted(counters['images_dropped'], 'removed image')} left out.")
+    if counters.get("images_left_to_rebuild"):
+        kept = counted(counters["images_left_to_rebuild"], "removed image")
+        lines.append(f"Rows of {kept} kept: a rebuild is under way. Run it again after that.")
+    elif counters.get("images_left"):
+        more = counted(counters["images_left"], "removed image")
+        lines.append(f"Rows of {more} more: run it again.")
     return lines

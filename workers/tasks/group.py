@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery import shared_task
+from celery import Task, shared_task
 
 from workers.context import get_context
-from workers.jobs import do_part, proceed
-from workers.tasks.base import RETRY
+from workers.jobs import do_merge, do_part, proceed
+from workers.tasks.base import RETRY, put_off
 
 
 @shared_task(name="group.train", **RETRY)
@@ -31,10 +31,14 @@ def collect(job_id: str, attempt: int) -> dict[str, Any]:
     return proceed(get_context(), job_id, attempt)
 
 
-@shared_task(name="group.merge", ignore_result=True, **RETRY)
-def merge(job_id: str, attempt: int, number: int) -> dict[str, Any]:
-    """Gather one group's rows into a segment (reduce), on that group's queue."""
-    return do_part(get_context(), job_id, attempt, "merge", number)
+@shared_task(bind=True, name="group.merge", ignore_result=True, **RETRY)
+def merge(self: Task, job_id: str, attempt: int, number: int) -> dict[str, Any]:
+    """Gather one group's rows into a segment (reduce), on that group's queue.
+
+    Scans come on the same queues: the last thread is left to them.
+    """
+    result = do_merge(get_context(), job_id, attempt, number)
+    return put_off(self) if result is None else result
 
 
 @shared_task(name="group.publish", **RETRY)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from metadata_database import Database, content, file
+from sqlalchemy import update
 
 from pipeline.metadata import compaction, jobs, versions
+from pipeline.metadata.models import Job
 from pipeline.metadata.records import CollectionRecord, JobRecord, SegmentRecord, VersionRecord
 
 
@@ -56,6 +60,46 @@ def _droppable(db: Database, collection: CollectionRecord) -> list[int]:
 def _due(db: Database, above: int, before: float | None = None) -> list[int]:
     with db.read() as session:
         return compaction.collections_to_compact(session, above, before)
+
+
+def _hear_nothing_of(db: Database, job: JobRecord, seconds: float) -> None:
+    with db.write() as session:
+        values = {"progress_at": time.time() - seconds}
+        session.execute(update(Job).where(Job.id == job.id).values(values))
+
+
+@pytest.mark.parametrize("kind", ["compact", "rebuild"])
+def test_a_local_job_that_says_nothing_any_more_holds_nobody_up(db: Database, kind: Any) -> None:
+    collection = db.collection()
+    _grown(db, collection)
+    db.register(collection, db.job(collection), file("/0", holds="something else"))
+    assert (_due(db, 2), len(_droppable(db, collection))) == ([collection.id], 1)
+    params = {"all": True, "local": {"host": "gone", "pid": 1, "started": 0.0}}
+    left = db.job(collection, kind, params)
+    for seconds, works in ((0.0, True), (590.0, True), (610.0, False)):
+        _hear_nothing_of(db, left, seconds)
+        assert _due(db, 2) == ([] if works else [collection.id])
+        rebuilt = works and kind == "rebuild"
+        assert len(_droppable(db, collection)) == (0 if rebuilt else 1)
+    assert db.job(collection, kind, {"all": True}).id != left.id
+    _hear_nothing_of(db, left, 0.0)
+    # Workers' jobs are their watchman's to mend, however long they take.
+    theirs = db.job(collection, kind, {"all": True})
+    _hear_nothing_of(db, theirs, 610.0)
+    assert _due(db, 2) == []
+
+
+def test_what_one_compaction_does_not_leave_out_is_counted(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "DROPPED_AT_ONCE", 2)
+    collection = db.collection()
+    _grown(db, collection)
+    for number in range(3):
+        db.register(collection, db.job(collection), file(f"/{number}", holds=f"other {number}"))
+    with db.read() as session:
+        assert len(compaction.droppable_images(session, collection.id)) == 2
+        assert compaction.count_removed(session, collection.id) == 3
 
 
 def test_merged_segments_take_the_place_of_those_they_were_made_of(db: Database) -> None:
