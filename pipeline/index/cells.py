@@ -53,6 +53,9 @@ BREADTH = 48
 DISTANCES_AT_ONCE = 1 << 23
 """Distances to means that are held at once: 32 MiB."""
 
+ROWS_AT_ONCE = 4096
+"""Rows whose cells are found at once: the wider numbers made of them stay small."""
+
 PIECE = 32_768
 """Rows of the training sample whose cells one thread finds at a time."""
 
@@ -174,8 +177,14 @@ class MeanCells:
 
     def _nearest_one(self, rows: NDArray[np.int8], subtrees: int) -> NDArray[np.int64]:
         """Return the nearest mean of each row in some subtrees."""
-        work = self._candidates(rows, subtrees)
-        return nearest(self.means, prepare_queries(rows), 1, work=work)[1][:, 0]
+        found = np.empty(len(rows), np.int64)
+        for at in range(0, len(rows), ROWS_AT_ONCE):
+            some = rows[at : at + ROWS_AT_ONCE]
+            work = self._candidates(some, subtrees)
+            found[at : at + ROWS_AT_ONCE] = nearest(
+                self.means, prepare_queries(some), 1, work=work
+            )[1][:, 0]
+        return found
 
     def _candidates(self, queries: NDArray[np.int8], subtrees: int) -> Work:
         """Return which means are compared with which queries: those of so many subtrees each."""

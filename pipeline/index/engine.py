@@ -40,7 +40,7 @@ from pipeline.index.cells import (
     train_cells,
 )
 from pipeline.index.parts import CHUNK, Part, living_rows, make_part, search_parts, unite_parts
-from pipeline.index.quantizer import Quantizer, train_quantizer
+from pipeline.index.quantizer import LARGEST, Quantizer, train_quantizer
 from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
 from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree, levels_for
@@ -50,6 +50,9 @@ CELL_SIZE = 192
 
 EXACT_BELOW = 20_000
 """Rows below which a search without a given effort compares with every row."""
+
+LARGEST_ID = 2**62
+"""Ids go on counting from the largest: there must be some left."""
 
 REGROWTH = 4
 """The tree is trained again when there are so many times the rows that it was trained for."""
@@ -95,7 +98,8 @@ class VantageIndex:
         self._trained_for = 0
         self._parts: list[Part] = []
         self._next_id = 0
-        self._pool = ThreadPoolExecutor(threads)
+        self._executor = ThreadPoolExecutor(threads)
+        self._process = os.getpid()
 
     @classmethod
     def build(
@@ -134,6 +138,13 @@ class VantageIndex:
         index = cls(width, config, _threads(threads))
         index.add(rows, ids)
         return index
+
+    @property
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads; a process that was forked has none of its parent's and starts its own."""
+        if self._process != os.getpid():
+            self._executor, self._process = ThreadPoolExecutor(self.threads), os.getpid()
+        return self._executor
 
     def __len__(self) -> int:
         """Return the number of vectors that are not removed."""
@@ -370,6 +381,8 @@ class VantageIndex:
                 f"ids of shape {numbers.shape} and type {numbers.dtype} do not fit {count} "
                 "vectors: one whole number each"
             )
+        if count and int(numbers.max()) > LARGEST_ID:
+            raise InputError(f"the id {numbers.max()} is above {LARGEST_ID}")
         numbers = numbers.astype(np.int64)
         if count and numbers.min() < 0:
             raise InputError(f"the id {numbers.min()} is negative: -1 means no neighbour")
@@ -431,6 +444,8 @@ def _as_matrix(vectors: ArrayLike, width: int | None = None) -> NDArray[np.float
 
 
 def _require_finite(rows: NDArray[np.float32]) -> None:
-    """Refuse NaN and infinite values."""
-    if not np.isfinite(rows).all():
-        raise InputError("vectors hold NaN or infinite values; remove those rows")
+    """Refuse NaN, infinite and very large values."""
+    if not (np.abs(rows) <= LARGEST).all():
+        raise InputError(
+            f"vectors hold NaN or infinite values, or values beyond {LARGEST:g}; remove those rows"
+        )

@@ -68,7 +68,8 @@ class Hits(NamedTuple):
     distance : ndarray of shape (M,), int32
         Squared Euclidean distance of the 8-bit vectors.
     computed : int
-        Pairs whose whole rows were compared; the heads of the rows decided the others.
+        Pairs whose whole rows were compared; the heads of the rows decided the others. The path
+        ``amx`` compares whole rows only.
     """
 
     query: NDArray[np.int32]
@@ -284,6 +285,18 @@ def reach_of(
     return reach
 
 
+def _require_enough(work: Work, queries: int, count: int) -> None:
+    """Refuse work in which some query has fewer rows than are wanted of it."""
+    sizes = work.row_stop - work.row_start
+    size = int(sizes[0]) if len(sizes) else 0
+    items = int(np.bincount(work.query_list, minlength=queries).min()) if queries else 0
+    if (sizes != size).any() or (queries and (count < 1 or items * size < count)):
+        raise InputError(
+            f"{count} rows are wanted of every query, and one has {items} items of {size} rows "
+            "(which must be of one length)"
+        )
+
+
 def best_rows(
     rows: PackedRows, queries: Queries, count: int, work: Work, *, path: str = PATH
 ) -> NDArray[np.int64]:
@@ -301,12 +314,18 @@ def best_rows(
     path : str
         Code path; the rows are the same.
 
+    Raises
+    ------
+    InputError
+        Items of different lengths, or a query with fewer rows.
+
     Returns
     -------
     ndarray of shape (Q, P), int64
         Nearest first; the smaller row first among equal distances.
     """
     _require_same_length(rows, queries)
+    _require_enough(work, len(queries.codes), count)
     found = np.empty((len(queries.codes), count), np.int64)
     if len(found):
         inputs = [read_only(array) for array in (*rows[:3], queries.codes, *work)]

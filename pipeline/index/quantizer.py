@@ -28,6 +28,10 @@ TRAINING_ROWS = 65_536
 """About the most rows that axes and scale are computed from; more for very long descriptors."""
 
 
+LARGEST = 1e18
+"""Greatest number of a descriptor: squares of larger ones leave float32."""
+
+
 @dataclass(frozen=True)
 class Quantizer:
     """A trained rotation with its scale.
@@ -71,8 +75,11 @@ class Quantizer:
                 f"descriptors of shape {descriptors.shape} do not fit: this index holds rows of "
                 f"{len(self.mean)} numbers"
             )
-        if not np.isfinite(descriptors).all():
-            raise InputError("descriptors hold NaN or infinite values; remove those rows")
+        if not (np.abs(descriptors) <= LARGEST).all():
+            raise InputError(
+                f"descriptors hold NaN or infinite values, or values beyond {LARGEST:g}; "
+                "remove those rows"
+            )
         inputs = (descriptors, self.mean, self.rotation)
         rotated = _rotate(*(read_only(array) for array in inputs))
         if self.unit:

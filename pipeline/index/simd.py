@@ -41,7 +41,7 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 BLOCK = 16
@@ -143,8 +143,11 @@ def usable_paths() -> tuple[str, ...]:
     """Return the names of the paths that this processor has, slowest first.
 
     The first call asks Linux to let this process use the AMX tile registers, which it and its
-    children then may (https://docs.kernel.org/arch/x86/xstate.html).
+    children then may (https://docs.kernel.org/arch/x86/xstate.html). From then on a stack for
+    signals must have room for these registers.
     """
+    if config.CPU_NAME:  # type: ignore[attr-defined] # compiled for another processor, which may lack what this one has
+        return ("portable",)
     features = llvm.get_host_cpu_features()
     needs = {
         "portable": (),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -280,3 +281,29 @@ def test_threads_may_search_one_index_at_once() -> None:
         for job in jobs:
             for one, other in zip(job.result(), expected, strict=True):
                 assert np.array_equal(one, other)
+
+
+def test_a_forked_process_searches_with_threads_of_its_own() -> None:
+    rows = np.random.default_rng(1).normal(size=(500, 16)).astype(np.float32)
+    index = VantageIndex.build(rows, threads=2)
+    expected = index.search(rows[:50], 3)[1]  # the threads are there before the fork
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os.write(writer, b"1" if np.array_equal(index.search(rows[:50], 3)[1], expected) else b"0")
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answer:
+        assert answer.read() == b"1"
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_ids_that_leave_no_room_and_numbers_without_squares_are_refused() -> None:
+    index = VantageIndex.build(np.eye(4, dtype=np.float32))
+    for number in (2**63 - 1, 2**63 + 5):
+        with pytest.raises(InputError, match=f"the id {number} is above"):
+            index.add(np.ones((1, 4), np.float32), np.array([number], np.uint64))
+    assert index.add(np.ones((1, 4), np.float32)) is None
+    with pytest.raises(InputError, match=r"beyond 1e\+18"):
+        index.search(np.full((1, 4), 1e20, np.float32), 1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -307,6 +310,27 @@ def test_best_rows_are_the_beginning_of_all_in_order(
         one = prepare_queries(queries.codes[query : query + 1])
         expected = nearest_reference(unpacked, one, count, visited)
         assert np.array_equal(found[query], expected[1][0])
+
+
+def test_more_rows_than_a_query_has_are_not_selected() -> None:
+    rng = np.random.default_rng(1)
+    rows, queries = pack_rows(make_rows(rng, 40)), make_queries(rng, 6)
+    for wanted, some in ((45, work.whole_work(40, 6)), (1, work.whole_work(0, 6))):
+        with pytest.raises(InputError, match=f"{wanted} rows are wanted of every query"):
+            best_rows(rows, queries, wanted, some)
+    uneven = Work(*(np.array(v) for v in ([0, 10], [10, 40], [0, 6, 12])), np.tile(np.arange(6), 2))
+    with pytest.raises(InputError, match="of one length"):
+        best_rows(rows, queries, 3, uneven)
+
+
+def test_code_for_another_processor_uses_nothing_special_of_this_one() -> None:
+    program = "from pipeline.index.warm import warm_up; from pipeline.index import kernels; "
+    program += "warm_up(); print(kernels.PATH)"
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "portable"
 
 
 @settings(max_examples=40, deadline=None)
