@@ -15,6 +15,7 @@ integers on every code path.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -285,16 +286,17 @@ def reach_of(
     return reach
 
 
-def _require_enough(work: Work, queries: int, count: int) -> None:
-    """Refuse work in which some query has fewer rows than are wanted of it."""
+def _most_rows(work: Work, queries: int, count: int) -> int:
+    """Return how many rows a query has at most; refuse work in which one has too few."""
     sizes = work.row_stop - work.row_start
     size = int(sizes[0]) if len(sizes) else 0
-    items = int(np.bincount(work.query_list, minlength=queries).min()) if queries else 0
-    if (sizes != size).any() or (queries and (count < 1 or items * size < count)):
+    items = np.bincount(work.query_list, minlength=queries)
+    if (sizes != size).any() or (queries and (count < 1 or items.min() * size < count)):
         raise InputError(
-            f"{count} rows are wanted of every query, and one has {items} items of {size} rows "
-            "(which must be of one length)"
+            f"{count} rows are wanted of every query, and one has {items.min()} items of {size} "
+            "rows (which must be of one length)"
         )
+    return int(items.max(initial=0)) * size
 
 
 def best_rows(
@@ -325,12 +327,28 @@ def best_rows(
         Nearest first; the smaller row first among equal distances.
     """
     _require_same_length(rows, queries)
-    _require_enough(work, len(queries.codes), count)
+    width = _most_rows(work, len(queries.codes), count)
     found = np.empty((len(queries.codes), count), np.int64)
     if len(found):
+        near = _workspace(len(found) * width).reshape(len(found), width)
         inputs = [read_only(array) for array in (*rows[:3], queries.codes, *work)]
-        best_ranges(*inputs, found, PATHS[path].marker)  # type: ignore[call-arg]
+        best_ranges(*inputs, near, found, PATHS[path].marker)  # type: ignore[call-arg]
     return found
+
+
+_thread = threading.local()
+
+
+def _workspace(size: int) -> NDArray[np.int32]:
+    """Return so many numbers that this thread may write to until it asks again.
+
+    Memory that is new each time is given page by page by the operating system, one thread at a
+    time: two threads took nearly as long as one.
+    """
+    space: NDArray[np.int32] | None = getattr(_thread, "space", None)
+    if space is None or len(space) < size:
+        space = _thread.space = np.empty(size, np.int32)
+    return space[:size]
 
 
 def merge_nearest(

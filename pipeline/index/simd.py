@@ -1096,13 +1096,15 @@ def bound_ranges(  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def best_ranges(  # type: ignore[no-untyped-def]
-    codes, norms, heads, query_codes, row_start, row_stop, query_start, query_list, out_row, path
-):
+    codes, norms, heads, query_codes, row_start, row_stop, query_start, query_list,
+    near, out_row, path,
+):  # fmt: skip
     """Write the nearest rows (Q, P) of each query over its work items, by (distance, row).
 
     All distances are written down and the P-th found among them: with many neighbours that costs
     far less than keeping them in order while rows go by. Items are of one length, ordered by their
-    rows, and each query has at least P rows in its own.
+    rows, and each query has at least P rows in its own. `near` (Q, R) is written over; R is the
+    greatest number of rows that a query's items have.
     """
     laid = lay_out(query_codes, path)
     marks = marks_of_all(query_codes.shape[0])
@@ -1111,12 +1113,8 @@ def best_ranges(  # type: ignore[no-untyped-def]
     seen = np.zeros(1, np.int64)
     count = query_codes.shape[0]
     items = np.zeros(count, np.int64)
-    for place in range(query_list.shape[0]):
-        items[query_list[place]] += 1
     size = row_stop[0] - row_start[0]
-    near = np.empty((count, items.max() * size), np.int32)
-    first = np.empty((count, items.max()), np.int64)
-    items[:] = 0
+    first = np.empty((count, near.shape[1] // size), np.int64)
     set_up(path)
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
