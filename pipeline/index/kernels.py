@@ -4,12 +4,12 @@ Stored rows are unsigned bytes ``u = b + 128`` of a signed vector b; queries are
 Then ``|a - b|^2 = |a|^2 + |b|^2 - 2 a.b`` with ``a.b = u.a - 128 sum(a)``, all in exact 32-bit
 integers (`MAX_DIMENSIONS` times 255^2 < 2^29). A pair is nearer than squared distance `radius` to a
 query iff ``2 u.a - |b|^2 > |a|^2 + 256 sum(a) - radius``: the right side is one number a query, its
-*limit*, so that a tile of 8 queries and 32 rows is decided by one compare a register and one
+*limit*, so that a tile of queries and rows is decided by the signs of its registers and one
 branch. The first `HEAD` components are summed and compared first, in the same way: where none of a
 tile's pairs is near enough by them, the others are not looked at. The loops themselves are in
 `pipeline.index.simd`.
 
-Every kernel releases the GIL, allocates nothing that grows with the data, and gives the same
+Every kernel releases the GIL, allocates nothing that grows with the rows, and gives the same
 integers on every code path.
 """
 

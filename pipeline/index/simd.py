@@ -1,7 +1,7 @@
 """The processor's 8-bit dot product, emitted from numba, and the compiled loops over it.
 
-`tile` computes, for 8 query rows and one or two blocks of 16 stored rows, all inner products. It is
-generated for the processor at hand by one generator from a short description (`Path`):
+`tile` computes all inner products of some query rows with one or `WIDE` blocks of 16 stored rows. It
+is generated for the processor at hand by one generator from a short description (`Path`):
 
 ``vnni512``
     AVX-512 VNNI: ``vpdpbusd`` on 512-bit registers, 64 multiply-adds an instruction, summed in 32
@@ -11,12 +11,12 @@ generated for the processor at hand by one generator from a short description (`
 ``avx2``
     rows and queries widened to 16 bits in registers and added by ``vpmaddwd``: 255 * 128 * 2 fits
     32 bits, while the 8-bit ``vpmaddubsw`` would saturate at 16.
+``portable``
+    the same arithmetic in LLVM's own vector types, which every processor has.
 ``amx``
     Advanced Matrix Extensions: ``tdpbsud`` multiplies 16 queries by a block of 16 rows, 64 bytes
     long, in 16 cycles; a block is laid out just as its right operand has to be. Heads are not
     looked at: comparing takes longer than multiplying. Tiles of few queries are ``vnni512``'s.
-``portable``
-    the same arithmetic in LLVM's own vector types, which every processor has.
 
 All give the same integers.
 
