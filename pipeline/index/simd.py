@@ -1,7 +1,7 @@
 """The processor's 8-bit dot product, emitted from numba, and the compiled loops over it.
 
-`tile` computes all inner products of some query rows with one or `WIDE` blocks of 16 stored rows. It
-is generated for the processor at hand by one generator from a short description (`Path`):
+`tile` computes all inner products of some query rows with one or `WIDE` blocks of 16 stored rows.
+It is generated for the processor at hand by one generator from a short description (`Path`):
 
 ``vnni512``
     AVX-512 VNNI: ``vpdpbusd`` on 512-bit registers, 64 multiply-adds an instruction, summed in 32
