@@ -13,7 +13,6 @@ import typer
 
 from pipeline.config import PlanKind, SearchConfig, Settings
 from pipeline.errors import InputError
-from pipeline.retrieval.batch import BATCH_IMAGES
 from pipeline.text import displayable
 from workers.cli import exits
 from workers.cli.options import (
@@ -154,6 +153,8 @@ def search(
     wish = SearchConfig.asked(top=top, plan=plan.value, effort=effort, exact=exact)
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
+    from pipeline.retrieval.batch import BATCH_IMAGES
+
     with open_collections([collection, *(fuse or [])], settings, local) as searcher:
         answers: list[Answer] = []
         for first in range(0, len(images), BATCH_IMAGES):
