@@ -17,6 +17,7 @@ from pipeline.containers import Container, read_container
 from pipeline.errors import IndexNotBuiltError
 from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor
+from pipeline.index.merge import join_segments
 from pipeline.index.model import Model
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.metadata import versions
@@ -36,6 +37,13 @@ KEPT_OF_COLLECTION = 2
 
 KEPT_SEGMENTS = 4096
 """Open segments. Each holds a file open and mapped, and a byte a row of those that live."""
+
+JOINED_ROWS = 16_384
+"""Segments of fewer rows are scanned as one, from a copy in memory of 1.3 MiB each at most. A scan
+of a segment costs a quarter of a millisecond however few rows it has: as much as 16,384 rows."""
+
+KEPT_JOINED = 1024
+"""Joined segments at hand, one of each version and group."""
 
 
 class _Recent:
@@ -91,6 +99,7 @@ class Resources:
         self._versions = _Recent(KEPT_VERSIONS)
         self._models = _Recent(KEPT_MODELS)
         self._segments = _Recent(KEPT_SEGMENTS)
+        self._joined = _Recent(KEPT_JOINED)
 
     def close(self) -> None:
         """Close the database connections."""
@@ -122,6 +131,9 @@ class Resources:
         kept = [version for version in known if version.id not in former]
         self._versions.keep({str(version.id) for version in kept})
         self._segments.keep({segment.key for version in kept for segment in version.segments})
+        self._joined.keep(
+            {_joined_key(version, group) for version in kept for group in version.groups}
+        )
 
     def current_version(self, collection: str) -> VersionRecord:
         """Return the version that a search of a collection uses now.
@@ -158,6 +170,19 @@ class Resources:
         """Return a segment, fetched to this host if it is not here yet, and keep it open."""
         return self._segments.get(key, lambda: self.open_segment(key, checksum))
 
+    def group_segments(self, version: VersionRecord, group: int) -> list[Segment]:
+        """Return what a scan of a group visits: its segments, small ones joined to one.
+
+        Images that were added one by one lie in a segment each until they are compacted.
+        """
+        records = version.group_segments(group)
+        segments = [self.segment(record.key, record.checksum) for record in records]
+        small = [segment for segment in segments if segment.rows.size < JOINED_ROWS]
+        if len(small) < 2:
+            return segments
+        large = [segment for segment in segments if segment.rows.size >= JOINED_ROWS]
+        return [*large, self._joined.get(_joined_key(version, group), lambda: join_segments(small))]
+
     def open_segment(self, key: str, checksum: str | None = None) -> Segment:
         """Return a segment, fetched to this host, for one use: to merge it, or to look at it."""
         return Segment.from_arrays(self.storage.open_arrays(key, checksum))
@@ -170,3 +195,8 @@ class Resources:
     def assigned(self, key: str, checksum: str | None = None) -> AssignedRows:
         """Return the rows that one assignment made, read in the store."""
         return AssignedRows.from_arrays(self.storage.read_arrays(key, checksum))
+
+
+def _joined_key(version: VersionRecord, group: int) -> str:
+    """Return what names the joined segment of a group."""
+    return f"{version.id}/{group}"

@@ -185,10 +185,7 @@ def scan_group(
     until : float, optional
         Time (as `time.time`) after which the scan is given up.
     """
-    segments = [
-        resources.segment(segment.key, segment.checksum)
-        for segment in version.group_segments(group)
-    ]
+    segments = resources.group_segments(version, group)
     started = time.perf_counter()
     blocks = [scan_segment(segment, plan, version.tombstones, until) for segment in segments]
     block = blocks[0] if len(blocks) == 1 else merge_blocks(blocks, plan.neighbours)

@@ -152,6 +152,16 @@ class Merge:
             writer.write("cell_offsets", offsets.astype(np.int64))
             writer.write("first_cell", np.array([self.first_cell], np.int64))
 
+    def in_memory(self) -> Segment:
+        """Return the segment itself, for inputs that are small: what `write` puts into a file."""
+        width = self.inputs[0].codes(0, 0).shape[1]
+        pieces = list(self._pieces(max(1, self.piece_bytes // width)))
+        codes = np.concatenate([np.empty((0, width), np.uint8), *(piece[0] for piece in pieces)])
+        images = np.concatenate([np.empty(0, np.uint32), *(piece[1] for piece in pieces)])
+        geometry = np.concatenate([np.empty((0, 4), np.uint16), *(piece[2] for piece in pieces)])
+        offsets = np.concatenate([[0], np.cumsum(self.sizes())]).astype(np.int64)
+        return Segment(pack_rows(codes), images, geometry, offsets, self.first_cell)
+
     def _gone(self, rows: SortedRows) -> NDArray[np.int64]:
         """Return the numbers of an input's rows that are dropped, ascending."""
         dropped = np.fromiter(self.dropped, np.uint32, len(self.dropped))
@@ -277,6 +287,17 @@ def write_segment(
                 former.close()
                 former.push(stack.pop_all())
         Merge([open_one() for open_one in inputs], first_cell, dropped).write(stream, meta)
+
+
+def join_segments(segments: Sequence[Segment]) -> Segment:
+    """Merge segments of one group in memory, for one scan in place of many.
+
+    Parameters
+    ----------
+    segments : sequence of Segment
+        At least one; their rows are copied.
+    """
+    return Merge([segment_rows(segment) for segment in segments], segments[0].first_cell).in_memory()
 
 
 def _temporary_folder(stack: ExitStack, parent: Path | None) -> Path:

@@ -25,3 +25,4 @@ def warm_up() -> None:
     tree.assign(rows)
     tree.probe(rows, 1)
     cell_work(tree.probe(rows, 1), np.array([0, 1, 2], np.int64))
+    cell_work(tree.probe(rows, 1), np.array([0, 0, 2], np.int64))

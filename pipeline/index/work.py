@@ -70,6 +70,61 @@ def whole_work(rows: int, queries: int) -> Work:
     )
 
 
+class Wishes(NamedTuple):
+    """Cells with the queries that want them.
+
+    Attributes
+    ----------
+    query_start : ndarray of shape (C + 1,), int64
+        Cell c is wanted by ``query_list[query_start[c]:query_start[c + 1]]``.
+    query_list : ndarray of int32
+    """
+
+    query_start: NDArray[np.int64]
+    query_list: NDArray[np.int32]
+
+    def some(self, first: int, count: int) -> Wishes:
+        """Return those for `count` cells from `first` on, which need not be there."""
+        starts = self.query_start.take(np.arange(first, first + count + 1), mode="clip")
+        return Wishes(starts, self.query_list)
+
+
+def cell_wishes(cells: NDArray[np.integer], count: int | None = None) -> Wishes:
+    """Sort by cell what queries want.
+
+    Parameters
+    ----------
+    cells : ndarray of shape (Q, P), integer
+        Cells each query wants; those that are not there are left out.
+    count : int, optional
+        Cells that are there. Default: up to the last that is wanted.
+    """
+    if count is None:
+        count = int(cells.max()) + 1 if cells.size else 0
+    return Wishes(*_list_queries(read_only(np.ascontiguousarray(cells, np.int64)), count))
+
+
+def wanted_work(wishes: Wishes, cell_offsets: NDArray[np.int64]) -> Work:
+    """Return the work of a scan of the cells that are wanted and not empty, in their order.
+
+    Parameters
+    ----------
+    wishes : Wishes
+        For C cells.
+    cell_offsets : ndarray of shape (C + 1,), int64
+        Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
+    """
+    starts, listed = wishes
+    counts = np.diff(starts)
+    visited = np.flatnonzero((counts > 0) & (np.diff(cell_offsets) > 0))
+    ends = np.append(0, np.cumsum(counts[visited]))
+    if ends[-1] < starts[-1] - starts[0]:
+        listed = _take_ranges(read_only(starts), read_only(listed), visited, int(ends[-1]))
+    else:
+        ends += starts[0]
+    return Work(cell_offsets[visited], cell_offsets[visited + 1], ends, listed)
+
+
 def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:
     """Return the work of a scan of some cells: each wanted cell once, with its queries.
 
@@ -81,27 +136,17 @@ def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Wo
     cell_offsets : ndarray of shape (C + 1,), int64
         Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     """
-    sizes = np.diff(cell_offsets)
-    wanted = np.ascontiguousarray(cells, np.int64)
-    starts, listed = _list_queries(read_only(wanted), read_only(sizes))
-    visited = np.flatnonzero(np.diff(starts))
-    return Work(
-        cell_offsets[visited],
-        cell_offsets[visited + 1],
-        np.append(starts[visited], starts[-1]),
-        listed,
-    )
+    return wanted_work(cell_wishes(cells, len(cell_offsets) - 1), cell_offsets)
 
 
 @numba.njit(nogil=True, cache=True)
-def _list_queries(cells, sizes):  # type: ignore[no-untyped-def]
-    """Sort the wishes by cell, by counting: where each filled cell's queries start, and all."""
-    count = sizes.shape[0]
+def _list_queries(cells, count):  # type: ignore[no-untyped-def]
+    """Sort the wishes by cell, by counting: where each cell's queries start, and all."""
     starts = np.zeros(count + 1, np.int64)
     for query in range(cells.shape[0]):
         for place in range(cells.shape[1]):
             cell = cells[query, place]
-            if 0 <= cell < count and sizes[cell] > 0:
+            if 0 <= cell < count:
                 starts[cell + 1] += 1
     for cell in range(count):
         starts[cell + 1] += starts[cell]
@@ -110,10 +155,22 @@ def _list_queries(cells, sizes):  # type: ignore[no-untyped-def]
     for query in range(cells.shape[0]):
         for place in range(cells.shape[1]):
             cell = cells[query, place]
-            if 0 <= cell < count and sizes[cell] > 0:
+            if 0 <= cell < count:
                 listed[ends[cell]] = query
                 ends[cell] += 1
     return starts, listed
+
+
+@numba.njit(nogil=True, cache=True)
+def _take_ranges(starts, listed, visited, count):  # type: ignore[no-untyped-def]
+    """Return the wishes for some cells, one after the other."""
+    taken = np.empty(count, np.int32)
+    at = 0
+    for cell in visited:
+        for place in range(starts[cell], starts[cell + 1]):
+            taken[at] = listed[place]
+            at += 1
+    return taken
 
 
 def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:

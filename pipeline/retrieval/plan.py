@@ -15,7 +15,7 @@ from pipeline.index.cells import cells_by_default
 from pipeline.index.kernels import Queries, nearest, prepare_queries
 from pipeline.index.model import Model
 from pipeline.index.segments import Segment
-from pipeline.index.work import Work, cell_work, full_work
+from pipeline.index.work import Wishes, Work, cell_wishes, full_work, wanted_work
 from pipeline.retrieval.cost import Extent, exhaustive_is_fast_enough
 
 FEWEST_NEIGHBOURS = 100
@@ -76,6 +76,14 @@ class QueryPlan:
     @cached_property
     def _queries(self) -> Queries:
         return prepare_queries(self.codes)
+
+    def wishes(self) -> Wishes:
+        """Return which query descriptors want each cell; computed once for all segments."""
+        return self._wishes
+
+    @cached_property
+    def _wishes(self) -> Wishes:
+        return cell_wishes(self.cells)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that travel to the scans."""
@@ -233,4 +241,5 @@ def plan_work(plan: QueryPlan, segment: Segment) -> Work:
     """Return what a scan of one segment visits: each wanted cell once, with its queries."""
     if plan.kind == "exhaustive":
         return full_work(segment.rows.size, len(plan.codes), segment.rows.dimensions)
-    return cell_work(plan.cells.astype(np.int64) - segment.first_cell, segment.cell_offsets)
+    offsets = segment.cell_offsets
+    return wanted_work(plan.wishes().some(segment.first_cell, len(offsets) - 1), offsets)

@@ -528,6 +528,43 @@ def test_replaced_segments_are_let_go(
     assert now <= _open_segments(settings)
 
 
+def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
+    collection: Collection,
+    folder: Path,
+    small_photographs: dict[str, bytes],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resources = collection._resources
+    add(collection, folder, small_photographs, *NAMES[:5])
+    (folder / "brick.png").write_bytes(small_photographs["text"])
+    collection.index([folder])
+    now = version(collection)
+    assert now.tombstones
+    group = max(now.groups, key=lambda number: len(now.group_segments(number)))
+    several = len(now.group_segments(group))
+    assert several > 2
+    together = answers(collection, small_photographs)
+    (joined,) = resources.group_segments(now, group)
+    assert resources.group_segments(now, group)[0] is joined
+    sizes = [segment.descriptor_count for segment in now.group_segments(group)]
+    assert joined.rows.size == sum(sizes)
+    # Those that are large enough stay by themselves.
+    monkeypatch.setattr("pipeline.resources.JOINED_ROWS", sorted(sizes)[2])
+    fresh = Resources(resources.settings)
+    assert [segment.rows.size for segment in fresh.group_segments(now, group)] == [
+        *(size for size in sizes if size >= sorted(sizes)[2]),
+        sum(size for size in sizes if size < sorted(sizes)[2]),
+    ]
+    monkeypatch.setattr("pipeline.resources.JOINED_ROWS", 0)
+    assert len(resources.group_segments(now, group)) == several
+    assert answers(collection, small_photographs) == together
+    # A joined segment goes with its version.
+    for name in NAMES[5:7]:
+        add(collection, folder, small_photographs, name)
+        collection.search(small_photographs["coffee"])
+    assert all(one is not joined for one in resources._joined.values())
+
+
 def test_what_is_left_of_removed_images_is_told(
     collection: Collection,
     folder: Path,

@@ -25,6 +25,7 @@ from pipeline.index.merge import (
     Merge,
     SortedRows,
     assigned_rows,
+    join_segments,
     segment_rows,
     write_segment,
 )
@@ -101,6 +102,15 @@ def test_pieces_of_any_size_give_the_bytes_of_one_sort(
     # Merged by way of segments it is the same: compaction changes no byte.
     again = [segment_rows(merge_rows(model(), group, [part])) for part in parts]
     assert merged(again, group, dropped, piece_rows * 64) == expected
+    # In memory too.
+    held = Merge(again, group * CELLS, dropped, piece_rows * 64).in_memory()
+    assert arrays_to_bytes(held.to_arrays(), {"group": group}) == expected
+
+
+def test_joined_segments_are_the_merged_one() -> None:
+    segments = [merge_rows(model(), 2, [part]) for part in some_parts(5, 4)]
+    joined = arrays_to_bytes(join_segments(segments).to_arrays(), {"group": 2})
+    assert joined == plain_merge(2, some_parts(5, 4), frozenset())
 
 
 @pytest.mark.parametrize("fan_in", [2, 3, 100])
