@@ -29,6 +29,8 @@ from pipeline.index.simd import (
     HEAD,
     NEVER,
     PATHS,
+    SPAN,
+    TILE,
     best_ranges,
     bound_ranges,
     merge_lists,
@@ -301,7 +303,7 @@ def _most_rows(work: Work, queries: int, count: int) -> int:
 
 def best_rows(
     rows: PackedRows, queries: Queries, count: int, work: Work, *, path: str = PATH
-) -> NDArray[np.int64]:
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Return the `count` nearest rows of each query, for counts of dozens.
 
     Parameters
@@ -312,9 +314,10 @@ def best_rows(
     count : int
         Rows that are wanted, P.
     work : Work
-        Items of one length, by their rows; each query has at least P rows in its own.
+        Items of one length, by their rows; each query has at least P rows in its own. If there
+        are several, a distance is held for each query and row of its items.
     path : str
-        Code path; the rows are the same.
+        Code path; the integers are the same.
 
     Raises
     ------
@@ -323,17 +326,21 @@ def best_rows(
 
     Returns
     -------
-    ndarray of shape (Q, P), int64
-        Nearest first; the smaller row first among equal distances.
+    distance : ndarray of shape (Q, P), int32
+        Squared distances, ascending.
+    row : ndarray of shape (Q, P), int64
+        The smaller row first among equal distances.
     """
     _require_same_length(rows, queries)
-    width = _most_rows(work, len(queries.codes), count)
-    found = np.empty((len(queries.codes), count), np.int64)
+    width = -(-_most_rows(work, len(queries.codes), count) // SPAN) * SPAN
+    shape = len(queries.codes), count
+    distance, found = np.empty(shape, np.int32), np.empty(shape, np.int64)
     if len(found):
-        near = _workspace(len(found) * width).reshape(len(found), width)
-        inputs = [read_only(array) for array in (*rows[:3], queries.codes, *work)]
-        best_ranges(*inputs, near, found, PATHS[path].marker)  # type: ignore[call-arg]
-    return found
+        held = min(len(found), TILE) if len(work.row_start) == 1 else len(found)
+        near = _workspace(held * width).reshape(held, width)
+        inputs = [read_only(array) for array in (*rows[:3], *queries[:2], *work)]
+        best_ranges(*inputs, near, distance, found, PATHS[path].marker)  # type: ignore[call-arg]
+    return distance, found
 
 
 _thread = threading.local()

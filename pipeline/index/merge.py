@@ -297,7 +297,9 @@ def join_segments(segments: Sequence[Segment]) -> Segment:
     segments : sequence of Segment
         At least one; their rows are copied.
     """
-    return Merge([segment_rows(segment) for segment in segments], segments[0].first_cell).in_memory()
+    return Merge(
+        [segment_rows(segment) for segment in segments], segments[0].first_cell
+    ).in_memory()
 
 
 def _temporary_folder(stack: ExitStack, parent: Path | None) -> Path:

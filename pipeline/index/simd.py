@@ -66,8 +66,15 @@ if they alone are too far apart for every pair of a register tile, the rest is n
 UNROLLED = 1
 """Steps written out in a round of a tile's loop: with more, sums are driven out of registers."""
 
-SORTED_IN_PASSING = 128
-"""Rows that are kept in order while their distances are gone through; more are sorted after."""
+SPAN = WIDE * BLOCK
+"""Values that are gone through at once when the greatest are looked for: those of a wide tile."""
+
+MAXIMA_A_RANK = 3
+"""Maxima of parts of all values, for each value that is wanted: with fewer, the bound that they
+give lets too many values pass."""
+
+COUNTED = 256
+"""Values up to which each is put in order by counting the greater ones, without a branch."""
 
 NEVER = np.iinfo(np.int32).max
 """The distance of a neighbour that there is not."""
@@ -812,6 +819,101 @@ def lowest_bit(bits):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def _copy_span(typing_context, target, at, values, place):  # type: ignore[no-untyped-def]
+    """Copy `SPAN` values."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        source = _span_at(context, builder, signature.args[2], args[2], args[3])
+        goal = _span_at(context, builder, signature.args[0], args[0], args[1])
+        builder.store(builder.load(source, align=4), goal, align=4)
+        return _I64(0)
+
+    return types.int64(target, types.int64, values, types.int64), codegen
+
+
+@intrinsic
+def _raise_span(typing_context, maxima, at, values, place):  # type: ignore[no-untyped-def]
+    """Raise each of `SPAN` maxima to the value that stands in its place."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        source = _span_at(context, builder, signature.args[2], args[2], args[3])
+        goal = _span_at(context, builder, signature.args[0], args[0], args[1])
+        old, new = builder.load(goal, align=4), builder.load(source, align=4)
+        greater = builder.icmp_signed(">", old, new)
+        builder.store(builder.select(greater, old, new), goal, align=4)
+        return _I64(0)
+
+    return types.int64(maxima, types.int64, values, types.int64), codegen
+
+
+@intrinsic
+def _all_in_span(typing_context, flags, place):  # type: ignore[no-untyped-def]
+    """Return a bit for each of `SPAN` flags; -1: all are set."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = _span_at(context, builder, signature.args[0], args[0], args[1], _I8)
+        nothing = ir.Constant(ir.VectorType(_I8, SPAN), None)
+        flag = builder.icmp_signed("!=", builder.load(pointer, align=1), nothing)
+        return builder.bitcast(flag, _I64)
+
+    return types.int64(flags, types.int64), codegen
+
+
+@intrinsic
+def _reaching_in_span(typing_context, values, place, least):  # type: ignore[no-untyped-def]
+    """Return a bit for each of `SPAN` values: whether it is at least `least`."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        pointer = _span_at(context, builder, signature.args[0], args[0], args[1])
+        span = ir.VectorType(_I32, SPAN)
+        nothing = ir.Constant(span, ir.Undefined)
+        one = builder.insert_element(nothing, args[2], _I32(0))
+        zeros = ir.Constant(ir.VectorType(_I32, SPAN), [_I32(0)] * SPAN)
+        every = builder.shuffle_vector(one, nothing, zeros)
+        reached = builder.icmp_signed(">=", builder.load(pointer, align=4), every)
+        return builder.bitcast(reached, _I64)
+
+    return types.int64(values, types.int64, types.int32), codegen
+
+
+@numba.njit(nogil=True)
+def copy_span(target, at, values, place):  # type: ignore[no-untyped-def]
+    """Copy the `SPAN` values from `place` on to where others begin."""
+    return _copy_span(target, at, values, place)  # type: ignore[call-arg]
+
+
+@numba.njit(nogil=True)
+def raise_span(maxima, at, values, place):  # type: ignore[no-untyped-def]
+    """Raise the `SPAN` maxima from `at` on to the values that stand in their places."""
+    return _raise_span(maxima, at, values, place)  # type: ignore[call-arg]
+
+
+@numba.njit(nogil=True)
+def reaching_in_span(values, place, least):  # type: ignore[no-untyped-def]
+    """Return a bit for each of the `SPAN` values from `place` on: whether it is `least` or more."""
+    return _reaching_in_span(values, place, least)  # type: ignore[call-arg]
+
+
+@numba.njit(nogil=True)
+def all_in_span(flags, place):  # type: ignore[no-untyped-def]
+    """Tell whether all of `SPAN` flags are set."""
+    return _all_in_span(flags, place) == -1  # type: ignore[call-arg]
+
+
+def _span_at(
+    context: Any,
+    builder: ir.IRBuilder,
+    kind: Any,
+    array: ir.Value,
+    place: ir.Value,
+    number: ir.IntType = _I32,
+) -> ir.Value:
+    """Return where `SPAN` values of an array begin."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(data, [place]), ir.VectorType(number, SPAN).as_pointer())
+
+
+@intrinsic
 def _fetch(typing_context, codes, place):  # type: ignore[no-untyped-def]
     """Ask for four lines of rows, `place` bytes from the first."""
 
@@ -1035,86 +1137,19 @@ def bound_ranges(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Write for each query a squared distance below which k rows of its work items lie.
 
-    The k-th of the nearest rows of every block: k rows at least are as near as that, and seldom
-    many more. No list is kept in order for it.
+    The rows are dealt out in turn; of the nearest of each share, the k-th is as near as that, and
+    with it k rows at least, seldom many more. No list is kept in order for it.
     """
     laid = lay_out(query_codes, path)
     marks = marks_of_all(query_codes.shape[0])
     rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
     values = new_values()
+    flat = values.reshape(values.size)
     seen = np.zeros(1, np.int64)
     count = query_codes.shape[0]
-    blocks = np.zeros(count, np.int64)
-    for item in range(row_start.shape[0]):
-        for place in range(query_start[item], query_start[item + 1]):
-            blocks[query_list[place]] += (row_stop[item] - row_start[item]) // BLOCK + 2
-    nearest_of = np.empty((count, blocks.max()), np.int32)
-    blocks[:] = 0
-    set_up(path)
-    for item in range(row_start.shape[0]):
-        begin, end = row_start[item], row_stop[item]
-        last = (end + BLOCK - 1) // BLOCK
-        for start in range(query_start[item], query_start[item + 1], TILE):
-            filled = min(TILE, query_start[item + 1] - start)
-            few = filled <= FEW
-            at_once = queries_at_once(few, path)
-            gather(laid, marks, query_list, start, filled, at_once, rows, limits)
-            block = begin // BLOCK
-            while block < last:
-                for group in range(0, filled, at_once):
-                    tile(
-                        codes, rows, norms, heads, limits, values, seen,
-                        block, last, group, few, path,
-                    )  # fmt: skip
-                for inner in range(width_at(block, last)):
-                    low = (block + inner) * BLOCK
-                    first, stop = max(begin, low) - low, min(end, low + BLOCK) - low
-                    whole = stop - first == BLOCK
-                    for row in range(low + first, low + stop):
-                        whole = whole and alive[row]
-                    for slot in range(filled):
-                        greatest = np.int32(-CEILING)
-                        if whole:
-                            for lane in range(BLOCK):
-                                greatest = max(greatest, values[slot, inner * BLOCK + lane])
-                        else:
-                            for lane in range(first, stop):
-                                if alive[low + lane]:
-                                    greatest = max(greatest, values[slot, inner * BLOCK + lane])
-                        if greatest > -CEILING:
-                            query = query_list[start + slot]
-                            nearest_of[query, blocks[query]] = greatest
-                            blocks[query] += 1
-                block += width_at(block, last)
-    clear_away(path)
-    for query in range(count):
-        out_reach[query] = NEVER
-        if blocks[query] >= k:
-            value = _greatest_reached(nearest_of[query, : blocks[query]], k)
-            out_reach[query] = np.int64(bias[query]) - value + 1
-
-
-@numba.njit(nogil=True, cache=True)
-def best_ranges(  # type: ignore[no-untyped-def]
-    codes, norms, heads, query_codes, row_start, row_stop, query_start, query_list,
-    near, out_row, path,
-):  # fmt: skip
-    """Write the nearest rows (Q, P) of each query over its work items, by (distance, row).
-
-    All distances are written down and the P-th found among them: with many neighbours that costs
-    far less than keeping them in order while rows go by. Items are of one length, ordered by their
-    rows, and each query has at least P rows in its own. `near` (Q, R) is written over; R is the
-    greatest number of rows that a query's items have.
-    """
-    laid = lay_out(query_codes, path)
-    marks = marks_of_all(query_codes.shape[0])
-    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
-    values = new_values()
-    seen = np.zeros(1, np.int64)
-    count = query_codes.shape[0]
-    items = np.zeros(count, np.int64)
-    size = row_stop[0] - row_start[0]
-    first = np.empty((count, near.shape[1] // size), np.int64)
+    length = (MAXIMA_A_RANK * k + SPAN - 1) // SPAN * SPAN
+    maxima, turns = np.empty(count * length, np.int32), np.zeros(count, np.int64)
+    maxima[:] = -CEILING
     set_up(path)
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
@@ -1128,6 +1163,7 @@ def best_ranges(  # type: ignore[no-untyped-def]
             while block < last:
                 width = width_at(block, last)
                 low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
+                whole = high - low == SPAN and all_in_span(alive, low)
                 for group in range(0, filled, at_once):
                     tile(
                         codes, rows, norms, heads, limits, values, seen,
@@ -1135,83 +1171,161 @@ def best_ranges(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 for slot in range(filled):
                     query = query_list[start + slot]
-                    target = near[query]
-                    at = items[query] * size + low - begin
+                    at = query * length + turns[query] // width * width * BLOCK % length
+                    turns[query] += width
+                    if whole:
+                        raise_span(maxima, at, flat, slot * SPAN)
+                        continue
+                    for row in range(low, high):
+                        lane = row - block * BLOCK
+                        if alive[row]:
+                            maxima[at + lane] = max(maxima[at + lane], values[slot, lane])
+                block += width
+    clear_away(path)
+    for query in range(count):
+        mine = maxima[query * length : (query + 1) * length]
+        value = _greatest_reached(mine, k)
+        out_reach[query] = NEVER
+        if value > -CEILING:
+            out_reach[query] = np.int64(bias[query]) - value + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def best_ranges(  # type: ignore[no-untyped-def]
+    codes, norms, heads, query_codes, bias, row_start, row_stop, query_start, query_list,
+    near, out_distance, out_row, path,
+):  # fmt: skip
+    """Write the nearest rows (Q, P) of each query over its work items, by (distance, row).
+
+    All distances are written down and the P-th found among them: with many neighbours that costs
+    far less than keeping them in order while rows go by. Items are of one length, ordered by their
+    rows, and each query has at least P rows in its own. `near` (H, R) is written over; H is at
+    least the number of queries of which some items are done and others not, and of `TILE` more or
+    all; R is a multiple of `SPAN`, and at least the greatest number of rows that a query's items
+    have.
+    """
+    laid = lay_out(query_codes, path)
+    marks = marks_of_all(query_codes.shape[0])
+    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
+    values = new_values()
+    # Views of single rows would be counted as references, atomically, for every tile.
+    flat, all_near = values.reshape(values.size), near.reshape(near.size)
+    seen = np.zeros(1, np.int64)
+    count = query_codes.shape[0]
+    size = row_stop[0] - row_start[0]
+    first = np.empty((count, near.shape[1] // size), np.int64)
+    items, left = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    for query in query_list:
+        left[query] += 1
+    # A query whose last item is done gives its place to the next: the places stay in the cache.
+    held = near.shape[0]
+    places, free = np.empty(count, np.int64), np.arange(held - 1, -1, -1)
+    spans = near.shape[1] // SPAN
+    parts = min(spans, (MAXIMA_A_RANK * out_row.shape[1] + SPAN - 1) // SPAN)
+    maxima, keys = np.empty(parts * SPAN, np.int32), np.empty(near.shape[1], np.int64)
+    set_up(path)
+    for item in range(row_start.shape[0]):
+        begin, end = row_start[item], row_stop[item]
+        last = (end + BLOCK - 1) // BLOCK
+        for start in range(query_start[item], query_start[item + 1], TILE):
+            filled = min(TILE, query_start[item + 1] - start)
+            few = filled <= FEW
+            at_once = queries_at_once(few, path)
+            gather(laid, marks, query_list, start, filled, at_once, rows, limits)
+            for slot in range(filled):
+                query = query_list[start + slot]
+                if items[query] == 0:
+                    held -= 1
+                    places[query] = free[held]
+                first[query, items[query]] = begin
+            block = begin // BLOCK
+            while block < last:
+                width = width_at(block, last)
+                low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
+                for group in range(0, filled, at_once):
+                    tile(
+                        codes, rows, norms, heads, limits, values, seen,
+                        block, last, group, few, path,
+                    )  # fmt: skip
+                for slot in range(filled):
+                    query = query_list[start + slot]
+                    at = places[query] * near.shape[1] + items[query] * size + low - begin
+                    if high - low == SPAN:
+                        copy_span(all_near, at, flat, slot * SPAN)
+                        continue
                     lane = low - block * BLOCK
                     for i in range(high - low):
-                        target[at + i] = values[slot, lane + i]
+                        all_near[at + i] = values[slot, lane + i]
                 block += width
             for slot in range(filled):
                 query = query_list[start + slot]
-                first[query, items[query]] = begin
                 items[query] += 1
+                left[query] -= 1
+                if left[query] == 0:
+                    free[held] = places[query]
+                    held += 1
+                    _write_best(
+                        near[places[query]], items[query] * size, maxima, keys,
+                        first[query], size, bias[query], out_distance[query], out_row[query],
+                    )  # fmt: skip
     clear_away(path)
-    for query in range(count):
-        _take_greatest(near[query], items[query] * size, first[query], size, out_row[query])
 
 
 @numba.njit(nogil=True)
-def _take_greatest(values, length, first, size, out):  # type: ignore[no-untyped-def]
-    """Write the rows of the greatest of `length` values, greatest first; of equal ones the first.
+def _write_best(  # type: ignore[no-untyped-def]
+    values, length, maxima, keys, first, size, bias, out_distance, out_row
+):
+    """Write the nearest rows of one query, whose values lie item by item."""
+    found = _take_greatest(values, length, maxima, keys, out_row.shape[0])
+    for rank in range(out_row.shape[0]):
+        place = -found[rank] & 0xFFFFFFFF
+        value = (found[rank] + place) >> 32
+        item = np.int32(place) // np.int32(size)
+        out_row[rank] = first[item] + place - item * size
+        out_distance[rank] = bias - value
 
-    As many values as are wanted reach the greatest maxima of short runs; only those runs are gone
-    through that have one of these.
+
+@numba.njit(nogil=True)
+def _take_greatest(values, length, maxima, keys, wanted):  # type: ignore[no-untyped-def]
+    """Return the greatest of `length` values with their places, greatest first, as keys.
+
+    A key is ``(value << 32) - place``: greater for greater values, then for earlier places. The
+    values are dealt out to the maxima in turn; as many values as are wanted reach the maximum of
+    that rank, and seldom many more.
     """
-    wanted = out.shape[0]
-    least = np.iinfo(np.int32).min
-    maxima = np.empty(length // BLOCK, np.int32)
-    for run in range(maxima.shape[0]):
-        greatest = values[run * BLOCK]
-        for lane in range(1, BLOCK):
-            greatest = max(greatest, values[run * BLOCK + lane])
-        maxima[run] = greatest
+    nothing = np.int32(-CEILING)
+    for place in range(length, -(-length // SPAN) * SPAN):
+        values[place] = nothing
+    maxima[:] = nothing
+    goal = 0
+    for start in range(0, length, SPAN):
+        raise_span(maxima, goal, values, start)
+        goal = goal + SPAN if goal + SPAN < maxima.shape[0] else 0
+    least = nothing + 1
     if maxima.shape[0] >= wanted:
-        least = _greatest_reached(maxima, wanted)
-    if wanted > SORTED_IN_PASSING:
-        _sort_greatest(values, length, maxima, least, first, size, out)
-        return
-    # A value and its place in one number: greater for greater values, then for earlier places.
-    kept = np.empty(wanted, np.int64)
+        least = max(least, _greatest_reached(maxima, wanted))
     count = 0
-    for start in range(0, length, BLOCK):
-        if start + BLOCK <= length and maxima[start // BLOCK] < least:
-            continue
-        for place in range(start, min(start + BLOCK, length)):
-            key = (np.int64(values[place]) << 32) - place
-            if values[place] < least or (count == wanted and key < kept[count - 1]):
-                continue
-            at = count if count < wanted else count - 1
-            while at > 0 and kept[at - 1] < key:
-                kept[at] = kept[at - 1]
-                at -= 1
-            kept[at] = key
-            count += count < wanted
-    for rank in range(wanted):
-        place = -kept[rank] & 0xFFFFFFFF
-        out[rank] = first[place // size] + place % size
-
-
-@numba.njit(nogil=True)
-def _sort_greatest(values, length, maxima, least, first, size, out):  # type: ignore[no-untyped-def]
-    """Do what `_take_greatest` does when very many values are wanted: sort all that may be."""
-    keys = np.empty(length, np.int64)
-    count = 0
-    for start in range(0, length, BLOCK):
-        if start + BLOCK <= length and maxima[start // BLOCK] < least:
-            continue
-        for place in range(start, min(start + BLOCK, length)):
-            if values[place] >= least:
-                keys[count] = place - (np.int64(values[place]) << 32)
-                count += 1
-    ordered = np.sort(keys[:count])
-    for rank in range(out.shape[0]):
-        place = ordered[rank] & 0xFFFFFFFF
-        out[rank] = first[place // size] + place % size
+    for start in range(0, length, SPAN):
+        bits = reaching_in_span(values, start, np.int32(least))
+        while bits != 0:
+            place = start + lowest_bit(bits)
+            bits &= bits - 1
+            keys[count] = (np.int64(values[place]) << 32) - place
+            count += 1
+    if count > COUNTED:
+        return np.sort(keys[:count])[::-1]
+    ordered = np.empty(count, np.int64)
+    for i in range(count):
+        greater = 0
+        for j in range(count):
+            greater += keys[j] > keys[i]
+        ordered[greater] = keys[i]
+    return ordered
 
 
 @numba.njit(nogil=True)
 def _greatest_reached(values, wanted):  # type: ignore[no-untyped-def]
-    """Return the greatest number that `wanted` of the values reach."""
+    """Return a number that `wanted` of the values reach: the greatest, or one that no more do."""
     low = high = values[0]
     for i in range(values.shape[0]):
         low, high = min(low, values[i]), max(high, values[i])
@@ -1220,7 +1334,9 @@ def _greatest_reached(values, wanted):  # type: ignore[no-untyped-def]
         reached = np.int32(0)
         for i in range(values.shape[0]):
             reached += np.int32(values[i] >= middle)
-        if reached >= wanted:
+        if reached == wanted:
+            return middle
+        if reached > wanted:
             low = middle
         else:
             high = np.int32(middle - 1)

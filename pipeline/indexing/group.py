@@ -181,7 +181,7 @@ def cell_stats(
     sizes = np.zeros(tree.cells, np.int64)
     for segment in segments:
         offsets = resources.storage.read_array(segment.key, "cell_offsets")
-        first = int(resources.storage.read_array(segment.key, "first_cell")[0])
+        first = segment.group_number * (tree.cells // tree.groups)
         sizes[first : first + len(offsets) - 1] += np.diff(offsets)
     return {
         "descriptors": int(sizes.sum()),

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from pipeline.config import SearchConfig
 from pipeline.index.cells import cells_by_default
-from pipeline.index.kernels import Queries, nearest, prepare_queries
+from pipeline.index.kernels import Queries, best_rows, prepare_queries
 from pipeline.index.model import Model
 from pipeline.index.segments import Segment
-from pipeline.index.work import Wishes, Work, cell_wishes, full_work, wanted_work
+from pipeline.index.work import Wishes, Work, cell_wishes, full_work, wanted_work, whole_work
 from pipeline.retrieval.cost import Extent, exhaustive_is_fast_enough
 
 FEWEST_NEIGHBOURS = 100
@@ -135,7 +135,8 @@ def background_radius(model: Model, queries: Queries) -> NDArray[np.int32]:
     share = TARGET_SHARE * (TARGET_SIZE / size) ** 0.5
     ranks = [(rank, factor) for rank, factor in _BACKGROUND_RANKS if rank <= size]
     ranks = ranks or [(size, 1.0)]
-    distances, _ = nearest(model.background, queries, ranks[-1][0])
+    work = whole_work(size, len(queries.codes))
+    distances, _ = best_rows(model.background, queries, ranks[-1][0], work)
     estimates = [
         factor
         * distances[:, rank - 1]

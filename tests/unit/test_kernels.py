@@ -309,7 +309,7 @@ def test_best_rows_are_the_beginning_of_all_in_order(
         visited = np.repeat([query in want for want in wanted], size)
         one = prepare_queries(queries.codes[query : query + 1])
         expected = nearest_reference(unpacked, one, count, visited)
-        assert np.array_equal(found[query], expected[1][0])
+        assert all(np.array_equal(found[i][query], expected[i][0]) for i in (0, 1))
 
 
 def test_more_rows_than_a_query_has_are_not_selected() -> None:
@@ -349,24 +349,37 @@ def test_the_k_nearest_are_below_the_reach(
     alive = rng.random(count) < living
     work = make_work(rng, count, 18, 4)
     reach = reach_of(pack_rows(unpacked), queries, k, alive=alive, work=work, path=path)
-    blocks = dict.fromkeys(range(18), 0)
     for query in range(18):
         visited = np.zeros(count, np.int64)
         for item in range(len(work.row_start)):
             start, stop = work.query_start[item : item + 2]
             if query in work.query_list[start:stop]:
-                rows = slice(int(work.row_start[item]), int(work.row_stop[item]))
-                visited[rows] += 1
-                near = np.flatnonzero(alive[rows]) + rows.start
-                blocks[query] += len(np.unique(near // 16))
-        below = nearest_reference(unpacked, queries, count)[0][query]
-        rows = nearest_reference(unpacked, queries, count)[1][query]
+                visited[work.row_start[item] : work.row_stop[item]] += 1
+        below, rows = (part[query] for part in nearest_reference(unpacked, queries, count))
         inside = (below < reach[query]) & (visited[rows] > 0) & alive[rows]
-        if blocks[query] >= k:
+        if reach[query] < np.iinfo(np.int32).max:
             # A row that two items visit may be counted twice, as it is by whoever asks so.
             assert visited[rows[inside]].sum() >= k
-        else:
+        if not (visited[alive] > 0).any():
             assert reach[query] == np.iinfo(np.int32).max
+
+
+@pytest.mark.parametrize("path", USABLE)
+@pytest.mark.parametrize("k", [1, 5, 16, 70])
+def test_few_more_than_the_k_nearest_are_below_the_reach(k: int, path: str) -> None:
+    rng = np.random.default_rng(k)
+    unpacked, queries = make_rows(rng, 40 * k), make_queries(rng, 18)
+    alive = rng.random(len(unpacked)) < 0.9
+    # Ranges that begin and end anywhere: parts of spans at either end.
+    bounds = np.unique(np.append(rng.integers(0, len(unpacked), 5), [0, len(unpacked)]))
+    items = len(bounds) - 1
+    listed = np.tile(np.arange(18, dtype=np.int32), items)
+    work = Work(bounds[:-1], bounds[1:], np.arange(items + 1) * 18, listed)
+    reach = reach_of(pack_rows(unpacked), queries, k, alive=alive, work=work, path=path)
+    distance, row = nearest_reference(unpacked, queries, len(unpacked))
+    below = ((distance < reach[:, None]) & alive[row]).sum(axis=1)
+    assert (below >= k).all()
+    assert below.mean() < 2 * k + 2
 
 
 def test_queries_of_another_length_and_lengths_that_are_not_built_are_refused() -> None:
