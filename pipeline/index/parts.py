@@ -150,16 +150,25 @@ def _search_some(
         return _nearest_of(tasks, queries, k, None, pool)
     seeds = _seed_cells(parts, tree, k)
     wanted = seeds if probes is None else probes
+
+    def look(piece: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        cells = tree.probe(piece, wanted)
+        return cells, _reach_of(parts, cells[:, :seeds], prepare_queries(piece), k)
+
     per_piece = -(-len(codes) // threads)
     pieces = [codes[at : at + per_piece] for at in range(0, len(codes), per_piece)]
-    cells = np.concatenate(_spread(pool, lambda piece: tree.probe(piece, wanted), pieces))
-    near = [(part, work) for part in parts for work in _works(part, cells[:, :seeds], threads)]
-    reach = _reach_of(near, queries, k, pool)
-    if probes is None:
-        every = [(part, full_work(part.rows.size, len(codes), codes.shape[1])) for part in parts]
-        tasks = [(part, piece) for part, work in every for piece in split_work(work, threads)]
-    else:
-        tasks = [(part, work) for part in parts for work in _works(part, cells, threads)]
+    looked = _spread(pool, look, pieces)
+    cells, reach = (np.concatenate(some) for some in zip(*looked, strict=True))
+    tasks = [
+        (part, piece)
+        for part in parts
+        for piece in split_work(
+            full_work(part.rows.size, len(codes), codes.shape[1])
+            if probes is None
+            else cell_work(cells, part.cell_offsets),
+            threads,
+        )
+    ]
     return _nearest_of(tasks, queries, k, reach, pool)
 
 
@@ -170,31 +179,24 @@ def _seed_cells(parts: Sequence[Part], tree: Cells, k: int) -> int:
 
 
 def _reach_of(
-    tasks: Sequence[tuple[Part, Work]], queries: Queries, k: int, pool: Executor
+    parts: Sequence[Part], cells: NDArray[np.uint32], queries: Queries, k: int
 ) -> NDArray[np.int64]:
-    """Return how far the k-th neighbour of each query may be, from some rows that are near."""
-
-    def bound(task: tuple[Part, Work]) -> NDArray[np.int64]:
-        part, work = task
-        return reach_of(part.rows, queries, k, alive=part.alive, work=work)
-
-    found = _spread(pool, bound, tasks)
+    """Return how far each k-th neighbour may be, from the rows of the nearest cells."""
     reach = np.full(len(queries.codes), NEVER, np.int64)
-    for bounds in found:
+    for part in parts:
+        work = cell_work(cells, part.cell_offsets)
+        bounds = reach_of(part.rows, queries, k, alive=part.alive, work=work)
         np.minimum(reach, bounds, out=reach)
     return reach
-
-
-def _works(part: Part, cells: NDArray[np.uint32], threads: int) -> list[Work]:
-    """Return the work of some cells of a part, cut for the threads."""
-    return split_work(cell_work(cells, part.cell_offsets), threads)
 
 
 def _spread(
     pool: Executor, function: Callable[[Item], Result], items: Sequence[Item]
 ) -> list[Result]:
-    """Map in the pool; a single item in this thread."""
-    return [function(item) for item in items] if len(items) < 2 else list(pool.map(function, items))
+    """Map in the pool, the last item in this thread, which would only wait."""
+    others = [pool.submit(function, item) for item in items[:-1]]
+    last = [function(item) for item in items[-1:]]
+    return [*(other.result() for other in others), *last]
 
 
 def _nearest_of(
