@@ -982,6 +982,9 @@ def scan_ranges(  # type: ignore[no-untyped-def]
             last = min(low + step, (end + BLOCK - 1) // BLOCK)
             following = last if last * BLOCK < end else row_start[min(item + 1, final)] // BLOCK
             ahead = following * BLOCK * dimensions
+            fetch(norms, following * BLOCK * 4)
+            fetch(heads, following * BLOCK * 4)
+            fetch(alive, following * BLOCK)
             for start in range(query_start[item], query_start[item + 1], TILE):
                 filled = min(TILE, query_start[item + 1] - start)
                 few = filled <= FEW
@@ -1091,6 +1094,9 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
             last = min(low + step, (end + BLOCK - 1) // BLOCK)
             following = last if last * BLOCK < end else row_start[min(item + 1, final)] // BLOCK
             ahead = following * BLOCK * dimensions
+            fetch(norms, following * BLOCK * 4)
+            fetch(heads, following * BLOCK * 4)
+            fetch(alive, following * BLOCK)
             for start in range(query_start[item], query_start[item + 1], TILE):
                 filled = min(TILE, query_start[item + 1] - start)
                 few = filled <= FEW
