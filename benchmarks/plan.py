@@ -3,7 +3,7 @@
     python -m benchmarks.plan FOLDER --features CACHE [--rounds 3] [--json]
 
 Rows are SIFT descriptors of the photographs of an evaluation data set (`benchmarks.engine_data`),
-as a collection stores them: 64 bytes, cells of 1,500, four groups. Queries are photographs of it
+as a collection stores them: 64 bytes, cells of 384, four groups. Queries are photographs of it
 that are not among them. Milliseconds of this thread's processor time for the scans of all groups,
 medians of rounds in which all take turns:
 
@@ -18,7 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -33,9 +33,10 @@ from pipeline.config import IndexConfig, SearchConfig
 from pipeline.evaluation.dataset import read_dataset
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.index.kernels import PATH
-from pipeline.index.model import Model, to_unsigned, train_model
-from pipeline.index.rows import ROW_UNIT
-from pipeline.index.segments import AssignedRows, Segment, merge_rows
+from pipeline.index.merge import Merge, assigned_rows
+from pipeline.index.model import Model, train_model
+from pipeline.index.rows import ROW_UNIT, to_unsigned
+from pipeline.index.segments import AssignedRows, Segment
 from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
 from pipeline.retrieval.batch import Batch, join_batches
@@ -89,7 +90,7 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
                 np.searchsorted(cells[order], firsts).astype(np.int64),
             )
         )
-    segments = tuple(merge_rows(model, group, parts) for group in range(model.groups))
+    segments = tuple(_group(model, group, parts) for group in range(model.groups))
     return Collection(model, segments, len(native))
 
 
@@ -106,9 +107,10 @@ def prepare(
 
 
 def scan(collection: Collection, batch: Batch, path: str) -> None:
-    """Scan all groups one after the other."""
+    """Scan all groups one after the other, with a plan that nothing is known of yet."""
+    plan = replace(batch.plan)
     for segment in collection.segments:
-        scan_segment(segment, batch.plan, path=path)
+        scan_segment(segment, plan, path=path)
 
 
 def spent_ms(step: Callable[[], object]) -> float:
@@ -144,7 +146,7 @@ def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, N
         np.zeros((rows, 4), np.uint16),
         np.searchsorted(cells[order], firsts).astype(np.int64),
     )
-    segments = tuple(merge_rows(model, group, [part]) for group in range(model.groups))
+    segments = tuple(_group(model, group, [part]) for group in range(model.groups))
     return Collection(model, segments, rows), codes[rows:]
 
 
@@ -244,8 +246,9 @@ def listing(collection: Collection, native: NDArray[np.generic], rounds: int) ->
     batch = prepare(collection, native[:PER_IMAGE], "probed", 0.06, PATH)
 
     def listed() -> None:
+        plan = replace(batch.plan)
         for segment in collection.segments:
-            plan_work(batch.plan, segment)
+            plan_work(plan, segment)
 
     (ms,) = rounds_of([listed], rounds)
     return ms * 1e6 / batch.plan.cells.size
@@ -315,6 +318,13 @@ def together(
             }
         )
     return found
+
+
+def _group(model: Model, group: int, parts: Sequence[AssignedRows]) -> Segment:
+    """Return the segment of a group."""
+    cells = model.cells_per_group
+    inputs = [assigned_rows(part, group, cells) for part in parts]
+    return Merge(inputs, group * cells).in_memory()
 
 
 def _counts(collection: Collection, batch: Batch) -> ScanCounts:
