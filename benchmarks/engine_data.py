@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -46,12 +47,13 @@ Floats = NDArray[np.float32]
 class Descriptors:
     """Descriptors and positions of the keypoints of every image of a data set."""
 
-    def __init__(self, arrays: dict[str, NDArray[np.generic]]) -> None:
+    def __init__(self, arrays: dict[str, NDArray[Any]]) -> None:
         self._place = {str(path): i for i, path in enumerate(arrays["paths"])}
         self._sha256 = [str(value) for value in arrays["sha256"]]
         self._ends = np.cumsum(arrays["counts"])
         self._starts = self._ends - arrays["counts"]
-        self._rows, self._positions = arrays["descriptors"], arrays["positions"]
+        self._rows: NDArray[np.generic] = arrays["descriptors"]
+        self._positions: Floats = arrays["positions"]
 
     def sha256(self, path: str) -> str:
         """Return an image's identity."""
@@ -61,7 +63,7 @@ class Descriptors:
         """Return an image's descriptors (N, 128), strongest first."""
         return self._rows[self._slice(path)]
 
-    def positions(self, path: str) -> NDArray[np.generic]:
+    def positions(self, path: str) -> Floats:
         """Return where its keypoints lie (N, 2), pixels."""
         return self._positions[self._slice(path)]
 
@@ -186,7 +188,7 @@ def multiply(rows: Floats, factor: int, differences: Floats, seed: int = 1) -> I
         for at in range(0, len(rows), PIECE):
             piece = rows[at : at + PIECE]
             if copy:
-                sign = rng.choice(np.array([-1, 1], np.float32), (len(piece), 1))
+                sign: Floats = rng.choice(np.array([-1, 1], np.float32), (len(piece), 1))
                 piece = piece + sign * differences[rng.integers(len(differences), size=len(piece))]
             yield piece
 
@@ -217,7 +219,7 @@ def _features(dataset: Dataset, file: Path, threads: int) -> dict[str, NDArray[n
     """Read the features from a file, or extract them and write it."""
     if not file.is_file():
         print("extracting SIFT descriptors once", flush=True)
-        np.savez(file, **_extract(dataset, threads))
+        np.savez(file, allow_pickle=False, **_extract(dataset, threads))
     with np.load(file) as stored:
         return dict(stored)
 

@@ -66,7 +66,7 @@ def grow(
 class Grown(NamedTuple):
     """An index of some size, and the efforts (with their recalls) that are timed."""
 
-    index: VantageIndex
+    built: VantageIndex
     points: list[tuple[float, float]]
 
 

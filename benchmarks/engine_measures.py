@@ -172,4 +172,5 @@ def growth(sizes: Sequence[int], times: Sequence[float]) -> list[float]:
 def _distances(rows: Floats, queries: Floats, ids: Ids) -> NDArray[np.float64]:
     """Return the distance of each query to its row."""
     difference = queries.astype(np.float64) - rows[ids]
-    return np.sqrt(np.einsum("qd,qd->q", difference, difference))
+    squared: NDArray[np.float64] = np.einsum("qd,qd->q", difference, difference)
+    return np.sqrt(squared)

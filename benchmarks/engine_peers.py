@@ -12,6 +12,7 @@ import re
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -310,12 +311,17 @@ def build_flann(rows: Floats, bench: Bench) -> list[Built]:
     """OpenCV's matcher with randomised KD-trees; it is made for a number of leaves to check."""
     searches: dict[str, Search] = {}
     spent = 0.0
+
+    def train(matcher: cv2.FlannBasedMatcher) -> None:
+        matcher.add([rows])
+        matcher.train()
+
     for checks in CHECKS:
         matcher = cv2.FlannBasedMatcher(
             {"algorithm": 1, "trees": TREES}, {"checks": checks, "sorted": True}
         )
-        spent = bench.timed(lambda m=matcher: (m.add([rows]), m.train()))
-        searches[f"checks {checks}"] = lambda queries, m=matcher: m.knnMatch(queries, k=NEIGHBOURS)
+        spent = bench.timed(partial(train, matcher))
+        searches[f"checks {checks}"] = partial(matcher.knnMatch, k=NEIGHBOURS)
 
     def ids(found: Any) -> Ids:
         out = np.full((len(found), NEIGHBOURS), -1, np.int64)

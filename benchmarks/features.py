@@ -76,7 +76,7 @@ def read_features(folder: str, file: Path | None = None, threads: int = 1) -> Fe
             return FeatureSet(dataset, dict(stored))
     arrays = _extract(dataset, threads)
     if file is not None:
-        np.savez(file, **arrays)
+        np.savez(file, allow_pickle=False, **arrays)
     return FeatureSet(dataset, arrays)
 
 

@@ -56,7 +56,7 @@ so it is on AMD since Zen and on Intel since Nehalem."""
 Step = Callable[[], object]
 
 
-@numba.njit
+@numba.njit()
 def chain(links: int) -> int:
     value = np.uint64(1)
     for link in range(links):
@@ -64,7 +64,7 @@ def chain(links: int) -> int:
     return int(value)
 
 
-@numba.njit
+@numba.njit()
 def pass_over(codes, norms, heads, times, path):  # type: ignore[no-untyped-def]
     """Compare 16 queries with all blocks, many times; returns how many tiles had a near row."""
     queries, values = simd.aligned_rows(simd.TILE, 4 * codes.shape[1]), simd.new_values()

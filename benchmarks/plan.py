@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import show
 from benchmarks.engine_data import read_data
-from pipeline.config import IndexConfig, SearchConfig
+from pipeline.config import IndexConfig, PlanKind, SearchConfig
 from pipeline.evaluation.dataset import read_dataset
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.index.kernels import PATH
@@ -49,7 +49,7 @@ SIZES = (100_000, 300_000, 1_000_000)
 QUERIES = (100, 300, 1000, 4000)
 IMAGES = 8
 PER_IMAGE = 1000
-EFFORTS = {"probed": (0.02, 0.06), "exhaustive": (1.0,)}
+EFFORTS: dict[PlanKind, tuple[float, ...]] = {"probed": (0.02, 0.06), "exhaustive": (1.0,)}
 PLANS = tuple(EFFORTS)
 VECTORS = (100_000, 512, 8)
 """Whole-picture vectors: rows, their length, queries."""
@@ -95,12 +95,12 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
 
 
 def prepare(
-    collection: Collection, native: NDArray[np.generic], plan: str, effort: float, path: str
+    collection: Collection, native: NDArray[np.generic], plan: PlanKind, effort: float, path: str
 ) -> Batch:
     """Plan a search with descriptors (Q, 128), uint8."""
     model = collection.model
     codes = model.quantizer.encode(SiftExtractor().normalize(native))
-    config = SearchConfig(plan=plan, effort=effort)  # type: ignore[arg-type]
+    config = SearchConfig(plan=plan, effort=effort)
     made = make_plan(model, codes, collection.rows, config)
     extent = Extent(len(codes), collection.rows, codes.shape[1], model.tree.cells)
     return Batch(made, (), extent, plan, effort, Machine(path, 1))
@@ -302,7 +302,12 @@ def together(
             for batch in batches:
                 scan(collection, batch, PATH)
 
-        steps = [scans, partial(scan, collection, joined, PATH), one_by_one, in_one]
+        steps: list[Callable[[], object]] = [
+            scans,
+            partial(scan, collection, joined, PATH),
+            one_by_one,
+            in_one,
+        ]
         each, pass_ms, answers, pass_answers = rounds_of(steps, rounds)
         apart = [_counts(collection, batch) for batch in batches]
         at_once = _counts(collection, joined)
@@ -376,7 +381,10 @@ def main() -> None:
     cases = [case for path in usable_paths() for case in local_cases(made, asked, path)]
     cases += [c for path in usable_paths() for c in vector_cases(vectors, vector_queries, path)]
     measured = measure(cases, arguments.rounds)
-    constants = [{"constant": "LIST_NS", "": f"{listing_ns:,.4g}"}, *fitted(measured, listing_ns)]
+    constants: list[dict[str, object]] = [
+        {"constant": "LIST_NS", "": f"{listing_ns:,.4g}"},
+        *fitted(measured, listing_ns),
+    ]
     show("constants", constants, arguments.json)
     fastest = [case_row(case) for case in measured if case.path == PATH]
     show(f"predicted over actual, {PATH}; last: whole-picture vectors", fastest, arguments.json)

@@ -94,7 +94,9 @@ def match(part: Part, queries: Queries, rules: Sequence[Radius], background: Pac
         nothing, nothing, nothing, nothing, found, collection, background.size, chosen, features,
         neighbour,
     )  # fmt: skip
-    hits = scan(part, queries, np.max([chosen, *(rule(m) for rule in rules)], axis=0))
+    hits = scan(
+        part, queries, np.max([chosen.astype(np.float64), *(rule(m) for rule in rules)], axis=0)
+    )
     return reduce_hits(part, replace(m, hits=hits), hits)
 
 

@@ -47,8 +47,8 @@ def carried(rank: int, share: float, dimension: float = 10.4) -> Radius:
 
     def rule(m: Matches) -> Floats:
         rank_here = min(rank, m.size)
-        scale = min(1.0, (share * m.size / rank_here) ** (2 / dimension))
-        return m.background[:, rank_here - 1] * scale
+        scale: float = min(1.0, (share * m.size / rank_here) ** (2 / dimension))
+        return m.background[:, rank_here - 1].astype(np.float64) * scale
 
     return rule
 

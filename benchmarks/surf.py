@@ -22,6 +22,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -97,14 +98,12 @@ def contest(pictures: Sequence[Pixels], rounds: int) -> list[dict[str, Any]]:
     found = []
     for image in pictures:
         steps: dict[str, Step] = {
-            "sift all": lambda image=image: every.detectAndCompute(image, None),
-            "surf all": lambda image=image: surf(image),
-            "surf interpolated all": lambda image=image: surf(image, variant="interpolated"),
-            "sift 500": lambda image=image: strongest.detectAndCompute(image, None),
-            "surf 500": lambda image=image: surf(image, max_features=500),
-            "surf interpolated 500": lambda image=image: surf(
-                image, max_features=500, variant="interpolated"
-            ),
+            "sift all": partial(every.detectAndCompute, image, None),
+            "surf all": partial(surf, image),
+            "surf interpolated all": partial(surf, image, variant="interpolated"),
+            "sift 500": partial(strongest.detectAndCompute, image, None),
+            "surf 500": partial(surf, image, max_features=500),
+            "surf interpolated 500": partial(surf, image, max_features=500, variant="interpolated"),
         }
         found.append(take_turns(steps, rounds))
     rows = []
@@ -138,19 +137,17 @@ def stages(pictures: Sequence[Pixels], rounds: int) -> list[dict[str, Any]]:
         sums = integral_image(image)
         found = find_keypoints(sums, threshold, octaves, layers)
         directed = describer.with_angles(sums, found, upright=False)
-        steps: dict[str, Step] = {"integral": lambda image=image: integral_image(image)}
+        steps: dict[str, Step] = {"integral": partial(integral_image, image)}
         for octave in range(octaves):
             for name, least in (("responses", 1e30), ("with maxima", threshold)):
-                steps[f"octave {octave} {name}"] = lambda s=sums, o=octave, t=least: find_maxima(
-                    s, o, layers, t
-                )
-        steps["detection"] = lambda s=sums: find_keypoints(s, threshold, octaves, layers)
+                steps[f"octave {octave} {name}"] = partial(find_maxima, sums, octave, layers, least)
+        steps["detection"] = partial(find_keypoints, sums, threshold, octaves, layers)
         for variant in VARIANTS:
-            steps[f"orientation {variant}"] = lambda s=sums, k=found, v=variant: assign_orientation(
-                s, k, variant=v
+            steps[f"orientation {variant}"] = partial(
+                assign_orientation, sums, found, variant=variant
             )
-            steps[f"description {variant}"] = lambda s=sums, k=directed, v=variant: (
-                compute_descriptors(s, k, variant=v)
+            steps[f"description {variant}"] = partial(
+                compute_descriptors, sums, directed, variant=variant
             )
         for name, value in take_turns(steps, rounds).items():
             totals[name] = totals.get(name, 0.0) + value

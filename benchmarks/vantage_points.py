@@ -113,7 +113,9 @@ def cell_means(sample: Codes, tree: VPTree) -> Floats:
 def distances(rows: Floats, points: Floats) -> Floats:
     """Return Euclidean distances (N, V), in double precision: principal points lie far away."""
     wide, far = rows.astype(np.float64), points.astype(np.float64)
-    squared = (wide**2).sum(axis=1)[:, None] + (far**2).sum(axis=1) - 2 * (wide @ far.T)
+    squared: NDArray[np.float64] = (
+        (wide**2).sum(axis=1)[:, None] + (far**2).sum(axis=1) - 2 * (wide @ far.T)
+    )
     return np.sqrt(np.maximum(squared, 0)).astype(np.float32)
 
 

@@ -15,7 +15,8 @@ from demo.searches import PLANS, TOP, Answer, Row, is_right
 from pipeline.config import PlanKind
 from pipeline.evaluation.measures import mean, percentile
 from pipeline.records import Match
-from pipeline.report_html import displayable, results_page
+from pipeline.report_html import results_page
+from pipeline.text import displayable
 
 PAGE_MATCHES = 5
 
