@@ -94,8 +94,13 @@ def use_redis(url: str) -> None:
             app.conf.result_backend_transport_options | address.transport_options
         ),
     )
-    # Celery has no call for this: the pools and the backend of the former address are dropped as
-    # it does itself after a fork; new ones are made when used.
+    drop_connections()
+
+
+def drop_connections() -> None:
+    """Close the app's connections to broker and backend; new ones are made when used."""
+    # Celery has no call for this: the pools and the backend are dropped as it does itself after a
+    # fork.
     kombu.pools.reset()  # type: ignore[no-untyped-call]
     app._after_fork()
     app._backend_cache = None

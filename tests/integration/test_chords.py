@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import kombu.pools
 import psutil
 import pytest
 from celery import chord
@@ -22,6 +21,7 @@ from pipeline.config import Settings
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.hosts import live_hosts
 from pipeline.metadata.records import HostRecord
+from workers.app import drop_connections
 from workers.environment import environment
 from workers.processes import die_with_parent, stop_process
 from workers.redis_url import RedisAddress
@@ -97,7 +97,7 @@ def site(
     client = chord_app.redis()
     yield Site(settings, chord_app, client)
     client.close()
-    kombu.pools.reset()
+    drop_connections()  # all apps of a process share them
     chord_app.app.backend.client.close()
 
 

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import kombu.pools
 import pytest
 from sites import Eventually, make_settings
 from sqlalchemy import update
@@ -33,7 +32,7 @@ from pipeline.metadata.models import Job
 from pipeline.metadata.records import HostRecord, JobRecord
 from pipeline.searching import prepare_query
 from workers import searches
-from workers.app import app, use_redis
+from workers.app import app, drop_connections, use_redis
 from workers.client import Collection, SearchHandle, _block
 from workers.context import Context
 from workers.embedded import EmbeddedRedis
@@ -65,7 +64,7 @@ def context(indexed_home: Settings, redis_url: str) -> Iterator[Context]:
         for job in jobs.unfinished_jobs(session):
             jobs.finish_job(session, job.id, "failed", "end of the test")
     context.close()
-    kombu.pools.reset()
+    drop_connections()
 
 
 def _messages(context: Context, queue: str) -> list[tuple[str, list[Any]]]:
