@@ -14,6 +14,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,14 +177,14 @@ class Terminal:
 
 
 @pytest.fixture(scope="module")
-def terminal(
-    tmp_path_factory: pytest.TempPathFactory, eventually: Callable[..., Any]
-) -> Iterator[Terminal]:
-    opened = Terminal(tmp_path_factory.mktemp("docs").resolve(), eventually)
-    try:
-        yield opened
-    finally:
-        opened.stop()
+def terminal(eventually: Callable[..., Any]) -> Iterator[Terminal]:
+    # A short path: tables shorten long ones, which the pages do not show.
+    with tempfile.TemporaryDirectory() as folder:
+        opened = Terminal(Path(folder).resolve(), eventually)
+        try:
+            yield opened
+        finally:
+            opened.stop()
 
 
 @pytest.fixture(scope="module")
