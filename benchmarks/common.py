@@ -61,6 +61,13 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
     }
 
 
+def markdown(title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as a table in Markdown, in which decision records quote them."""
+    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
+    for row in rows:
+        print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
+
+
 def show(title: str, rows: Sequence[Mapping[str, Any]], as_json: bool) -> None:
     """Print rows as a table or as JSON."""
     if as_json:

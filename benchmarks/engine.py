@@ -25,7 +25,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -33,8 +33,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.common import markdown
 from benchmarks.engine_curves import draw_curves
-from benchmarks.engine_data import EngineData, read_data
+from benchmarks.engine_data import BATCH, EngineData, read_data
 from benchmarks.engine_growth import grow
 from benchmarks.engine_measures import (
     Point,
@@ -50,7 +51,6 @@ from benchmarks.engine_verdict import verdict
 from pipeline.index.engine import CELL_SIZE
 
 THREADS = int(os.environ["OPENBLAS_NUM_THREADS"])
-BATCH = 250
 SLOW_BATCHES = 3
 """Batches of a round that the exhaustive methods take part in: they need no more, and much time."""
 
@@ -79,7 +79,7 @@ def main() -> None:
     if arguments.grow:
         for cell_size in arguments.cells:
             grown = grow(data, arguments.grow, cell_size, bench, arguments.rounds)
-            table(f"Growth, cells of {cell_size}", grown)
+            markdown(f"Growth, cells of {cell_size}", grown)
         return
     ours = build_ours(data.rows, bench, arguments.cells)
     print(f"ours built in {', '.join(f'{made.build_s:.1f}' for made in ours)} s", flush=True)
@@ -182,22 +182,15 @@ def take_turns(turns: Sequence[Turn], rounds: int, clock: Callable[[], float]) -
 
 def report(methods: Sequence[Built], points: Sequence[Point], options: argparse.Namespace) -> None:
     """Print the tables; write the picture and the file of points that were asked for."""
-    table("All points", [point_row(point) for point in points])
-    table("Building", [building_row(made) for made in methods])
-    table("At equal recall", verdict(points))
+    markdown("All points", [point_row(point) for point in points])
+    markdown("Building", [building_row(made) for made in methods])
+    markdown("At equal recall", verdict(points))
     if options.points:
         rows = [asdict(point) for point in points]
         built = [building_row(made) for made in methods]
         options.points.write_text(json.dumps({"points": rows, "building": built}, indent=1))
     if options.curves:
         draw_curves(points, f"{options.rows:,} descriptors, {THREADS} threads", options.curves)
-
-
-def table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
-    """Print rows as a table in Markdown, in which decision records quote them."""
-    print(f"\n{title}\n\n| {' | '.join(rows[0])} |\n|{'---|' * len(rows[0])}")
-    for row in rows:
-        print(f"| {' | '.join(str(value) for value in row.values())} |", flush=True)
 
 
 def point_row(point: Point) -> dict[str, object]:

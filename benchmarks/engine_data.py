@@ -41,6 +41,9 @@ FEWEST_INLIERS = 15
 REPROJECTION = 5.0
 """Pixels between a keypoint and where the homography puts its partner."""
 
+BATCH = 250
+"""Descriptors of a query photograph that are searched for together."""
+
 Floats = NDArray[np.float32]
 
 

@@ -25,8 +25,8 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
-from benchmarks.engine import BATCH, table
-from benchmarks.engine_data import read_data
+from benchmarks.common import markdown
+from benchmarks.engine_data import BATCH, read_data
 from benchmarks.engine_ours import build_index, exhaustive, processor, searches
 from benchmarks.engine_peers import Bench, Floats, Search
 from benchmarks.kernels import CHAIN, CYCLES_A_LINK, chain
@@ -66,7 +66,7 @@ def main() -> None:
     clock = CHAIN * CYCLES_A_LINK / (time.process_time() - started) / 1e9
     print(f"{processor()}, {clock:.2f} GHz; {len(data.rows)} rows, {index.stats['cells']} cells")
     given = {"exact": exhaustive(index), **searches(index, options.efforts)}
-    table(
+    markdown(
         "Steps of a search, ms", [profile(name, run, data.batches) for name, run in given.items()]
     )
 
