@@ -5,9 +5,11 @@ Built after a fork, never before: database connections and memory maps belong to
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
 from sqlalchemy import Engine
@@ -38,9 +40,13 @@ KEPT_OF_COLLECTION = 2
 KEPT_SEGMENTS = 4096
 """Open segments. Each holds a file open and mapped, and a byte a row of those that live."""
 
-JOINED_ROWS = 16_384
-"""Segments of fewer rows are scanned as one, from a copy in memory of 1.3 MiB each at most. A scan
-of a segment costs a quarter of a millisecond however few rows it has: as much as 16,384 rows."""
+JOINED_ROWS = 4096
+"""Segments of fewer rows are scanned as one, from a copy in memory. A scan of a segment costs up to
+a quarter of a millisecond however few rows it has, as much as that of so many."""
+
+JOINED_IN_ALL = 65_536
+"""Rows of a group that are copied so, the smallest segments first: 5 MiB. They are joined for each
+version, by the first search that uses it."""
 
 KEPT_JOINED = 1024
 """Joined segments at hand, one of each version and group."""
@@ -176,12 +182,18 @@ class Resources:
         Images that were added one by one lie in a segment each until they are compacted.
         """
         records = version.group_segments(group)
-        segments = [self.segment(record.key, record.checksum) for record in records]
-        small = [segment for segment in segments if segment.rows.size < JOINED_ROWS]
-        if len(small) < 2:
+        segments = sorted(
+            (self.segment(record.key, record.checksum) for record in records),
+            key=lambda segment: segment.rows.size,
+        )
+        small = _count_small([segment.rows.size for segment in segments])
+        if small < 2:
             return segments
-        large = [segment for segment in segments if segment.rows.size >= JOINED_ROWS]
-        return [*large, self._joined.get(_joined_key(version, group), lambda: join_segments(small))]
+        key = _joined_key(version, group)
+        return [
+            self._joined.get(key, lambda: join_segments(segments[:small])),
+            *segments[small:],
+        ]
 
     def open_segment(self, key: str, checksum: str | None = None) -> Segment:
         """Return a segment, fetched to this host, for one use: to merge it, or to look at it."""
@@ -195,6 +207,12 @@ class Resources:
     def assigned(self, key: str, checksum: str | None = None) -> AssignedRows:
         """Return the rows that one assignment made, read in the store."""
         return AssignedRows.from_arrays(self.storage.read_arrays(key, checksum))
+
+
+def _count_small(rows: Sequence[int]) -> int:
+    """Return how many segments of these sizes, ascending, are scanned as one."""
+    small = bisect.bisect_left(rows, JOINED_ROWS)
+    return bisect.bisect_right(list(itertools.accumulate(rows[:small])), JOINED_IN_ALL)
 
 
 def _joined_key(version: VersionRecord, group: int) -> str:

@@ -552,8 +552,16 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", sorted(sizes)[2])
     fresh = Resources(resources.settings)
     assert [segment.rows.size for segment in fresh.group_segments(now, group)] == [
-        *(size for size in sizes if size >= sorted(sizes)[2]),
         sum(size for size in sizes if size < sorted(sizes)[2]),
+        *(size for size in sorted(sizes) if size >= sorted(sizes)[2]),
+    ]
+    # And so do those that would make it too large a copy.
+    monkeypatch.setattr("pipeline.resources.JOINED_IN_ALL", sum(sorted(sizes)[:2]))
+    monkeypatch.setattr("pipeline.resources.JOINED_ROWS", 4096)
+    fresh = Resources(resources.settings)
+    assert [segment.rows.size for segment in fresh.group_segments(now, group)] == [
+        sum(sorted(sizes)[:2]),
+        *sorted(sizes)[2:],
     ]
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", 0)
     assert len(resources.group_segments(now, group)) == several
