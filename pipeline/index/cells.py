@@ -163,17 +163,17 @@ class MeanCells:
         if count == 1:
             return self._nearest_one(queries, FEWEST_SUBTREES).astype(np.uint32)[:, None]
         found = np.empty((len(queries), count), np.uint32)
-        held = max(EVERY, 2 * BREADTH * count, FEWEST_SUBTREES * self._subtree)
-        step = max(1, DISTANCES_AT_ONCE // min(self.cells, held))
+        subtrees = self._subtrees_for(count)
+        step = max(1, DISTANCES_AT_ONCE // (subtrees * self._subtree))
         for at in range(0, len(queries), step):
             some = queries[at : at + step]
-            work = self._candidates(some, max(FEWEST_SUBTREES, self._subtrees_for(count)))
+            work = self._candidates(some, subtrees)
             found[at : at + step] = best_rows(self.means, prepare_queries(some), count, work)[1]
         return found
 
     def _subtrees_for(self, count: int) -> int:
         """Return how many subtrees hold `BREADTH` means for each cell that is wanted."""
-        return -(-BREADTH * count // self._subtree)
+        return max(FEWEST_SUBTREES, -(-BREADTH * count // self._subtree))
 
     def _nearest_one(self, rows: NDArray[np.int8], subtrees: int) -> NDArray[np.int64]:
         """Return the nearest mean of each row in some subtrees."""

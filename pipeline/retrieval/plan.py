@@ -77,12 +77,9 @@ class QueryPlan:
     def _queries(self) -> Queries:
         return prepare_queries(self.codes)
 
-    def wishes(self) -> Wishes:
-        """Return which query descriptors want each cell; computed once for all segments."""
-        return self._wishes
-
     @cached_property
-    def _wishes(self) -> Wishes:
+    def wishes(self) -> Wishes:
+        """Which query descriptors want each cell; computed once for all segments."""
         return cell_wishes(self.cells)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
@@ -243,4 +240,4 @@ def plan_work(plan: QueryPlan, segment: Segment) -> Work:
     if plan.kind == "exhaustive":
         return full_work(segment.rows.size, len(plan.codes), segment.rows.dimensions)
     offsets = segment.cell_offsets
-    return wanted_work(plan.wishes().some(segment.first_cell, len(offsets) - 1), offsets)
+    return wanted_work(plan.wishes.some(segment.first_cell, len(offsets) - 1), offsets)

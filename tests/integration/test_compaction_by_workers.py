@@ -98,6 +98,18 @@ def many_segments(settings: Settings, name: str, folder: Path) -> None:
             collection.index([folder / f"{photograph}.png"])
 
 
+def begun(
+    settings: Settings, context: Context, name: str, folder: Path, epoch: str | None = None
+) -> JobRecord:
+    """A compaction whose merges no worker was told of; the watchman tells them, for no `epoch`."""
+    many_segments(settings, name, folder)
+    with session_scope(context.engine) as session:
+        found = collections.get_collection(session, name)
+        job = jobs.create_job(session, found.id, "compact", {"all": True}, broker_epoch=epoch)
+    indexing.open_stage(context.resources, job)
+    return job
+
+
 def test_small_segments_are_merged_after_an_index_job_and_all_by_hand(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
@@ -312,17 +324,7 @@ def test_merges_leave_a_thread_to_searches(
 def test_a_message_that_comes_again_leaves_a_part_to_whom_is_at_it(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
-    many_segments(settings, "again", folder)
-    with session_scope(context.engine) as session:
-        found = collections.get_collection(session, "again")
-        job = jobs.create_job(
-            session,
-            found.id,
-            "compact",
-            {"all": True},
-            broker_epoch=broker_epoch(context.redis),
-        )
-    indexing.open_stage(context.resources, job)
+    job = begun(settings, context, "again", folder, broker_epoch(context.redis))
 
     def send(number: int, began: str) -> None:
         with session_scope(context.engine) as session:
@@ -354,11 +356,7 @@ def test_a_message_that_comes_again_leaves_a_part_to_whom_is_at_it(
 def test_a_message_that_comes_again_does_what_a_dead_worker_had(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
-    many_segments(settings, "dead", folder)
-    with session_scope(context.engine) as session:
-        found = collections.get_collection(session, "dead")
-        job = jobs.create_job(session, found.id, "compact", {"all": True})
-    indexing.open_stage(context.resources, job)
+    job = begun(settings, context, "dead", folder)
     with session_scope(context.engine) as session:
         parts.start_part(session, job.id, "merge", 0, "group@elsewhere")
     app.send_task(
