@@ -33,6 +33,7 @@ from pipeline.index.simd import (
     TILE,
     best_ranges,
     bound_ranges,
+    closest_ranges,
     merge_lists,
     nearest_ranges,
     scan_ranges,
@@ -100,11 +101,11 @@ def _bias(wide: NDArray[np.int32]) -> NDArray[np.int32]:
     return bias
 
 
-def _require_same_length(rows: PackedRows, queries: Queries) -> None:
+def _require_same_length(rows: PackedRows, queries: NDArray[np.int8]) -> None:
     """Refuse queries of another length: compiled loops do not look where they read."""
-    if rows.dimensions != queries.codes.shape[1]:
+    if rows.dimensions != queries.shape[1]:
         raise InputError(
-            f"queries of {queries.codes.shape[1]} bytes do not fit rows of {rows.dimensions} bytes"
+            f"queries of {queries.shape[1]} bytes do not fit rows of {rows.dimensions} bytes"
         )
 
 
@@ -140,7 +141,7 @@ def range_scan(
     path : str
         Code path; the integers are the same.
     """
-    _require_same_length(rows, queries)
+    _require_same_length(rows, queries.codes)
     marker = PATHS[path].marker
     inputs = [read_only(array) for array in (*rows[:3], alive, *queries, radius, *work)]
     parts: list[Hits] = []
@@ -241,7 +242,7 @@ def nearest(
     row : ndarray of shape (Q, k), int64
         Row numbers or ids, the smaller first among equal distances; -1 where there are fewer.
     """
-    _require_same_length(rows, queries)
+    _require_same_length(rows, queries.codes)
     count, dimensions = queries.codes.shape
     distance = np.full((count, k), NEVER, np.int32)
     row = np.full((count, k), -1, np.int64)
@@ -280,7 +281,7 @@ def reach_of(
         The k nearest of the rows visited are below it; int32's maximum where there are too few
         rows to tell.
     """
-    _require_same_length(rows, queries)
+    _require_same_length(rows, queries.codes)
     reach = np.full(len(queries.codes), NEVER, np.int64)
     if len(work.query_list):
         inputs = [read_only(array) for array in (*rows[:3], alive, *queries[:2], *work)]
@@ -331,7 +332,7 @@ def best_rows(
     row : ndarray of shape (Q, P), int64
         The smaller row first among equal distances.
     """
-    _require_same_length(rows, queries)
+    _require_same_length(rows, queries.codes)
     width = -(-_most_rows(work, len(queries.codes), count) // SPAN) * SPAN
     shape = len(queries.codes), count
     distance, found = np.empty(shape, np.int32), np.empty(shape, np.int64)
@@ -341,6 +342,35 @@ def best_rows(
         inputs = [read_only(array) for array in (*rows[:3], *queries[:2], *work)]
         best_ranges(*inputs, near, distance, found, PATHS[path].marker)  # type: ignore[call-arg]
     return distance, found
+
+
+def closest_rows(
+    rows: PackedRows, queries: NDArray[np.int8], work: Work, *, path: str = PATH
+) -> NDArray[np.int64]:
+    """Return the nearest row of each query, of equally near ones the first.
+
+    What `nearest` says of one row, two to four times as fast where there are few rows: up to some
+    thousands, for any number of queries.
+
+    Parameters
+    ----------
+    rows : PackedRows
+    queries : ndarray of shape (Q, D), int8
+    work : Work
+        Items by their rows.
+    path : str
+        Code path; the integers are the same.
+
+    Returns
+    -------
+    ndarray of shape (Q,), int64
+        -1 where no item is a query's.
+    """
+    _require_same_length(rows, queries)
+    found = np.empty(len(queries), np.int64)
+    inputs = [read_only(array) for array in (*rows[:3], queries, *work)]
+    closest_ranges(*inputs, found, PATHS[path].marker)  # type: ignore[call-arg]
+    return found
 
 
 _thread = threading.local()

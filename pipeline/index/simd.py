@@ -847,6 +847,27 @@ def _raise_span(typing_context, maxima, at, values, place):  # type: ignore[no-u
 
 
 @intrinsic
+def _raise_marked(typing_context, maxima, where, at, values, place, number):  # type: ignore[no-untyped-def]
+    """Raise maxima as `_raise_span` does, and write a number beside those that were raised."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        goal = _span_at(context, builder, signature.args[0], args[0], args[2])
+        beside = _span_at(context, builder, signature.args[1], args[1], args[2])
+        source = _span_at(context, builder, signature.args[3], args[3], args[4])
+        old, new = builder.load(goal, align=4), builder.load(source, align=4)
+        greater = builder.icmp_signed(">", new, old)
+        builder.store(builder.select(greater, new, old), goal, align=4)
+        numbers = builder.select(
+            greater, _splat(builder, args[5], SPAN), builder.load(beside, align=4)
+        )
+        builder.store(numbers, beside, align=4)
+        return _I64(0)
+
+    kinds = (maxima, where, types.int64, values, types.int64, types.int32)
+    return types.int64(*kinds), codegen
+
+
+@intrinsic
 def _all_in_span(typing_context, flags, place):  # type: ignore[no-untyped-def]
     """Return a bit for each of `SPAN` flags; -1: all are set."""
 
@@ -865,11 +886,7 @@ def _reaching_in_span(typing_context, values, place, least):  # type: ignore[no-
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         pointer = _span_at(context, builder, signature.args[0], args[0], args[1])
-        span = ir.VectorType(_I32, SPAN)
-        nothing = ir.Constant(span, ir.Undefined)
-        one = builder.insert_element(nothing, args[2], _I32(0))
-        zeros = ir.Constant(ir.VectorType(_I32, SPAN), [_I32(0)] * SPAN)
-        every = builder.shuffle_vector(one, nothing, zeros)
+        every = _splat(builder, args[2], SPAN)
         reached = builder.icmp_signed(">=", builder.load(pointer, align=4), every)
         return builder.bitcast(reached, _I64)
 
@@ -886,6 +903,12 @@ def copy_span(target, at, values, place):  # type: ignore[no-untyped-def]
 def raise_span(maxima, at, values, place):  # type: ignore[no-untyped-def]
     """Raise the `SPAN` maxima from `at` on to the values that stand in their places."""
     return _raise_span(maxima, at, values, place)  # type: ignore[call-arg]
+
+
+@numba.njit(nogil=True)
+def raise_marked(maxima, where, at, values, place, number):  # type: ignore[no-untyped-def]
+    """Raise `SPAN` maxima as `raise_span` does, and write a number beside each that was raised."""
+    return _raise_marked(maxima, where, at, values, place, number)  # type: ignore[call-arg]
 
 
 @numba.njit(nogil=True)
@@ -1194,6 +1217,74 @@ def bound_ranges(  # type: ignore[no-untyped-def]
         out_reach[query] = NEVER
         if value > -CEILING:
             out_reach[query] = np.int64(bias[query]) - value + 1
+
+
+@numba.njit(nogil=True, cache=True)
+def closest_ranges(  # type: ignore[no-untyped-def]
+    codes, norms, heads, query_codes, row_start, row_stop, query_start, query_list, out_row, path
+):  # fmt: skip
+    """Write the nearest row of each query over its work items, of equally near ones the first.
+
+    Nothing branches on a distance: each lane of a register keeps its greatest value and the tile
+    it came from. Items are ordered by their rows.
+    """
+    laid = lay_out(query_codes, path)
+    marks = marks_of_all(query_codes.shape[0])
+    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
+    values = new_values()
+    flat = values.reshape(values.size)
+    seen = np.zeros(1, np.int64)
+    maxima, where = np.empty(TILE * SPAN, np.int32), np.empty(TILE * SPAN, np.int32)
+    greatest = np.full(query_codes.shape[0], -CEILING, np.int32)
+    out_row[:] = -1
+    set_up(path)
+    for item in range(row_start.shape[0]):
+        begin, end = row_start[item], row_stop[item]
+        last = (end + BLOCK - 1) // BLOCK
+        for start in range(query_start[item], query_start[item + 1], TILE):
+            filled = min(TILE, query_start[item + 1] - start)
+            few = filled <= FEW
+            at_once = queries_at_once(few, path)
+            gather(laid, marks, query_list, start, filled, at_once, rows, limits)
+            maxima[:] = -CEILING
+            block = begin // BLOCK
+            while block < last:
+                width = width_at(block, last)
+                low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
+                for group in range(0, filled, at_once):
+                    tile(
+                        codes, rows, norms, heads, limits, values, seen,
+                        block, last, group, few, path,
+                    )  # fmt: skip
+                for slot in range(filled):
+                    at = slot * SPAN
+                    if high - low == SPAN:
+                        raise_marked(maxima, where, at, flat, at, np.int32(block))
+                        continue
+                    for lane in range(low - block * BLOCK, high - block * BLOCK):
+                        if flat[at + lane] > maxima[at + lane]:
+                            maxima[at + lane], where[at + lane] = flat[at + lane], block
+                block += width
+            for slot in range(filled):
+                query = query_list[start + slot]
+                mine = slice(slot * SPAN, (slot + 1) * SPAN)
+                value, row = _first_greatest(maxima[mine], where[mine])
+                if value > greatest[query]:
+                    greatest[query], out_row[query] = value, row
+    clear_away(path)
+
+
+@numba.njit(nogil=True)
+def _first_greatest(maxima, where):  # type: ignore[no-untyped-def]
+    """Return the greatest of `SPAN` maxima, and the first row that has it."""
+    value = maxima[0]
+    for lane in range(SPAN):
+        value = max(value, maxima[lane])
+    row = np.int64(NEVER)
+    for lane in range(SPAN):
+        if maxima[lane] == value:
+            row = min(row, np.int64(where[lane]) * BLOCK + lane)
+    return value, row
 
 
 @numba.njit(nogil=True, cache=True)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.index import kernels
-from pipeline.index.cells import MeanCells
+from pipeline.index.cells import train_cells
 from pipeline.index.quantizer import train_quantizer
-from pipeline.index.rows import pack_rows
-from pipeline.index.vptree import train_tree
 from pipeline.index.work import cell_work
 
 
@@ -20,8 +18,8 @@ def warm_up() -> None:
     kernels.warm_up()
     rows = np.arange(256, dtype=np.int16).astype(np.int8).reshape(4, 64)
     train_quantizer(np.zeros((2, 64), np.float32)).encode(np.zeros((1, 64), np.float32))
-    tree = train_tree(rows, levels=1)
-    MeanCells(tree, pack_rows(np.zeros((2, 64), np.uint8))).assign(rows)
+    train_cells(rows, levels=1).assign(rows)
+    tree = train_cells(rows, levels=1, kind="leaves")
     tree.assign(rows)
     tree.probe(rows, 1)
     cell_work(tree.probe(rows, 1), np.array([0, 1, 2], np.int64))

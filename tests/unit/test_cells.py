@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -74,6 +76,21 @@ def test_steps_bring_the_rows_nearer_to_their_means(monkeypatch: pytest.MonkeyPa
         away.append(int((difference * difference).sum()))
     assert away == sorted(away, reverse=True)
     assert away[2] < 0.9 * away[0]
+
+
+def test_steps_end_when_few_rows_change_their_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    sample, asked = clustered(3, 3000), []
+    real = MeanCells.roughly
+
+    def counting(cells: MeanCells, rows: NDArray[np.int8]) -> NDArray[np.int64]:
+        asked.append(real(cells, rows))
+        return asked[-1]
+
+    monkeypatch.setattr(MeanCells, "roughly", counting)
+    trained(sample, 5)
+    changed = [(a != b).mean() for a, b in itertools.pairwise(asked)]
+    assert 1 < len(changed) < module.STEPS - 2
+    assert changed[-1] < module.MOVING <= min(changed[:-1])
 
 
 def test_many_cells_are_sorted_as_few_are() -> None:

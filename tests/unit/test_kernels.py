@@ -19,6 +19,7 @@ from pipeline.index.kernels import (
     Hits,
     Queries,
     best_rows,
+    closest_rows,
     merge_nearest,
     nearest,
     nearest_reference,
@@ -312,6 +313,37 @@ def test_best_rows_are_the_beginning_of_all_in_order(
         assert all(np.array_equal(found[i][query], expected[i][0]) for i in (0, 1))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(1, 400),
+    asked=st.integers(1, 40),
+    width=st.sampled_from([64, 128]),
+    kinds=st.sampled_from([3, 500]),
+    extreme=st.booleans(),
+    path=st.sampled_from(USABLE),
+)
+def test_the_closest_row_is_the_nearest_of_one(
+    seed: int, count: int, asked: int, width: int, kinds: int, extreme: bool, path: str
+) -> None:
+    """Ranges that begin and end anywhere; few kinds of rows make many ties."""
+    rng = np.random.default_rng(seed)
+    some = make_rows(rng, kinds, extreme, width)
+    unpacked = some[rng.integers(0, kinds, count)]
+    queries = make_queries(rng, asked, extreme, width)
+    bounds = np.unique(np.append(rng.integers(0, count, 4), [0, count])).astype(np.int64)
+    wanted = [np.flatnonzero(rng.random(asked) < 0.7).astype(np.int32) for _ in bounds[1:]]
+    listed = np.concatenate([[0], np.cumsum([len(want) for want in wanted])]).astype(np.int64)
+    parts = Work(bounds[:-1], bounds[1:], listed, np.concatenate(wanted))
+    packed = pack_rows(unpacked)
+    for each in (parts, work.whole_work(count, asked)):
+        expected = nearest(packed, queries, 1, work=each, path=path)[1][:, 0]
+        found = closest_rows(packed, queries.codes, each, path=path)
+        assert np.array_equal(found, expected)
+    exact = nearest_reference(unpacked, queries, 1)[1][:, 0]
+    assert np.array_equal(closest_rows(packed, queries.codes, each, path=path), exact)
+
+
 def test_more_rows_than_a_query_has_are_not_selected() -> None:
     rng = np.random.default_rng(1)
     rows, queries = pack_rows(make_rows(rng, 40)), make_queries(rng, 6)
@@ -387,6 +419,8 @@ def test_queries_of_another_length_and_lengths_that_are_not_built_are_refused() 
     queries = prepare_queries(np.zeros((1, 64), np.int8))
     with pytest.raises(InputError, match="queries of 64 bytes do not fit rows of 128 bytes"):
         nearest(rows, queries, 1)
+    with pytest.raises(InputError, match="64 bytes do not fit"):
+        closest_rows(rows, queries.codes, full_work(3, 1))
     with pytest.raises(InputError, match="64 bytes do not fit"):
         range_scan(rows, np.ones(3, bool), queries, np.ones(1, np.int32), full_work(3, 1))
     for width in (0, 63, 100, 8192):
