@@ -225,9 +225,9 @@ def train_cells(
     strategy, seed
         See `pipeline.index.vptree.train_tree`.
     spread : callable
-        ``map``, or that of an executor, which then finds the cells of the sample.
+        ``map``, or that of an executor, which then builds the tree and finds the sample's cells.
     """
-    tree = train_tree(sample[:: -(-len(sample) // TREE_ROWS)], levels, strategy, seed)
+    tree = train_tree(sample[:: -(-len(sample) // TREE_ROWS)], levels, strategy, seed, spread)
     if kind == "leaves":
         return tree
     cell: NDArray[np.integer] = tree.assign(sample)

@@ -23,8 +23,12 @@ Strategies for vantage points:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import itertools
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -44,9 +48,12 @@ PRINCIPAL_SAMPLE = 4096
 
 POWER_ROUNDS = 16
 
+TOP_LEVELS = 3
+"""Levels that are built by one thread, before the branches below them are dealt out."""
+
 _Rows = NDArray[np.int8]
 _Point = NDArray[np.float32]
-_Strategy = Callable[[NDArray[np.float32], np.random.Generator], _Point]
+_Strategy = Callable[[_Rows, np.random.Generator], _Point]
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,7 @@ def _probe(queries, points, radii, levels, found):  # type: ignore[no-untyped-de
             taken += 1
 
 
-def _distances(rows: NDArray[np.float32], point: _Point) -> NDArray[np.float32]:
+def _distances(rows: _Rows, point: _Point) -> NDArray[np.float32]:
     """Return the distances of rows (N, D) to a point, by the same arithmetic as the descent."""
     return _all_distances(read_only(rows), read_only(point))  # type: ignore[no-any-return]
 
@@ -218,15 +225,16 @@ def _all_distances(rows, point):  # type: ignore[no-untyped-def]
     return out
 
 
-def _random_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point:
+def _random_point(rows: _Rows, rng: np.random.Generator) -> _Point:
     """Pick a row."""
-    point: _Point = rows[rng.integers(len(rows))]
+    point: _Point = rows[rng.integers(len(rows))].astype(np.float32)
     return point
 
 
-def _spread_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point:
+def _spread_point(rows: _Rows, rng: np.random.Generator) -> _Point:
     """Pick the candidate whose distances to a sample spread most about their median."""
-    candidates = rows[rng.choice(len(rows), min(SPREAD_CANDIDATES, len(rows)), replace=False)]
+    chosen = rng.choice(len(rows), min(SPREAD_CANDIDATES, len(rows)), replace=False)
+    candidates = rows[chosen].astype(np.float32)
     sample = rows[rng.choice(len(rows), min(SPREAD_SAMPLE, len(rows)), replace=False)]
     moments = []
     for candidate in candidates:
@@ -236,48 +244,61 @@ def _spread_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point
     return best
 
 
-def _principal_point(rows: NDArray[np.float32], rng: np.random.Generator) -> _Point:
+def _principal_point(rows: _Rows, rng: np.random.Generator) -> _Point:
     """Place a point on the first principal axis, outside the rows."""
     most = PRINCIPAL_SAMPLE
     sample = rows if len(rows) <= most else rows[rng.choice(len(rows), most, replace=False)]
     mean = sample.mean(axis=0, dtype=np.float64)
-    variance, axis = _leading_axis((sample - mean).astype(np.float32))
+    variance, axis = _leading_axis(sample, mean)
     axis = axis * (np.sign(axis[np.abs(axis).argmax()]) or 1.0)
     reach = PRINCIPAL_REACH * np.sqrt(max(variance, 1e-6))
     point: _Point = (mean + reach * axis).astype(np.float32)
     return point
 
 
-def _leading_axis(centred: NDArray[np.float32]) -> tuple[float, NDArray[np.float64]]:
-    """Return the greatest variance of centred rows (N, D) along any direction, and the direction.
+def _leading_axis(rows: _Rows, mean: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    """Return the greatest variance of rows (N, D) along any direction, and the direction.
 
     By power iteration, in our own loops: many small calls of a linear algebra library, whose
     threads wait for each other, take several times as long. Where it has not converged it is
     among directions of nearly the same variance, and any of them cuts as well.
     """
-    axis = centred[np.einsum("nd,nd->n", centred, centred).argmax()].astype(np.float64)
-    variance, unit = 0.0, np.eye(centred.shape[1])[0]
-    for _ in range(POWER_ROUNDS):
+    inputs = (read_only(array) for array in (rows, mean.astype(np.float32)))
+    return _power_iteration(*inputs, POWER_ROUNDS)  # type: ignore[call-arg, no-any-return]
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+def _power_iteration(rows, mean, rounds):  # type: ignore[no-untyped-def]
+    """Begin with the row that lies farthest from the mean."""
+    count, width = rows.shape
+    centred = np.empty((count, width), np.float32)
+    farthest, most = 0, np.float32(-1)
+    for i in range(count):
+        total = np.float32(0)
+        for j in range(width):
+            centred[i, j] = np.float32(rows[i, j]) - mean[j]
+            total += centred[i, j] * centred[i, j]
+        if total > most:
+            farthest, most = i, total
+    axis, unit = centred[farthest].astype(np.float64), np.zeros(width)
+    variance = 0.0
+    unit[0] = 1.0
+    for _ in range(rounds):
         length = np.sqrt((axis * axis).sum())
         if length == 0:
             return 0.0, unit
         unit = axis / length
-        axis = _power_round(read_only(centred), read_only(unit.astype(np.float32)))
-        variance = float((unit * axis).sum())
+        narrow = unit.astype(np.float32)
+        axis[:] = 0
+        for i in range(count):
+            along = np.float32(0)
+            for j in range(width):
+                along += centred[i, j] * narrow[j]
+            for j in range(width):
+                axis[j] += centred[i, j] * along
+        axis /= count
+        variance = (unit * axis).sum()
     return variance, unit
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _power_round(rows, unit):  # type: ignore[no-untyped-def]
-    """Return the mean of rows times their components along a direction."""
-    total = np.zeros(rows.shape[1], np.float64)
-    for i in range(rows.shape[0]):
-        along = np.float32(0)
-        for j in range(rows.shape[1]):
-            along += rows[i, j] * unit[j]
-        for j in range(rows.shape[1]):
-            total[j] += rows[i, j] * along
-    return total / rows.shape[0]
 
 
 _STRATEGIES: dict[VantageStrategy, _Strategy] = {
@@ -298,7 +319,11 @@ def levels_for(descriptors: int, cell_size: int, groups: int) -> int:
 
 
 def train_tree(
-    sample: _Rows, levels: int, strategy: VantageStrategy = "principal", seed: int = 1
+    sample: _Rows,
+    levels: int,
+    strategy: VantageStrategy = "principal",
+    seed: int = 1,
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> VPTree:
     """Build a tree of `levels` levels from a sample of rows.
 
@@ -312,26 +337,46 @@ def train_tree(
     strategy : {"random", "spread", "principal"}
     seed : int
         Equal arguments give equal trees.
+    spread : callable
+        ``map``, or that of an executor, which then builds the lower part of the tree.
     """
     inner = 2**levels - 1
-    width = sample.shape[1]
-    points = np.zeros((inner, width), np.float32)
-    radii = np.zeros(inner, np.float32)
-    rows = sample.astype(np.float32)
-    choose = _STRATEGIES[strategy]
-    members: dict[int, NDArray[np.intp]] = {0: np.arange(len(rows))}
-    for node in range(inner):
-        mine = members.pop(node)
-        if len(mine) == 0:
-            parent = (node - 1) // 2
-            points[node], radii[node] = points[parent], radii[parent]
-            members[2 * node + 1] = members[2 * node + 2] = mine
+    tree = VPTree(np.zeros((inner, sample.shape[1]), np.float32), np.zeros(inner, np.float32))
+    top = [_Branch(0, np.arange(len(sample)))]
+    for stop in (min(inner, 2**TOP_LEVELS - 1), inner):
+        grow = functools.partial(_grow, tree, sample, _STRATEGIES[strategy], seed, stop)
+        top = list(itertools.chain.from_iterable(spread(grow, top)))
+    return tree
+
+
+class _Branch(NamedTuple):
+    """A node, and which rows of the sample reach it."""
+
+    node: int
+    members: NDArray[np.intp]
+
+
+def _grow(
+    tree: VPTree, sample: _Rows, choose: _Strategy, seed: int, stop: int, root: _Branch
+) -> list[_Branch]:
+    """Build the nodes below a branch whose numbers are below `stop`; return the next ones."""
+    waiting, reached = deque([root]), []
+    while waiting:
+        node, members = branch = waiting.popleft()
+        if node >= stop:
+            reached.append(branch)
             continue
-        inside = rows[mine]
-        # One stream of random numbers a node: a node's choice does not depend on its order.
-        points[node] = choose(inside, np.random.default_rng([seed, node]))
-        distances = _distances(inside, points[node])
-        radii[node] = np.median(distances)
-        left = distances < radii[node]
-        members[2 * node + 1], members[2 * node + 2] = mine[left], mine[~left]
-    return VPTree(points, radii)
+        inside = sample[members]
+        if len(members):
+            # One stream of random numbers a node: a node's choice does not depend on its order.
+            tree.points[node] = choose(inside, np.random.default_rng([seed, node]))
+            distances = _distances(inside, tree.points[node])
+            tree.radii[node] = np.median(distances)
+        else:
+            above = (node - 1) // 2
+            tree.points[node], tree.radii[node] = tree.points[above], tree.radii[above]
+            distances = np.empty(0, np.float32)
+        left = distances < tree.radii[node]
+        waiting.append(_Branch(2 * node + 1, members[left]))
+        waiting.append(_Branch(2 * node + 2, members[~left]))
+    return reached

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -89,16 +91,26 @@ def test_trees_of_wider_rows_are_balanced(strategy: VantageStrategy, width: int)
     assert np.array_equal(tree.probe(rows, 8)[:, 0], cells)
 
 
+@every_strategy
+def test_threads_build_the_same_tree(strategy: VantageStrategy) -> None:
+    rows = clustered(3, 700)
+    alone = train_tree(rows, 6, strategy)
+    with ThreadPoolExecutor(3) as pool:
+        together = train_tree(rows, 6, strategy, spread=pool.map)
+    assert same_bytes(alone, together)
+
+
 def test_the_axis_of_wide_rows_is_the_one_of_the_greatest_variance() -> None:
     rng = np.random.default_rng(5)
-    rows = rng.normal(0, 10, (3000, 300))
+    wide = rng.normal(0, 10, (3000, 300))
     direction = rng.normal(0, 1, 300)
     direction /= np.linalg.norm(direction)
-    rows += rng.normal(0, 60, (3000, 1)) * direction
-    variance, axis = vptree._leading_axis((rows - rows.mean(axis=0)).astype(np.float32))
+    wide += rng.normal(0, 60, (3000, 1)) * direction + rng.integers(-20, 20, 300)
+    rows = np.clip(np.rint(wide), -127, 127).astype(np.int8)
+    variance, axis = vptree._leading_axis(rows, rows.mean(axis=0))
     assert abs(axis @ direction) > 0.99
     assert variance == pytest.approx(3700, rel=0.1)
-    variance, axis = vptree._leading_axis(np.zeros((4, 300), np.float32))
+    variance, axis = vptree._leading_axis(np.full((4, 300), 7, np.int8), np.full(300, 7.0))
     assert variance == 0
     assert np.linalg.norm(axis) == 1
 
