@@ -23,7 +23,7 @@ demo: $(STAMP)  ## Index sample photographs, search them, show the answers (PHOT
 
 test: $(STAMP) lint  ## Check the code and run every test
 	$(BIN)/python -m pytest -n 2 tests/unit tests/contract
-	$(BIN)/python -m pytest tests/integration tests/acceptance
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/acceptance
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

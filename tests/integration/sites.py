@@ -73,10 +73,13 @@ def served_groups(settings: Settings) -> set[int]:
 
 
 @contextlib.contextmanager
-def frozen(settings: Settings, kind: str) -> Iterator[None]:
-    """Hold up a worker and its pool: they neither work nor beat."""
-    worker = psutil.Process(live_workers(settings)[f"{kind}@{settings.host}"].pid)
-    family = [worker, *worker.children(recursive=True)]
+def frozen(settings: Settings, kind: str | None = None) -> Iterator[None]:
+    """Hold up this host's worker of a kind, or all workers: they neither work nor beat."""
+    workers = live_workers(settings)
+    if kind is not None:
+        workers = {"": workers[f"{kind}@{settings.host}"]}
+    parents = [psutil.Process(worker.pid) for worker in workers.values()]
+    family = [*parents, *(child for each in parents for child in each.children(recursive=True))]
     for process in family:
         process.suspend()
     try:
