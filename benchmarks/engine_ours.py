@@ -84,7 +84,7 @@ def on_path(path: str, given: Mapping[str, Search]) -> dict[str, Search]:
     by_path = {
         (module, name): partial(getattr(kernels, name), path=path)
         for module, name in (
-            (parts, "nearest"), (parts, "reach_of"), (cells, "closest_rows"), (cells, "best_rows"),
+            (parts, "nearest"), (parts, "best_rows"), (cells, "closest_rows"), (cells, "best_rows"),
         )
     }  # fmt: skip
 

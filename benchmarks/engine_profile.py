@@ -42,7 +42,7 @@ STEPS: tuple[tuple[str, Any, str], ...] = (
     ("encode", Quantizer, "encode"),
     ("choose cells", MeanCells, "probe"),
     ("list the work", parts, "cell_work"),
-    ("bound", parts, "reach_of"),
+    ("first cells", parts, "best_rows"),
     ("scan", parts, "nearest"),
     ("merge", parts, "_merge"),
 )

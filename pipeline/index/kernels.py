@@ -32,8 +32,8 @@ from pipeline.index.simd import (
     SPAN,
     TILE,
     best_ranges,
-    bound_ranges,
     closest_ranges,
+    lanes_of_queries,
     merge_lists,
     nearest_ranges,
     scan_ranges,
@@ -259,88 +259,52 @@ def nearest(
     return distance, row
 
 
-def reach_of(
+def best_rows(
     rows: PackedRows,
     queries: Queries,
-    k: int,
-    *,
-    alive: NDArray[np.bool_],
+    count: int,
     work: Work,
+    *,
+    alive: NDArray[np.bool_] | None = None,
+    ids: NDArray[np.int64] | None = None,
     path: str = PATH,
-) -> NDArray[np.int64]:
-    """Return how far, squared, each query's k-th neighbour may be: a `reach` for `nearest`.
-
-    Parameters
-    ----------
-    rows, queries, k, alive, work, path
-        As for `nearest`; the work is that of a few rows that are near.
-
-    Returns
-    -------
-    ndarray of shape (Q,), int64
-        The k nearest of the rows visited are below it; int32's maximum where there are too few
-        rows to tell.
-    """
-    _require_same_length(rows, queries.codes)
-    reach = np.full(len(queries.codes), NEVER, np.int64)
-    if len(work.query_list):
-        inputs = [read_only(array) for array in (*rows[:3], alive, *queries[:2], *work)]
-        bound_ranges(*inputs, k, reach, PATHS[path].marker)  # type: ignore[call-arg]
-    return reach
-
-
-def _most_rows(work: Work, queries: int, count: int) -> int:
-    """Return how many rows a query has at most; refuse work in which one has too few."""
-    sizes = work.row_stop - work.row_start
-    size = int(sizes[0]) if len(sizes) else 0
-    items = np.bincount(work.query_list, minlength=queries)
-    if (sizes != size).any() or (queries and (count < 1 or items.min() * size < count)):
-        raise InputError(
-            f"{count} rows are wanted of every query, and one has {items.min()} items of {size} "
-            "rows (which must be of one length)"
-        )
-    return int(items.max(initial=0)) * size
-
-
-def best_rows(
-    rows: PackedRows, queries: Queries, count: int, work: Work, *, path: str = PATH
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the `count` nearest rows of each query, for counts of dozens.
+    """Return the `count` nearest rows of each query.
+
+    What `nearest` says of them, several times as fast where few rows go by for each of the rows
+    that are wanted: hundreds of rows, or dozens of neighbours.
 
     Parameters
     ----------
-    rows : PackedRows
-    queries : Queries
-        Q query rows.
+    rows, queries, work, alive, ids, path
+        See `nearest`.
     count : int
         Rows that are wanted, P.
-    work : Work
-        Items of one length, by their rows; each query has at least P rows in its own. If there
-        are several, a distance is held for each query and row of its items.
-    path : str
-        Code path; the integers are the same.
-
-    Raises
-    ------
-    InputError
-        Items of different lengths, or a query with fewer rows.
 
     Returns
     -------
     distance : ndarray of shape (Q, P), int32
-        Squared distances, ascending.
     row : ndarray of shape (Q, P), int64
-        The smaller row first among equal distances.
+        As of `nearest`.
+
+    Notes
+    -----
+    If there are several work items, a distance is held for each query and row of its items.
     """
     _require_same_length(rows, queries.codes)
-    width = -(-_most_rows(work, len(queries.codes), count) // SPAN) * SPAN
     shape = len(queries.codes), count
-    distance, found = np.empty(shape, np.int32), np.empty(shape, np.int64)
-    if len(found):
-        held = min(len(found), TILE) if len(work.row_start) == 1 else len(found)
-        near = _workspace(held * width).reshape(held, width)
-        inputs = [read_only(array) for array in (*rows[:3], *queries[:2], *work)]
-        best_ranges(*inputs, near, distance, found, PATHS[path].marker)  # type: ignore[call-arg]
+    distance, found = np.full(shape, NEVER, np.int32), np.full(shape, -1, np.int64)
+    if alive is None:
+        alive = np.ones(rows.size, np.bool_)
+    if ids is None:
+        ids = np.empty(0, np.int64)
+    lists = [read_only(array) for array in work]
+    lanes = lanes_of_queries(*lists, len(found))  # type: ignore[call-arg]
+    held = min(len(found), TILE) if len(work.row_start) == 1 else len(found)
+    width = -(-int(lanes.max(initial=1)) // SPAN) * SPAN
+    near = _workspace(held * width).reshape(held, width)
+    inputs = [read_only(array) for array in (*rows[:3], alive, *queries[:2], ids)]
+    best_ranges(*inputs, *lists, read_only(lanes), near, distance, found, PATHS[path].marker)  # type: ignore[call-arg]
     return distance, found
 
 
@@ -431,4 +395,3 @@ def warm_up() -> None:
     range_scan(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
     merge_nearest([nearest(rows, queries, 1), nearest(rows, queries, 1)])
     best_rows(rows, queries, 1, work)
-    reach_of(rows, queries, 1, alive=np.ones(BLOCK, np.bool_), work=work)

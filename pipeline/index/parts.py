@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index.cells import Cells
-from pipeline.index.kernels import Queries, merge_nearest, nearest, prepare_queries, reach_of
+from pipeline.index.kernels import Queries, best_rows, merge_nearest, nearest, prepare_queries
 from pipeline.index.rows import PackedRows, pack_rows, to_signed, to_unsigned, unpack_rows
-from pipeline.index.simd import BLOCK, NEVER
+from pipeline.index.simd import NEVER
 from pipeline.index.work import Work, cell_work, full_work, ordered_work, split_work
 
 CHUNK = 65_536
@@ -29,8 +29,11 @@ QUERIES_AT_ONCE = 4096
 GROWTH = 2
 """A part is united with the one before it when that is not so many times larger."""
 
-SEED_CELLS = 4
-"""Cells at least that are looked at first, for a bound on how far neighbours may be."""
+SEED_CELLS = 3
+"""Cells at least that are looked at first: they tell how far neighbours in the others may be."""
+
+LOOKING = 512
+"""Queries whose first cells are looked at together: the distances are held in the cache."""
 
 Neighbours = tuple[NDArray[np.int32], NDArray[np.int64]]
 """Squared distances of bytes and ids, both of shape (Q, k); int32's maximum and -1 at the end."""
@@ -145,49 +148,59 @@ def _search_some(
     queries = prepare_queries(codes)
     if len(codes) == 1 and probes is not None:
         # Best cell first, so that the bounds need no search of their own.
-        one = tree.probe(codes, probes)[0]
+        one = tree.probe(codes, probes)
         tasks = [(part, ordered_work(one, part.cell_offsets)) for part in parts]
         return _nearest_of(tasks, queries, k, None, pool)
     seeds = _seed_cells(parts, tree, k)
     wanted = seeds if probes is None else probes
 
-    def look(piece: NDArray[np.int8]) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+    def look(piece: NDArray[np.int8]) -> tuple[NDArray[Any], ...]:
         cells = tree.probe(piece, wanted)
-        return cells, _reach_of(parts, cells[:, :seeds], prepare_queries(piece), k)
+        return cells, *_best_of(parts, cells[:, :seeds], prepare_queries(piece), k)
 
-    per_piece = -(-len(codes) // threads)
+    per_piece = min(LOOKING, -(-len(codes) // threads))
     pieces = [codes[at : at + per_piece] for at in range(0, len(codes), per_piece)]
     looked = _spread(pool, look, pieces)
-    cells, reach = (np.concatenate(some) for some in zip(*looked, strict=True))
+    cells, distance, ids = (np.concatenate(some) for some in zip(*looked, strict=True))
+    # Another row as far away may still come before the last, by its id.
+    reach = distance[:, -1].astype(np.int64) + 1
+    if probes is None:
+        tasks = [
+            (part, piece)
+            for part in parts
+            for piece in split_work(full_work(part.rows.size, len(codes), codes.shape[1]), threads)
+        ]
+        return _nearest_of(tasks, queries, k, reach, pool)
     tasks = [
         (part, piece)
         for part in parts
-        for piece in split_work(
-            full_work(part.rows.size, len(codes), codes.shape[1])
-            if probes is None
-            else cell_work(cells, part.cell_offsets),
-            threads,
-        )
+        for piece in split_work(cell_work(cells[:, seeds:], part.cell_offsets), threads)
     ]
-    return _nearest_of(tasks, queries, k, reach, pool)
+    return merge_nearest([(distance, ids), _nearest_of(tasks, queries, k, reach, pool)])
 
 
 def _seed_cells(parts: Sequence[Part], tree: Cells, k: int) -> int:
-    """Return how many cells have so many blocks of rows that k neighbours are among them."""
+    """Return how many cells have twice as many rows as neighbours are wanted."""
     rows = sum(part.rows.size for part in parts)
-    return max(SEED_CELLS, -(-2 * k * BLOCK * tree.cells // max(1, rows)))
+    return max(SEED_CELLS, -(-2 * k * tree.cells // max(1, rows)))
 
 
-def _reach_of(
+def _best_of(
     parts: Sequence[Part], cells: NDArray[np.uint32], queries: Queries, k: int
-) -> NDArray[np.int64]:
-    """Return how far each k-th neighbour may be, from the rows of the nearest cells."""
-    reach = np.full(len(queries.codes), NEVER, np.int64)
-    for part in parts:
-        work = cell_work(cells, part.cell_offsets)
-        bounds = reach_of(part.rows, queries, k, alive=part.alive, work=work)
-        np.minimum(reach, bounds, out=reach)
-    return reach
+) -> Neighbours:
+    """Return the k nearest rows of each query in some cells."""
+    found = [
+        best_rows(
+            part.rows,
+            queries,
+            k,
+            ordered_work(cells, part.cell_offsets),
+            alive=part.alive,
+            ids=part.ids,
+        )
+        for part in parts
+    ]
+    return _merge(found, k, len(queries.codes))
 
 
 def _spread(

@@ -1160,66 +1160,6 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def bound_ranges(  # type: ignore[no-untyped-def]
-    codes, norms, heads, alive, query_codes, bias, row_start, row_stop, query_start, query_list,
-    k, out_reach, path,
-):  # fmt: skip
-    """Write for each query a squared distance below which k rows of its work items lie.
-
-    The rows are dealt out in turn; of the nearest of each share, the k-th is as near as that, and
-    with it k rows at least, seldom many more. No list is kept in order for it.
-    """
-    laid = lay_out(query_codes, path)
-    marks = marks_of_all(query_codes.shape[0])
-    rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
-    values = new_values()
-    flat = values.reshape(values.size)
-    seen = np.zeros(1, np.int64)
-    count = query_codes.shape[0]
-    length = (MAXIMA_A_RANK * k + SPAN - 1) // SPAN * SPAN
-    maxima, turns = np.empty(count * length, np.int32), np.zeros(count, np.int64)
-    maxima[:] = -CEILING
-    set_up(path)
-    for item in range(row_start.shape[0]):
-        begin, end = row_start[item], row_stop[item]
-        last = (end + BLOCK - 1) // BLOCK
-        for start in range(query_start[item], query_start[item + 1], TILE):
-            filled = min(TILE, query_start[item + 1] - start)
-            few = filled <= FEW
-            at_once = queries_at_once(few, path)
-            gather(laid, marks, query_list, start, filled, at_once, rows, limits)
-            block = begin // BLOCK
-            while block < last:
-                width = width_at(block, last)
-                low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
-                whole = high - low == SPAN and all_in_span(alive, low)
-                for group in range(0, filled, at_once):
-                    tile(
-                        codes, rows, norms, heads, limits, values, seen,
-                        block, last, group, few, path,
-                    )  # fmt: skip
-                for slot in range(filled):
-                    query = query_list[start + slot]
-                    at = query * length + turns[query] // width * width * BLOCK % length
-                    turns[query] += width
-                    if whole:
-                        raise_span(maxima, at, flat, slot * SPAN)
-                        continue
-                    for row in range(low, high):
-                        lane = row - block * BLOCK
-                        if alive[row]:
-                            maxima[at + lane] = max(maxima[at + lane], values[slot, lane])
-                block += width
-    clear_away(path)
-    for query in range(count):
-        mine = maxima[query * length : (query + 1) * length]
-        value = _greatest_reached(mine, k)
-        out_reach[query] = NEVER
-        if value > -CEILING:
-            out_reach[query] = np.int64(bias[query]) - value + 1
-
-
-@numba.njit(nogil=True, cache=True)
 def closest_ranges(  # type: ignore[no-untyped-def]
     codes, norms, heads, query_codes, row_start, row_stop, query_start, query_list, out_row, path
 ):  # fmt: skip
@@ -1288,18 +1228,28 @@ def _first_greatest(maxima, where):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def best_ranges(  # type: ignore[no-untyped-def]
-    codes, norms, heads, query_codes, bias, row_start, row_stop, query_start, query_list,
-    near, out_distance, out_row, path,
-):  # fmt: skip
-    """Write the nearest rows (Q, P) of each query over its work items, by (distance, row).
+def lanes_of_queries(row_start, row_stop, query_start, query_list, count):  # type: ignore[no-untyped-def]
+    """Return how many rows the blocks of each query's work items have."""
+    lanes = np.zeros(count, np.int64)
+    for item in range(row_start.shape[0]):
+        first, last = row_start[item] // BLOCK, (row_stop[item] + BLOCK - 1) // BLOCK
+        for place in range(query_start[item], query_start[item + 1]):
+            lanes[query_list[place]] += (last - first) * BLOCK
+    return lanes
 
-    All distances are written down and the P-th found among them: with many neighbours that costs
-    far less than keeping them in order while rows go by. Items are of one length, ordered by their
-    rows, and each query has at least P rows in its own. `near` (H, R) is written over; H is at
-    least the number of queries of which some items are done and others not, and of `TILE` more or
-    all; R is a multiple of `SPAN`, and at least the greatest number of rows that a query's items
-    have.
+
+@numba.njit(nogil=True, cache=True)
+def best_ranges(  # type: ignore[no-untyped-def]
+    codes, norms, heads, alive, query_codes, bias, ids, row_start, row_stop, query_start,
+    query_list, lanes, near, out_distance, out_row, path,
+):  # fmt: skip
+    """Write the nearest living rows (Q, P) of each query over its work items, by (distance, id).
+
+    All distances are written down and the P-th found among them: that costs less than keeping the
+    nearest in order while rows go by, and far less with dozens of them. `lanes` are those of
+    `lanes_of_queries`. `near` (H, R) is written over; H is at least the number of queries of which
+    some items are done and others not, and of `TILE` more or all; R is a multiple of `SPAN`, and
+    at least the greatest number of lanes. Where there are fewer rows, nothing is written.
     """
     laid = lay_out(query_codes, path)
     marks = marks_of_all(query_codes.shape[0])
@@ -1308,18 +1258,15 @@ def best_ranges(  # type: ignore[no-untyped-def]
     # Views of single rows would be counted as references, atomically, for every tile.
     flat, all_near = values.reshape(values.size), near.reshape(near.size)
     seen = np.zeros(1, np.int64)
-    count = query_codes.shape[0]
-    size = row_stop[0] - row_start[0]
-    first = np.empty((count, near.shape[1] // size), np.int64)
-    items, left = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    for query in query_list:
-        left[query] += 1
+    count, room = query_codes.shape[0], near.shape[1]
     # A query whose last item is done gives its place to the next: the places stay in the cache.
     held = near.shape[0]
     places, free = np.empty(count, np.int64), np.arange(held - 1, -1, -1)
-    spans = near.shape[1] // SPAN
-    parts = min(spans, (MAXIMA_A_RANK * out_row.shape[1] + SPAN - 1) // SPAN)
-    maxima, keys = np.empty(parts * SPAN, np.int32), np.empty(near.shape[1], np.int64)
+    filled_lanes = np.zeros(count, np.int64)
+    blocks = np.empty((held, room // BLOCK), np.int32)
+    parts = min(room // SPAN, (MAXIMA_A_RANK * out_row.shape[1] + SPAN - 1) // SPAN)
+    maxima = np.empty(parts * SPAN, np.int32)
+    found, numbers = np.empty(room, np.int32), np.empty(room, np.int64)
     set_up(path)
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
@@ -1331,14 +1278,14 @@ def best_ranges(  # type: ignore[no-untyped-def]
             gather(laid, marks, query_list, start, filled, at_once, rows, limits)
             for slot in range(filled):
                 query = query_list[start + slot]
-                if items[query] == 0:
+                if filled_lanes[query] == 0:
                     held -= 1
                     places[query] = free[held]
-                first[query, items[query]] = begin
             block = begin // BLOCK
             while block < last:
                 width = width_at(block, last)
                 low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
+                whole = high - low == SPAN and all_in_span(alive, low)
                 for group in range(0, filled, at_once):
                     tile(
                         codes, rows, norms, heads, limits, values, seen,
@@ -1346,49 +1293,75 @@ def best_ranges(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                 for slot in range(filled):
                     query = query_list[start + slot]
-                    at = places[query] * near.shape[1] + items[query] * size + low - begin
-                    if high - low == SPAN:
+                    place, lane = places[query], filled_lanes[query]
+                    filled_lanes[query] = lane + width * BLOCK
+                    for i in range(width):
+                        blocks[place, lane // BLOCK + i] = block + i
+                    at = place * room + lane
+                    if whole:
                         copy_span(all_near, at, flat, slot * SPAN)
                         continue
-                    lane = low - block * BLOCK
-                    for i in range(high - low):
-                        all_near[at + i] = values[slot, lane + i]
+                    for i in range(width * BLOCK):
+                        row = block * BLOCK + i
+                        living = low <= row < high and alive[row]
+                        all_near[at + i] = values[slot, i] if living else -CEILING
                 block += width
             for slot in range(filled):
                 query = query_list[start + slot]
-                items[query] += 1
-                left[query] -= 1
-                if left[query] == 0:
-                    free[held] = places[query]
+                place = places[query]
+                if filled_lanes[query] == lanes[query]:
+                    free[held] = place
                     held += 1
                     _write_best(
-                        near[places[query]], items[query] * size, maxima, keys,
-                        first[query], size, bias[query], out_distance[query], out_row[query],
+                        near[place], lanes[query], blocks[place], ids, bias[query],
+                        maxima, found, numbers, out_distance[query], out_row[query],
                     )  # fmt: skip
     clear_away(path)
 
 
 @numba.njit(nogil=True)
 def _write_best(  # type: ignore[no-untyped-def]
-    values, length, maxima, keys, first, size, bias, out_distance, out_row
+    values, length, blocks, ids, bias, maxima, found, numbers, out_distance, out_row
 ):
-    """Write the nearest rows of one query, whose values lie item by item."""
-    found = _take_greatest(values, length, maxima, keys, out_row.shape[0])
-    for rank in range(out_row.shape[0]):
-        place = -found[rank] & 0xFFFFFFFF
-        value = (found[rank] + place) >> 32
-        item = np.int32(place) // np.int32(size)
-        out_row[rank] = first[item] + place - item * size
-        out_distance[rank] = bias - value
+    """Write the nearest rows of one query, whose values lie block by block."""
+    wanted = out_row.shape[0]
+    least = _least_wanted(values, length, maxima, wanted)
+    count = 0
+    for start in range(0, length, SPAN):
+        bits = reaching_in_span(values, start, np.int32(least))
+        while bits != 0:
+            place = start + lowest_bit(bits)
+            bits &= bits - 1
+            row = np.int64(blocks[place // BLOCK]) * BLOCK + place % BLOCK
+            found[count] = values[place]
+            numbers[count] = ids[row] if ids.shape[0] else row
+            count += 1
+    if count > COUNTED:
+        order = np.argsort(numbers[:count], kind="mergesort")
+        order = order[np.argsort(-found[order], kind="mergesort")]
+        for rank in range(min(wanted, count)):
+            out_distance[rank] = bias - found[order[rank]]
+            out_row[rank] = numbers[order[rank]]
+        return
+    for i in range(count):
+        value, number = found[i], numbers[i]
+        at = np.int32(0)
+        for j in range(count):
+            at += np.int32(found[j] > value)
+        # Equal values have this place in common and the next ones, by their numbers.
+        while at < wanted and out_row[at] >= 0:
+            out_row[at], number = min(out_row[at], number), max(out_row[at], number)
+            at += 1
+        if at < wanted:
+            out_distance[at], out_row[at] = bias - value, number
 
 
 @numba.njit(nogil=True)
-def _take_greatest(values, length, maxima, keys, wanted):  # type: ignore[no-untyped-def]
-    """Return the greatest of `length` values with their places, greatest first, as keys.
+def _least_wanted(values, length, maxima, wanted):  # type: ignore[no-untyped-def]
+    """Return a value that as many as are wanted of the first `length` reach, and not many more.
 
-    A key is ``(value << 32) - place``: greater for greater values, then for earlier places. The
-    values are dealt out to the maxima in turn; as many values as are wanted reach the maximum of
-    that rank, and seldom many more.
+    The values are dealt out to the maxima in turn; as many values as are wanted reach the maximum
+    of that rank, and seldom many more.
     """
     nothing = np.int32(-CEILING)
     for place in range(length, -(-length // SPAN) * SPAN):
@@ -1398,26 +1371,9 @@ def _take_greatest(values, length, maxima, keys, wanted):  # type: ignore[no-unt
     for start in range(0, length, SPAN):
         raise_span(maxima, goal, values, start)
         goal = goal + SPAN if goal + SPAN < maxima.shape[0] else 0
-    least = nothing + 1
-    if maxima.shape[0] >= wanted:
-        least = max(least, _greatest_reached(maxima, wanted))
-    count = 0
-    for start in range(0, length, SPAN):
-        bits = reaching_in_span(values, start, np.int32(least))
-        while bits != 0:
-            place = start + lowest_bit(bits)
-            bits &= bits - 1
-            keys[count] = (np.int64(values[place]) << 32) - place
-            count += 1
-    if count > COUNTED:
-        return np.sort(keys[:count])[::-1]
-    ordered = np.empty(count, np.int64)
-    for i in range(count):
-        greater = 0
-        for j in range(count):
-            greater += keys[j] > keys[i]
-        ordered[greater] = keys[i]
-    return ordered
+    if maxima.shape[0] < wanted:
+        return nothing + 1
+    return max(nothing + 1, _greatest_reached(maxima, wanted))
 
 
 @numba.njit(nogil=True)

@@ -174,14 +174,13 @@ def _take_ranges(starts, listed, visited, count):  # type: ignore[no-untyped-def
 
 
 def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:
-    """Return the work of a scan of the cells (P,) that one query wants, in their order."""
-    wanted = cells.astype(np.int64, copy=False)
-    count = len(wanted)
+    """Return the work of a scan of cells (Q, P), query by query, in the order of the wishes."""
+    wanted = cells.ravel().astype(np.int64)
     return Work(
         cell_offsets[wanted],
         cell_offsets[wanted + 1],
-        np.arange(count + 1, dtype=np.int64),
-        np.zeros(count, np.int32),
+        np.arange(len(wanted) + 1, dtype=np.int64),
+        np.repeat(np.arange(len(cells), dtype=np.int32), cells.shape[1]),
     )
 
 

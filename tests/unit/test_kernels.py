@@ -26,14 +26,13 @@ from pipeline.index.kernels import (
     prepare_queries,
     range_scan,
     range_scan_reference,
-    reach_of,
 )
 from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.simd import (
     HEAD,
     PATHS,
     best_ranges,
-    bound_ranges,
+    closest_ranges,
     nearest_ranges,
     scan_ranges,
     usable_paths,
@@ -282,35 +281,49 @@ def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
             assert found[1][query].tolist() == kept.tolist() + [-1] * (9 - len(kept))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**32),
+    count=st.integers(1, 900),
     items=st.integers(1, 5),
-    size=st.integers(1, 90),
-    share=st.floats(0.01, 1),
-    few=st.booleans(),
+    k=st.sampled_from([1, 3, 16, 70, 1000]),
+    kinds=st.sampled_from([2, 500]),
+    living=st.sampled_from([0.0, 0.6, 1.0]),
+    named=st.booleans(),
     path=st.sampled_from(USABLE),
 )
-def test_best_rows_are_the_beginning_of_all_in_order(
-    seed: int, items: int, size: int, share: float, few: bool, path: str
+def test_best_rows_are_the_nearest(
+    seed: int, count: int, items: int, k: int, kinds: int, living: float, named: bool, path: str
 ) -> None:
-    """Items of one length, each wanted by some queries; few kinds of rows make many ties."""
+    """Ranges in any order, each wanted by some queries; few kinds of rows make many ties."""
     rng = np.random.default_rng(seed)
-    kinds = make_rows(rng, 3 if few else 500)
-    unpacked = kinds[rng.integers(0, len(kinds), items * size)]
+    some = make_rows(rng, kinds)
+    packed = pack_rows(some[rng.integers(0, kinds, count)])
     queries = make_queries(rng, 21)
-    wanted = [np.flatnonzero(rng.random(21) < 0.6).astype(np.int32) for _ in range(items - 1)]
-    wanted.append(np.arange(21, dtype=np.int32))
-    starts = np.arange(items, dtype=np.int64) * size
+    alive = rng.random(count) < living
+    ids = rng.permutation(count * 3)[:count].astype(np.int64) if named else None
+    bounds = np.unique(np.append(rng.integers(0, count, items - 1), [0, count])).astype(np.int64)
+    order = rng.permutation(len(bounds) - 1)
+    wanted = [np.flatnonzero(rng.random(21) < 0.6).astype(np.int32) for _ in order]
     listed = np.concatenate([[0], np.cumsum([len(want) for want in wanted])]).astype(np.int64)
-    work = Work(starts, starts + size, listed, np.concatenate(wanted))
-    count = max(1, int(share * size))
-    found = best_rows(pack_rows(unpacked), queries, count, work, path=path)
-    for query in range(21):
-        visited = np.repeat([query in want for want in wanted], size)
-        one = prepare_queries(queries.codes[query : query + 1])
-        expected = nearest_reference(unpacked, one, count, visited)
-        assert all(np.array_equal(found[i][query], expected[i][0]) for i in (0, 1))
+    parts = Work(bounds[:-1][order], bounds[1:][order], listed, np.concatenate(wanted))
+    for each in (parts, work.whole_work(count, 21)):
+        expected = nearest(packed, queries, k, work=each, alive=alive, ids=ids)
+        found = best_rows(packed, queries, k, each, alive=alive, ids=ids, path=path)
+        assert np.array_equal(found[0], expected[0])
+        assert np.array_equal(found[1], expected[1])
+
+
+def test_best_rows_of_nothing_are_none() -> None:
+    rows, queries = (
+        pack_rows(make_rows(np.random.default_rng(1), 40)),
+        prepare_queries(np.zeros((6, 64), np.int8)),
+    )
+    nobody = Work(*(np.array(v, np.int64) for v in ([0], [40], [0, 0])), np.empty(0, np.int32))
+    for each in (work.whole_work(0, 6), nobody):
+        distance, row = best_rows(rows, queries, 3, each)
+        assert (distance == np.iinfo(np.int32).max).all()
+        assert (row == -1).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -344,17 +357,6 @@ def test_the_closest_row_is_the_nearest_of_one(
     assert np.array_equal(closest_rows(packed, queries.codes, each, path=path), exact)
 
 
-def test_more_rows_than_a_query_has_are_not_selected() -> None:
-    rng = np.random.default_rng(1)
-    rows, queries = pack_rows(make_rows(rng, 40)), make_queries(rng, 6)
-    for wanted, some in ((45, work.whole_work(40, 6)), (1, work.whole_work(0, 6))):
-        with pytest.raises(InputError, match=f"{wanted} rows are wanted of every query"):
-            best_rows(rows, queries, wanted, some)
-    uneven = Work(*(np.array(v) for v in ([0, 10], [10, 40], [0, 6, 12])), np.tile(np.arange(6), 2))
-    with pytest.raises(InputError, match="of one length"):
-        best_rows(rows, queries, 3, uneven)
-
-
 def test_code_for_another_processor_uses_nothing_special_of_this_one() -> None:
     program = "from pipeline.index.warm import warm_up; from pipeline.index import kernels; "
     program += "warm_up(); print(kernels.PATH)"
@@ -363,55 +365,6 @@ def test_code_for_another_processor_uses_nothing_special_of_this_one() -> None:
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "portable"
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**32),
-    count=st.integers(1, 200),
-    k=st.integers(1, 9),
-    living=st.sampled_from([0.0, 0.2, 1.0]),
-    path=st.sampled_from(USABLE),
-)
-def test_the_k_nearest_are_below_the_reach(
-    seed: int, count: int, k: int, living: float, path: str
-) -> None:
-    rng = np.random.default_rng(seed)
-    unpacked, queries = make_rows(rng, count), make_queries(rng, 18)
-    alive = rng.random(count) < living
-    work = make_work(rng, count, 18, 4)
-    reach = reach_of(pack_rows(unpacked), queries, k, alive=alive, work=work, path=path)
-    for query in range(18):
-        visited = np.zeros(count, np.int64)
-        for item in range(len(work.row_start)):
-            start, stop = work.query_start[item : item + 2]
-            if query in work.query_list[start:stop]:
-                visited[work.row_start[item] : work.row_stop[item]] += 1
-        below, rows = (part[query] for part in nearest_reference(unpacked, queries, count))
-        inside = (below < reach[query]) & (visited[rows] > 0) & alive[rows]
-        if reach[query] < np.iinfo(np.int32).max:
-            # A row that two items visit may be counted twice, as it is by whoever asks so.
-            assert visited[rows[inside]].sum() >= k
-        if not (visited[alive] > 0).any():
-            assert reach[query] == np.iinfo(np.int32).max
-
-
-@pytest.mark.parametrize("path", USABLE)
-@pytest.mark.parametrize("k", [1, 5, 16, 70])
-def test_few_more_than_the_k_nearest_are_below_the_reach(k: int, path: str) -> None:
-    rng = np.random.default_rng(k)
-    unpacked, queries = make_rows(rng, 40 * k), make_queries(rng, 18)
-    alive = rng.random(len(unpacked)) < 0.9
-    # Ranges that begin and end anywhere: parts of spans at either end.
-    bounds = np.unique(np.append(rng.integers(0, len(unpacked), 5), [0, len(unpacked)]))
-    items = len(bounds) - 1
-    listed = np.tile(np.arange(18, dtype=np.int32), items)
-    work = Work(bounds[:-1], bounds[1:], np.arange(items + 1) * 18, listed)
-    reach = reach_of(pack_rows(unpacked), queries, k, alive=alive, work=work, path=path)
-    distance, row = nearest_reference(unpacked, queries, len(unpacked))
-    below = ((distance < reach[:, None]) & alive[row]).sum(axis=1)
-    assert (below >= k).all()
-    assert below.mean() < 2 * k + 2
 
 
 def test_queries_of_another_length_and_lengths_that_are_not_built_are_refused() -> None:
@@ -475,9 +428,9 @@ def test_packing_loses_nothing(count: int, width: int) -> None:
 
 def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path: Path) -> None:
     warm_up()
-    compiled = [scan_ranges, nearest_ranges, best_ranges, bound_ranges, work._list_queries]
+    compiled = [scan_ranges, nearest_ranges, best_ranges, closest_ranges, work._list_queries]
     compiled += [vptree._assign, vptree._probe, vptree._all_distances]
-    compiled += [vptree._power_round, quantizer._rotate]
+    compiled += [vptree._power_iteration, quantizer._rotate]
     versions = [len(function.signatures) for function in compiled]
     random = np.random.default_rng(3)
     stored = random.integers(0, 256, (40, 64), dtype=np.uint8)
@@ -492,7 +445,7 @@ def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path:
     tree.assign(received)
     tree.probe(received, 2)
     work.cell_work(tree.probe(received, 2), np.arange(5))
-    reach_of(rows, queries, 1, alive=np.ones(40, bool), work=full_work(40, 5))
+    closest_rows(rows, received, full_work(40, 5))
     best_rows(rows, queries, 2, work.whole_work(40, 5))
     vectors = np.frombuffer(b"\0" * 4 * 257, np.float32, offset=4).reshape(2, 128)
     quantizer.train_quantizer(vectors).encode(vectors)
