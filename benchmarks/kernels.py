@@ -7,7 +7,9 @@ rounds in which all take turns:
 
 ``range_scan``  a million rows in items of 128 kB, as the exhaustive plan works; radii that one
                 pair in 50,000 passes
-``nearest``     the 16 nearest of 32,768 rows, as the background distance asks
+``nearest``     the 16 nearest of 32,768 rows, kept in order while the rows go by
+``of means``    the nearest of 4,096 means of cells, as a descriptor's cell, by `nearest` and by
+                `closest_rows`; and the 25 nearest, as the cells that a query opens, by `best_rows`
 ``sgemm``       ``queries @ rows.T`` in float32 in blocks of 2,048 rows: the inner products alone,
                 nothing is compared or kept
 ``limit``       a ``vpdpbusd`` a pair, two a cycle, and a ``tdpbsud`` for 256 pairs every 16 cycles,
@@ -39,12 +41,20 @@ from numpy.typing import NDArray
 
 from benchmarks.common import show
 from pipeline.index import simd
-from pipeline.index.kernels import nearest, prepare_queries, range_scan
+from pipeline.index.cells import MeanCells, train_cells
+from pipeline.index.kernels import (
+    best_rows,
+    closest_rows,
+    nearest,
+    prepare_queries,
+    range_scan,
+)
 from pipeline.index.rows import PackedRows, pack_rows
 from pipeline.index.simd import BLOCK, PATHS, TILE, usable_paths
-from pipeline.index.work import full_work
+from pipeline.index.work import full_work, whole_work
 
 TILE_ROWS, PASSES = 256, 2000
+LEVELS, MEAN_ROWS, OPENED, TIMES = 12, 1 << 17, 25, 16
 ROWS, NEAREST_ROWS, QUERIES, NEIGHBOURS = 1_000_000, 32_768, 256, 16
 SHARE = 2e-5
 PRODUCT_ROWS = 2048
@@ -147,6 +157,9 @@ def steps() -> dict[str, tuple[Step, float]]:
     for path in reversed(usable_paths()):
         made[f"range_scan, {path}"] = (scan(path), ROWS * QUERIES)
         made[f"nearest, {path}"] = (near(path), NEAREST_ROWS * QUERIES)
+    cells = train_cells((unpacked[:MEAN_ROWS].astype(np.int16) - 128).astype(np.int8), LEVELS)
+    assert isinstance(cells, MeanCells)
+    made |= of_means(cells.means, codes)
     some = pack_rows(unpacked[:TILE_ROWS])
     for path in reversed(usable_paths()):
         for straddling, how in ((False, "aligned"), (True, "straddling")):
@@ -154,6 +167,21 @@ def steps() -> dict[str, tuple[Step, float]]:
             made[f"tiles, {path}, {how}"] = (tiles(some, straddling, path), pairs)
     made["range_scan, whole rows"] = (scan_whole_rows, ROWS * QUERIES)
     return made
+
+
+def of_means(means: PackedRows, codes: NDArray[np.int8]) -> dict[str, tuple[Step, float]]:
+    """Return the ways to find the nearest of few rows, each many times over."""
+    queries, work = prepare_queries(codes), whole_work(means.size, QUERIES)
+    ways: dict[str, Step] = {
+        "nearest of means": lambda: nearest(means, queries, 1, work=work),
+        "closest_rows of means": lambda: closest_rows(means, codes, work),
+        "best_rows of means": lambda: best_rows(means, queries, OPENED, work),
+    }
+
+    def repeated(step: Step) -> Step:
+        return lambda: [step() for _ in range(TIMES)]
+
+    return {name: (repeated(step), TIMES * means.size * QUERIES) for name, step in ways.items()}
 
 
 def main() -> None:
