@@ -8,7 +8,8 @@ other photographs. Cells are opened best first until a share of the collection's
 *recall* is the share of the query descriptors whose nearest 8-bit row, by exhaustive scan, is then
 among them. *means* are the pipeline's cells (`pipeline.index.cells`); k-means cells, which know no
 tree and begin with random rows, are the yardstick. Both are trained with three seeds; the rows of
-the table are the averages, and the last column of the greatest difference that a seed makes.
+the table are the averages, and the last column of the greatest difference that a seed makes. Last,
+cells of which so many that a search compares only those to which the tree leads.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ from pipeline.index.vptree import VPTree, train_tree
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1)
 KMEANS_ROUNDS = 25
 SEEDS = (1, 2, 3)
+OPENED = (16, 32, 64, 128)
+LED = (5, 6)
+"""Levels beyond the pipeline's, of cells that are too many to compare all."""
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.int8]
@@ -221,6 +225,19 @@ class Collection:
             lines.append(self.line(centroid_order(self.queries, centroids), cells))
         show(name, lines)
 
+    def show_led(self, more: int) -> None:
+        """Print what is found in the nearest cells, all compared and as the tree leads to them."""
+        cells = train_cells(self.sample, self.levels + more)
+        home = cells.assign(self.rows)[self.nearest]
+        print(f"\n{cells.cells} cells\n\n| cells opened | all means compared | led by the tree |")
+        print("|---:|---:|---:|")
+        for count in OPENED:
+            led = cells.probe(self.queries, count)
+            with patch.object(cells_module, "EVERY", cells.cells):
+                best = cells.probe(self.queries, count)
+            shares = (f"{(some == home[:, None]).any(axis=1).mean():.3f}" for some in (best, led))
+            print(f"| {count} | {' | '.join(shares)} |", flush=True)
+
     def show_tree(self, name: str, tree: VPTree) -> None:
         """Print a tree, probed as the pipeline does."""
         order = tree.probe(self.queries, tree.cells).astype(np.intp)
@@ -273,6 +290,8 @@ def main() -> None:
         c.show_means(f"means, {count} cells, one step", "principal", more, 1)
         c.show_means(f"means, {count} cells", "principal", more)
         c.show_kmeans(f"k-means, {count} cells", count)
+    for more in LED:
+        c.show_led(more)
 
 
 if __name__ == "__main__":

@@ -103,6 +103,7 @@ def test_many_cells_are_sorted_as_few_are() -> None:
 def test_the_tree_leads_to_nearly_all_nearest_means(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a great number of cells only some subtrees are looked into."""
     monkeypatch.setattr(module, "EVERY", 1)
+    monkeypatch.setattr(module, "ASSIGNING_SUBTREES", 6)
     monkeypatch.setattr(module, "FEWEST_SUBTREES", 6)
     monkeypatch.setattr(module, "BREADTH", 8)
     rng = np.random.default_rng(4)
