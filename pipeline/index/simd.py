@@ -1229,9 +1229,11 @@ def _first_greatest(maxima, where):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def lanes_of_queries(row_start, row_stop, query_start, query_list, count):  # type: ignore[no-untyped-def]
-    """Return how many rows the blocks of each query's work items have."""
+    """Return how many rows the blocks of each query's work items have; empty items have none."""
     lanes = np.zeros(count, np.int64)
     for item in range(row_start.shape[0]):
+        if row_start[item] >= row_stop[item]:
+            continue
         first, last = row_start[item] // BLOCK, (row_stop[item] + BLOCK - 1) // BLOCK
         for place in range(query_start[item], query_start[item + 1]):
             lanes[query_list[place]] += (last - first) * BLOCK
@@ -1270,6 +1272,8 @@ def best_ranges(  # type: ignore[no-untyped-def]
     set_up(path)
     for item in range(row_start.shape[0]):
         begin, end = row_start[item], row_stop[item]
+        if begin >= end:
+            continue
         last = (end + BLOCK - 1) // BLOCK
         for start in range(query_start[item], query_start[item + 1], TILE):
             filled = min(TILE, query_start[item + 1] - start)

@@ -302,12 +302,14 @@ def test_best_rows_are_the_nearest(
     queries = make_queries(rng, 21)
     alive = rng.random(count) < living
     ids = rng.permutation(count * 3)[:count].astype(np.int64) if named else None
-    bounds = np.unique(np.append(rng.integers(0, count, items - 1), [0, count])).astype(np.int64)
+    # Equal bounds: ranges without rows, which any number of queries may want.
+    bounds = np.sort(np.append(rng.integers(0, count + 1, items), [0, 0, count, count]))
     order = rng.permutation(len(bounds) - 1)
     wanted = [np.flatnonzero(rng.random(21) < 0.6).astype(np.int32) for _ in order]
     listed = np.concatenate([[0], np.cumsum([len(want) for want in wanted])]).astype(np.int64)
     parts = Work(bounds[:-1][order], bounds[1:][order], listed, np.concatenate(wanted))
-    for each in (parts, work.whole_work(count, 21)):
+    cells = np.array([rng.permutation(len(order)) for _ in range(21)])
+    for each in (parts, work.whole_work(count, 21), work.ordered_work(cells, bounds)):
         expected = nearest(packed, queries, k, work=each, alive=alive, ids=ids)
         found = best_rows(packed, queries, k, each, alive=alive, ids=ids, path=path)
         assert np.array_equal(found[0], expected[0])
