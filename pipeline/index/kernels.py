@@ -30,12 +30,11 @@ from pipeline.index.simd import (
     NEVER,
     PATHS,
     SPAN,
-    TILE,
     best_ranges,
     closest_ranges,
-    lanes_of_queries,
     merge_lists,
     nearest_ranges,
+    room_for_best,
     scan_ranges,
     usable_paths,
 )
@@ -289,7 +288,8 @@ def best_rows(
 
     Notes
     -----
-    If there are several work items, a distance is held for each query and row of its items.
+    A distance is held for each row of the items of the queries of which some items are done and
+    others not: one, if a query's items follow each other.
     """
     _require_same_length(rows, queries.codes)
     shape = len(queries.codes), count
@@ -299,8 +299,7 @@ def best_rows(
     if ids is None:
         ids = np.empty(0, np.int64)
     lists = [read_only(array) for array in work]
-    lanes = lanes_of_queries(*lists, len(found))  # type: ignore[call-arg]
-    held = min(len(found), TILE) if len(work.row_start) == 1 else len(found)
+    lanes, held = room_for_best(*lists, len(found))  # type: ignore[call-arg]
     width = -(-int(lanes.max(initial=1)) // SPAN) * SPAN
     near = _workspace(held * width).reshape(held, width)
     inputs = [read_only(array) for array in (*rows[:3], alive, *queries[:2], ids)]

@@ -1228,16 +1228,33 @@ def _first_greatest(maxima, where):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def lanes_of_queries(row_start, row_stop, query_start, query_list, count):  # type: ignore[no-untyped-def]
-    """Return how many rows the blocks of each query's work items have; empty items have none."""
+def room_for_best(row_start, row_stop, query_start, query_list, count):  # type: ignore[no-untyped-def]
+    """Return the rows of the blocks of each query's work items, and how many places it takes.
+
+    Items without rows do not count. A place is for a query of which some items are done and others
+    not.
+    """
     lanes = np.zeros(count, np.int64)
+    first_item, last_item = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+    most = 0
     for item in range(row_start.shape[0]):
         if row_start[item] >= row_stop[item]:
             continue
         first, last = row_start[item] // BLOCK, (row_stop[item] + BLOCK - 1) // BLOCK
+        most = max(most, query_start[item + 1] - query_start[item])
         for place in range(query_start[item], query_start[item + 1]):
-            lanes[query_list[place]] += (last - first) * BLOCK
-    return lanes
+            query = query_list[place]
+            lanes[query] += (last - first) * BLOCK
+            if first_item[query] < 0:
+                first_item[query] = item
+            last_item[query] = item
+    begun = np.zeros(row_start.shape[0] + 1, np.int64)
+    for query in range(count):
+        if lanes[query] > 0 and last_item[query] > first_item[query]:
+            begun[first_item[query]] += 1
+            begun[last_item[query] + 1] -= 1
+    # Queries of one item come and go by tiles.
+    return lanes, np.cumsum(begun).max() + min(most, TILE)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -1249,9 +1266,9 @@ def best_ranges(  # type: ignore[no-untyped-def]
 
     All distances are written down and the P-th found among them: that costs less than keeping the
     nearest in order while rows go by, and far less with dozens of them. `lanes` are those of
-    `lanes_of_queries`. `near` (H, R) is written over; H is at least the number of queries of which
-    some items are done and others not, and of `TILE` more or all; R is a multiple of `SPAN`, and
-    at least the greatest number of lanes. Where there are fewer rows, nothing is written.
+    `room_for_best`. `near` (H, R) is written over; H is at least the number of places that it says,
+    R a multiple of `SPAN`, and at least the greatest number of lanes. Where there are fewer rows,
+    nothing is written.
     """
     laid = lay_out(query_codes, path)
     marks = marks_of_all(query_codes.shape[0])
@@ -1341,11 +1358,11 @@ def _write_best(  # type: ignore[no-untyped-def]
             numbers[count] = ids[row] if ids.shape[0] else row
             count += 1
     if count > COUNTED:
-        order = np.argsort(numbers[:count], kind="mergesort")
-        order = order[np.argsort(-found[order], kind="mergesort")]
-        for rank in range(min(wanted, count)):
-            out_distance[rank] = bias - found[order[rank]]
-            out_row[rank] = numbers[order[rank]]
+        # Many rows as near as the last: most are passed over by their number.
+        for i in range(count):
+            distance, last = bias - found[i], out_distance[wanted - 1]
+            if distance < last or (distance == last and numbers[i] < out_row[wanted - 1]):
+                _insert(out_distance, out_row, distance, numbers[i])
         return
     for i in range(count):
         value, number = found[i], numbers[i]
