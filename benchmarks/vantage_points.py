@@ -253,9 +253,9 @@ class Collection:
 def show(name: str, lines: Sequence[Sequence[float]]) -> None:
     """Print a row of the table: the average of some lines."""
     *found, largest = np.mean(lines, axis=0)
-    apart = np.ptp(lines, axis=0)[:-1].max()
+    apart = f"{np.ptp(lines, axis=0)[:-1].max():.3f}" if len(lines) > 1 else ""
     figures = " | ".join(f"{value:.3f}" for value in found)
-    print(f"| {name} | {figures} | {largest:.1f} | {apart:.3f} |", flush=True)
+    print(f"| {name} | {figures} | {largest:.1f} | {apart} |", flush=True)
 
 
 def main() -> None:

@@ -230,7 +230,7 @@ def train_cells(
     strategy, seed
         See `pipeline.index.vptree.train_tree`.
     spread : callable
-        ``map``, or that of an executor, which then builds the tree and finds the sample's cells.
+        ``map``, or that of an executor of threads, for the tree and the sample's cells.
     """
     tree = train_tree(sample[:: -(-len(sample) // TREE_ROWS)], levels, strategy, seed, spread)
     if kind == "leaves":

@@ -259,7 +259,7 @@ class VantageIndex:
             return nothing, np.full((len(rows), k), -1, np.int64)
         codes = self._quantizer.encode(rows)
         few = sum(len(part.ids) for part in self._parts) < EXACT_BELOW
-        everything = exact or (effort is None and few)
+        everything = exact or effort == 1 or (effort is None and few)
         probes = None if everything else self._probes(self._tree, effort)
         distance, ids = search_parts(
             self._parts, self._tree, codes, k, probes, self._pool, self.threads

@@ -9,8 +9,8 @@ branch. The first `HEAD` components are summed and compared first, in the same w
 tile's pairs is near enough by them, the others are not looked at. The loops themselves are in
 `pipeline.index.simd`.
 
-Every kernel releases the GIL, allocates nothing that grows with the rows, and gives the same
-integers on every code path.
+Every kernel releases the GIL, gives the same integers on every code path, and, but for `best_rows`,
+allocates nothing that grows with the rows.
 """
 
 from __future__ import annotations
@@ -277,8 +277,9 @@ def best_rows(
     ----------
     rows, queries, work, alive, ids, path
         See `nearest`.
+        No row, and no query of an item, may be there twice.
     count : int
-        Rows that are wanted, P.
+        Rows that are wanted, P; at least 1.
 
     Returns
     -------
@@ -286,12 +287,19 @@ def best_rows(
     row : ndarray of shape (Q, P), int64
         As of `nearest`.
 
+    Raises
+    ------
+    InputError
+        A count below 1.
+
     Notes
     -----
     A distance is held for each row of the items of the queries of which some items are done and
     others not: one, if a query's items follow each other.
     """
     _require_same_length(rows, queries.codes)
+    if count < 1:
+        raise InputError(f"{count} rows are wanted of each query: it must be 1 at least")
     shape = len(queries.codes), count
     distance, found = np.full(shape, NEVER, np.int32), np.full(shape, -1, np.int64)
     if alive is None:
@@ -331,7 +339,8 @@ def closest_rows(
     """
     _require_same_length(rows, queries)
     found = np.empty(len(queries), np.int64)
-    inputs = [read_only(array) for array in (*rows[:3], queries, *work)]
+    codes = queries.astype(np.int8, copy=False)
+    inputs = [read_only(array) for array in (*rows[:3], codes, *work)]
     closest_ranges(*inputs, found, PATHS[path].marker)  # type: ignore[call-arg]
     return found
 
@@ -394,3 +403,4 @@ def warm_up() -> None:
     range_scan(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
     merge_nearest([nearest(rows, queries, 1), nearest(rows, queries, 1)])
     best_rows(rows, queries, 1, work)
+    closest_rows(rows, queries.codes, work)

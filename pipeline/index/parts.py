@@ -32,6 +32,9 @@ GROWTH = 2
 SEED_CELLS = 3
 """Cells at least that are looked at first: they tell how far neighbours in the others may be."""
 
+SEED_ROWS = 16
+"""Rows of these cells for each neighbour that is wanted, at least."""
+
 LOOKING = 512
 """Queries whose first cells are looked at together: the distances are held in the cache."""
 
@@ -180,9 +183,9 @@ def _search_some(
 
 
 def _seed_cells(parts: Sequence[Part], tree: Cells, k: int) -> int:
-    """Return how many cells have twice as many rows as neighbours are wanted."""
+    """Return how many cells have so many rows that few others are as near as their k-th."""
     rows = sum(part.rows.size for part in parts)
-    return max(SEED_CELLS, -(-2 * k * tree.cells // max(1, rows)))
+    return max(SEED_CELLS, -(-SEED_ROWS * k * tree.cells // max(1, rows)))
 
 
 def _best_of(

@@ -76,6 +76,9 @@ give lets too many values pass."""
 COUNTED = 256
 """Values up to which each is put in order by counting the greater ones, without a branch."""
 
+FAR_MORE = 4
+"""Times as many values as are wanted, that only equal ones can be."""
+
 NEVER = np.iinfo(np.int32).max
 """The distance of a neighbour that there is not."""
 
@@ -86,6 +89,8 @@ what no pair passes; its opposite is below them all. Sums of such numbers fit 32
 BEGIN, END, LIMIT, ROUGH, MARKS = range(5)
 """Marks of a query: what its sums begin with, what completes them, the limit, and what half a
 value is compared with (`set_marks`)."""
+
+LAST_ROW = np.int64(np.iinfo(np.int64).max)
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """Linux on x86-64: number of the system call, ``ARCH_REQ_XCOMP_PERM``, ``XFEATURE_XTILEDATA``."""
@@ -1220,7 +1225,7 @@ def _first_greatest(maxima, where):  # type: ignore[no-untyped-def]
     value = maxima[0]
     for lane in range(SPAN):
         value = max(value, maxima[lane])
-    row = np.int64(NEVER)
+    row = LAST_ROW
     for lane in range(SPAN):
         if maxima[lane] == value:
             row = min(row, np.int64(where[lane]) * BLOCK + lane)
@@ -1267,8 +1272,8 @@ def best_ranges(  # type: ignore[no-untyped-def]
     All distances are written down and the P-th found among them: that costs less than keeping the
     nearest in order while rows go by, and far less with dozens of them. `lanes` are those of
     `room_for_best`. `near` (H, R) is written over; H is at least the number of places that it says,
-    R a multiple of `SPAN`, and at least the greatest number of lanes. Where there are fewer rows,
-    nothing is written.
+    R a multiple of `SPAN`, and at least the greatest number of lanes. No query may stand twice in
+    an item. `out_distance` and `out_row` hold `NEVER` and -1 before, and where there are too few.
     """
     laid = lay_out(query_codes, path)
     marks = marks_of_all(query_codes.shape[0])
@@ -1357,12 +1362,19 @@ def _write_best(  # type: ignore[no-untyped-def]
             found[count] = values[place]
             numbers[count] = ids[row] if ids.shape[0] else row
             count += 1
-    if count > COUNTED:
-        # Many rows as near as the last: most are passed over by their number.
+    if count > FAR_MORE * wanted + COUNTED:
+        # Very many as near as the last: most are passed over by their number.
         for i in range(count):
             distance, last = bias - found[i], out_distance[wanted - 1]
             if distance < last or (distance == last and numbers[i] < out_row[wanted - 1]):
                 _insert(out_distance, out_row, distance, numbers[i])
+        return
+    if count > COUNTED:
+        order = np.argsort(numbers[:count], kind="mergesort")
+        order = order[np.argsort(-found[order], kind="mergesort")]
+        for rank in range(min(wanted, count)):
+            out_distance[rank] = bias - found[order[rank]]
+            out_row[rank] = numbers[order[rank]]
         return
     for i in range(count):
         value, number = found[i], numbers[i]

@@ -338,7 +338,7 @@ def train_tree(
     seed : int
         Equal arguments give equal trees.
     spread : callable
-        ``map``, or that of an executor, which then builds the lower part of the tree.
+        ``map``, or that of an executor of threads, which then builds the lower part of the tree.
     """
     inner = 2**levels - 1
     tree = VPTree(np.zeros((inner, sample.shape[1]), np.float32), np.zeros(inner, np.float32))

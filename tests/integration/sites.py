@@ -78,15 +78,25 @@ def frozen(settings: Settings, kind: str | None = None) -> Iterator[None]:
     workers = live_workers(settings)
     if kind is not None:
         workers = {"": workers[f"{kind}@{settings.host}"]}
-    parents = [psutil.Process(worker.pid) for worker in workers.values()]
-    family = [*parents, *(child for each in parents for child in each.children(recursive=True))]
-    for process in family:
-        process.suspend()
+    held: list[psutil.Process] = []
     try:
+        # A worker before its pool: it then starts no further processes.
+        for worker in workers.values():
+            _hold_up(psutil.Process(worker.pid), held)
         yield
     finally:
-        for process in family:
-            process.resume()
+        for process in held:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def _hold_up(process: psutil.Process, held: list[psutil.Process]) -> None:
+    """Stop a process and those that it has started, if they are still there."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.suspend()
+        held.append(process)
+        for child in process.children():
+            _hold_up(child, held)
 
 
 class SecondHost:

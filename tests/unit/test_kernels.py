@@ -34,6 +34,7 @@ from pipeline.index.simd import (
     best_ranges,
     closest_ranges,
     nearest_ranges,
+    room_for_best,
     scan_ranges,
     usable_paths,
 )
@@ -286,20 +287,31 @@ def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
     seed=st.integers(0, 2**32),
     count=st.integers(1, 900),
     items=st.integers(1, 5),
-    k=st.sampled_from([1, 3, 16, 70, 1000]),
-    kinds=st.sampled_from([2, 500]),
+    k=st.sampled_from([1, 3, 16, 70, 300, 1000]),
+    kinds=st.sampled_from([2, 900]),
+    width=st.sampled_from([64, 128]),
+    extreme=st.booleans(),
     living=st.sampled_from([0.0, 0.6, 1.0]),
     named=st.booleans(),
     path=st.sampled_from(USABLE),
 )
 def test_best_rows_are_the_nearest(
-    seed: int, count: int, items: int, k: int, kinds: int, living: float, named: bool, path: str
+    seed: int,
+    count: int,
+    items: int,
+    k: int,
+    kinds: int,
+    width: int,
+    extreme: bool,
+    living: float,
+    named: bool,
+    path: str,
 ) -> None:
     """Ranges in any order, each wanted by some queries; few kinds of rows make many ties."""
     rng = np.random.default_rng(seed)
-    some = make_rows(rng, kinds)
+    some = make_rows(rng, kinds, extreme, width)
     packed = pack_rows(some[rng.integers(0, kinds, count)])
-    queries = make_queries(rng, 21)
+    queries = make_queries(rng, 21, extreme, width)
     alive = rng.random(count) < living
     ids = rng.permutation(count * 3)[:count].astype(np.int64) if named else None
     # Equal bounds: ranges without rows, which any number of queries may want.
@@ -323,6 +335,8 @@ def test_best_rows_of_nothing_are_none() -> None:
     )
     nobody = Work(*(np.array(v, np.int64) for v in ([0], [40], [0, 0])), np.empty(0, np.int32))
     for each in (work.whole_work(0, 6), nobody):
+        with pytest.raises(InputError, match="0 rows are wanted"):
+            best_rows(rows, queries, 0, each)
         distance, row = best_rows(rows, queries, 3, each)
         assert (distance == np.iinfo(np.int32).max).all()
         assert (row == -1).all()
@@ -432,7 +446,7 @@ def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path:
     warm_up()
     compiled = [scan_ranges, nearest_ranges, best_ranges, closest_ranges, work._list_queries]
     compiled += [vptree._assign, vptree._probe, vptree._all_distances]
-    compiled += [vptree._power_iteration, quantizer._rotate]
+    compiled += [vptree._power_iteration, quantizer._rotate, room_for_best]
     versions = [len(function.signatures) for function in compiled]
     random = np.random.default_rng(3)
     stored = random.integers(0, 256, (40, 64), dtype=np.uint8)
