@@ -167,19 +167,15 @@ def _search_some(
     cells, distance, ids = (np.concatenate(some) for some in zip(*looked, strict=True))
     # Another row as far away may still come before the last, by its id.
     reach = distance[:, -1].astype(np.int64) + 1
-    if probes is None:
-        tasks = [
-            (part, piece)
-            for part in parts
-            for piece in split_work(full_work(part.rows.size, len(codes), codes.shape[1]), threads)
-        ]
-        return _nearest_of(tasks, queries, k, reach, pool)
-    tasks = [
-        (part, piece)
-        for part in parts
-        for piece in split_work(cell_work(cells[:, seeds:], part.cell_offsets), threads)
-    ]
-    return merge_nearest([(distance, ids), _nearest_of(tasks, queries, k, reach, pool)])
+
+    def work_of(part: Part) -> Work:
+        if probes is None:
+            return full_work(part.rows.size, len(codes), codes.shape[1])
+        return cell_work(cells[:, seeds:], part.cell_offsets)
+
+    tasks = [(part, piece) for part in parts for piece in split_work(work_of(part), threads)]
+    found = _nearest_of(tasks, queries, k, reach, pool)
+    return found if probes is None else merge_nearest([(distance, ids), found])
 
 
 def _seed_cells(parts: Sequence[Part], tree: Cells, k: int) -> int:

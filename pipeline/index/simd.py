@@ -91,6 +91,7 @@ BEGIN, END, LIMIT, ROUGH, MARKS = range(5)
 value is compared with (`set_marks`)."""
 
 LAST_ROW = np.int64(np.iinfo(np.int64).max)
+"""A number that no row has, after all others."""
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """Linux on x86-64: number of the system call, ``ARCH_REQ_XCOMP_PERM``, ``XFEATURE_XTILEDATA``."""
