@@ -204,8 +204,16 @@ class VantageIndex:
         self._next_id = max(self._next_id, int(numbers.max()) + 1)
 
     def remove(self, ids: ArrayLike) -> int:
-        """Remove vectors; returns how many there were. Ids that there are not do not matter."""
-        gone = np.asarray(ids, np.int64).ravel()
+        """Remove vectors; returns how many there were. Unknown ids are ignored.
+
+        Raises
+        ------
+        InputError
+            An id is no whole number.
+        """
+        gone = np.asarray(ids).ravel()
+        if gone.size and gone.dtype.kind not in "iu":
+            raise InputError(f"ids of type {gone.dtype} cannot be removed: give whole numbers")
         removed = 0
         for part in self._parts:
             hit = part.alive & np.isin(part.ids, gone)

@@ -97,6 +97,10 @@ def test_removed_vectors_are_left_out_before_the_nearest_are_taken() -> None:
     gone = np.unique(before[:, :3])
     assert index.remove(gone) == len(gone)
     assert index.remove([*gone, 99_999]) == 0
+    assert index.remove([]) == 0
+    for odd in (1.5, [2.0], ["3"], [True]):
+        with pytest.raises(InputError, match="whole numbers"):
+            index.remove(odd)
     for kwargs in ({"exact": True}, {"effort": 1.0}):
         after = index.search(rows[:20], 5, **kwargs)[1]
         assert not np.isin(after, gone).any()
