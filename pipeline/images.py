@@ -32,7 +32,7 @@ from pipeline.pixels import (
     reduced,
     reduced_size,
 )
-from pipeline.signatures import foreign_format, is_cut_off, known_format
+from pipeline.signatures import foreign_format, is_cut_off, known_format, odd_samples
 
 __all__ = [
     "DECODE_TIMEOUT_S",
@@ -332,6 +332,10 @@ def _unidentified(data: bytes) -> tuple[str, str]:
         return "unsupported-format", f"{foreign} files are not supported; convert it to JPEG or PNG"
     if is_cut_off(data):
         return "truncated", _TRUNCATED
+    samples = odd_samples(data)
+    if samples:
+        wanted = "save it with whole numbers of 8 or 16 bits a channel"
+        return "unsupported-format", f"TIFF files of {samples} are not supported; {wanted}"
     if known:
         return "corrupt", f"it starts as {known} files do, but its header is damaged or cut off"
     return "not-an-image", "its content is not an image of a format that Vantage knows"

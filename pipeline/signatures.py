@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 # What is often found in a photo folder and cannot be decoded: (offset, signature, name).
@@ -69,6 +70,47 @@ def is_cut_off(data: bytes) -> bool:
     if kind in ("AVIF", "JPEG 2000"):
         return not data.endswith(b"\xff\xd9") if data[:1] == b"\xff" else _last_box_is_cut_off(data)
     return False
+
+
+def odd_samples(data: bytes) -> str | None:
+    """Name the samples of a TIFF that has others than whole numbers of up to 16 bits.
+
+    Returns
+    -------
+    str or None
+        As ``float32 samples (RGB)``; None of any other file, and of one that cannot be followed.
+    """
+    if known_format(data) != "TIFF":
+        return None
+    try:
+        tags = _first_directory(data, "<" if data[:2] == b"II" else ">")
+    except struct.error:
+        return None
+    bits, kind = tags.get(258, 1), _SAMPLE_KINDS.get(tags.get(339, 1), "unknown")
+    if kind == "uint" and bits <= 16:
+        return None
+    channels = tags.get(277, 1)
+    layout = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    return f"{kind}{bits} samples ({layout})"
+
+
+_SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex float"}
+
+
+def _first_directory(data: bytes, order: str) -> dict[int, int]:
+    """Return the tags of a TIFF's first directory that hold 16-bit numbers, each with its first."""
+    (at,) = struct.unpack_from(f"{order}I", data, 4)
+    (count,) = struct.unpack_from(f"{order}H", data, at)
+    tags: dict[int, int] = {}
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        tag, kind, values = struct.unpack_from(f"{order}HHI", data, entry)
+        if kind == 3:
+            # Up to two numbers lie in the entry itself, more of them elsewhere.
+            place = entry + 8
+            if values > 2:
+                (place,) = struct.unpack_from(f"{order}I", data, place)
+            (tags[tag],) = struct.unpack_from(f"{order}H", data, place)
+    return tags
 
 
 def _last_box_is_cut_off(data: bytes) -> bool:
