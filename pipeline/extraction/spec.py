@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -56,22 +57,26 @@ def parse_extractor(spec: str, base: ExtractorConfig) -> tuple[ExtractorConfig, 
                 spec,
                 f"{name} works without a model: write {name}, or {name}:OPTION=VALUE,...",
             )
-        options = _written_options(argument) if colon else {}
+        options = _written_options(spec, argument) if colon else {}
         return replace(base, name=name, model="", options=options), None
     model = Path(argument).expanduser().absolute()
     sha256 = file_sha256(model)
     return replace(base, name=name, model=sha256, options=_options(name, model)), model
 
 
-def _written_options(text: str) -> dict[str, Any]:
-    """Return options that are written ``name=value,name=value``."""
+def _written_options(spec: str, text: str) -> dict[str, Any]:
+    """Return options that are written ``name=value,name=value``, each once."""
     options: dict[str, Any] = {}
     for pair in text.split(","):
         name, _, value = pair.partition("=")
+        if name in options:
+            raise ConfigError("extractor", spec, f"gives the option {name} twice: give it once")
         try:
             options[name] = json.loads(value)
         except ValueError:
             options[name] = value
+        if isinstance(options[name], float) and not math.isfinite(options[name]):
+            raise ConfigError("extractor", spec, f"its option {name} must be a finite number")
     return options
 
 

@@ -360,6 +360,23 @@ class TestSpec:
             with pytest.raises(ConfigError, match="option"):
                 get_extractor(parse_extractor(spec, self.BASE)[0])
 
+    @pytest.mark.parametrize(
+        ("written", "sentence"),
+        [
+            ("octaves=3,upright=true,octaves=4", "option octaves twice"),
+            ("octaves=99", "octaves is 99: 1 to 7"),
+            ("hessian_threshold=1e30", "hessian_threshold is 1e[+]30: 0 to 65,025"),
+            ("hessian_threshold=-1", "hessian_threshold is -1: 0 to 65,025"),
+            ("hessian_threshold=1e400", "hessian_threshold must be a finite number"),
+            ("hessian_threshold=NaN", "hessian_threshold must be a finite number"),
+        ],
+    )
+    def test_an_option_out_of_range_or_given_twice_is_named(
+        self, written: str, sentence: str
+    ) -> None:
+        with pytest.raises(ConfigError, match=sentence):
+            get_extractor(parse_extractor(f"surf:{written}", self.BASE)[0])
+
     def test_an_unknown_name_says_what_is_meant(self) -> None:
         with pytest.raises(UnknownNameError, match="did you mean 'surf'"):
             parse_extractor("surff", self.BASE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,9 @@ bits in the brightest picture."""
 
 MAX_LAYERS = 8
 """Most layers of an octave: 3 is usual, and each one more costs as much time as one of these."""
+
+MAX_THRESHOLD = 255 * 255
+"""Largest threshold: no determinant of grey levels up to 255 comes near it."""
 
 MAX_PIXELS = 1 << 30
 """Most pixels: 4 GiB of integral image; a larger picture is a mistake, or wants tiles."""
@@ -69,8 +71,8 @@ def check_parameters(
     ------
     InputError
     """
-    if not (math.isfinite(hessian_threshold) and hessian_threshold >= 0):
-        raise InputError(f"hessian_threshold is {hessian_threshold}: 0 or more")
+    if not 0 <= hessian_threshold <= MAX_THRESHOLD:  # nor NaN
+        raise InputError(f"hessian_threshold is {hessian_threshold}: 0 to {MAX_THRESHOLD:,}")
     if not 1 <= octaves <= MAX_OCTAVES:
         raise InputError(f"octaves is {octaves}: 1 to {MAX_OCTAVES}")
     if not 1 <= layers <= MAX_LAYERS:
