@@ -339,14 +339,13 @@ class Settings:
     flower_password: str | None = field(default=None, repr=False)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     extractor: ExtractorConfig = field(default_factory=ExtractorConfig)
-    extractor_argument: str = ""
+    extractor_text: str = ""
     index: IndexConfig = field(default_factory=IndexConfig)
 
     @property
     def extractor_spec(self) -> str:
         """The extractor of new collections as it is written: ``sift``, ``cnn:FILE``."""
-        argument = f":{self.extractor_argument}" if self.extractor_argument else ""
-        return f"{self.extractor.name}{argument}"
+        return self.extractor_text or self.extractor.name
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -392,7 +391,7 @@ class Settings:
                 max_bytes=env.integer("VANTAGE_MAX_BYTES", ImageLimits().max_bytes, 1, 2**40),
                 max_pixels=env.integer("VANTAGE_MAX_PIXELS", ImageLimits().max_pixels, 1, 2**40),
             ),
-            extractor_argument=env.extractor("VANTAGE_EXTRACTOR")[1],
+            extractor_text=env.extractor("VANTAGE_EXTRACTOR")[1],
             extractor=ExtractorConfig(
                 name=env.extractor("VANTAGE_EXTRACTOR")[0],
                 max_side=env.integer("VANTAGE_MAX_SIDE", 1024, 32, 65535),
@@ -476,17 +475,18 @@ class _Environment:
         return values
 
     def extractor(self, name: str) -> tuple[str, str]:
-        """Read a name, and after a colon its options or its model file (made absolute).
+        """Read an extractor: its name, and all of the text where it says more than the name.
 
-        Whether there is such an extractor is asked when it is used.
+        A model file is made absolute. Whether there is such an extractor is asked when a new
+        collection needs it, and not before: searches do not.
         """
         text = self.text(name, DEFAULT_EXTRACTOR)
         extractor, colon, argument = text.partition(":")
-        if not EXTRACTOR_NAME.fullmatch(extractor) or (colon and not argument):
-            raise ConfigError(name, text, "must be an extractor, like sift, surf or cnn:FILE")
+        if not EXTRACTOR_NAME.fullmatch(extractor):
+            return DEFAULT_EXTRACTOR, text
         if argument and not EXTRACTOR_OPTIONS.fullmatch(argument):
             argument = str(Path(argument).expanduser().absolute())
-        return extractor, argument
+        return extractor, f"{extractor}:{argument}" if colon else ""
 
     def refuse_unknown(self) -> None:
         for name in self._environ:

@@ -102,7 +102,7 @@ def open_collection(
         return record
     settings = resources.settings
     if chosen is None:
-        wanted = settings.extractor_spec if settings.extractor_argument else settings.extractor
+        wanted = settings.extractor_spec if settings.extractor_text else settings.extractor
         chosen = choose_extractor(settings, wanted)
     _try_model(chosen)
     _store_model(resources, chosen)

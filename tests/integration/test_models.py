@@ -251,7 +251,7 @@ def test_the_settings_extractor_is_that_of_new_collections(
     settings: Settings, models: Path
 ) -> None:
     config = replace(settings.extractor, name="projection")
-    mine = replace(settings, extractor=config, extractor_argument=str(models / "two.onnx"))
+    mine = replace(settings, extractor=config, extractor_text=f"projection:{models / 'two.onnx'}")
     with Collection.open("new", mine) as opened:
         opened.index([])
         assert record(opened).extractor.model == sha256(models / "two.onnx")

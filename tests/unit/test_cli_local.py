@@ -195,6 +195,25 @@ def test_search_takes_standard_input(filled: Path, photos: Path) -> None:
     assert item["matches"][0]["locations"] == [str(photos / "coffee.png")]
 
 
+def test_standard_input_that_is_named_twice_is_searched_twice(filled: Path, photos: Path) -> None:
+    data = (photos / "coffee.png").read_bytes()
+    result = vantage(filled, "search", "holiday", "-", "-", "--local", "--json", stdin=data)
+    first, second = json.loads(result.stdout)["searches"]
+    assert first["matches"]
+    assert first["matches"] == second["matches"]
+
+
+def test_a_misspelt_extractor_of_new_collections_stops_no_search(
+    filled: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VANTAGE_EXTRACTOR", "cnn:")
+    found = vantage_json(filled, "search", "holiday", photos / "coffee.png", "--local")
+    assert found["searches"][0]["matches"]
+    refused = vantage(filled, "index", "fresh", tmp_path, "--local")
+    assert refused.exit_code == exits.USAGE
+    assert "cnn:FILE" in refused.stderr
+
+
 def test_a_bad_query_image_spoils_only_its_own_answer(filled: Path, photos: Path) -> None:
     answer = vantage_json(
         filled,

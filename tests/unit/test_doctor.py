@@ -91,7 +91,7 @@ def test_the_extractor_of_new_collections_is_looked_at(settings: Settings, tmp_p
     lacking = dataclasses.replace(
         settings,
         extractor=dataclasses.replace(settings.extractor, name="cnn"),
-        extractor_argument=str(tmp_path / "net.onnx"),
+        extractor_text=f"cnn:{tmp_path / 'net.onnx'}",
     )
     check = _by_name(lacking)["extractor"]
     assert not check.ok

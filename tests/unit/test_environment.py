@@ -31,13 +31,18 @@ _SETTINGS = st.builds(
         name=st.sampled_from(["sift", "surf", "cnn"]),
         max_side=st.integers(32, 5000),
     ),
-    extractor_argument=st.sampled_from(["", "/models of mine/a:b.onnx", "upright=true,octaves=3"]),
     index=st.builds(IndexConfig, groups=st.sampled_from([1, 2, 4, 8, 16])),
 )
+_ARGUMENTS = st.sampled_from(["/models of mine/a:b.onnx", "upright=true,octaves=3"])
 
 
-@given(_SETTINGS)
-def test_settings_survive_the_way_through_the_environment(settings: Settings) -> None:
+@given(_SETTINGS, st.none() | _ARGUMENTS)
+def test_settings_survive_the_way_through_the_environment(
+    settings: Settings, argument: str | None
+) -> None:
+    if argument is not None:
+        text = f"{settings.extractor.name}:{argument}"
+        settings = dataclasses.replace(settings, extractor_text=text)
     assert Settings.from_env(environment(settings, {})) == settings
 
 

@@ -155,10 +155,12 @@ def search(
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
     from pipeline.retrieval.batch import BATCH_IMAGES
 
+    # Once: it is at its end after that, however often it is named.
+    piped = sys.stdin.buffer.read() if _STDIN in images else b""
     with open_collections([collection, *(fuse or [])], settings, local) as searcher:
         answers: list[Answer] = []
         for first in range(0, len(images), BATCH_IMAGES):
-            together = _ask(searcher, images[first : first + BATCH_IMAGES], wish)
+            together = _ask(searcher, images[first : first + BATCH_IMAGES], wish, piped)
             answers += together
             _tell(together, as_json, explain)
     if html is not None:
@@ -206,12 +208,12 @@ def open_collections(names: Sequence[str], settings: Settings, local: bool) -> I
         yield searcher
 
 
-def _ask(searcher: Searcher, images: Sequence[str], wish: SearchConfig) -> list[Answer]:
-    """Search for some images in one pass; a bad image is an answer."""
+def _ask(
+    searcher: Searcher, images: Sequence[str], wish: SearchConfig, piped: bytes
+) -> list[Answer]:
+    """Search for some images in one pass, `piped` for each ``-``; a bad image is an answer."""
     names = ["standard input" if image == _STDIN else image for image in images]
-    sources: list[bytes | str] = [
-        sys.stdin.buffer.read() if image == _STDIN else image for image in images
-    ]
+    sources: list[bytes | str] = [piped if image == _STDIN else image for image in images]
     effort = wish.effort if wish.plan == "probed" else None
     found = searcher.search_many(sources, top=wish.top, plan=wish.plan, effort=effort)
     return [
