@@ -49,6 +49,7 @@ from workers.app import app, use_redis
 from workers.context import Context
 from workers.embedded import discover_redis_url
 from workers.jobs import broker_epoch, send_stage
+from workers.keys import KEEP_S, KEYS
 
 __all__ = ["Collection", "JobHandle", "SearchHandle"]
 
@@ -117,7 +118,7 @@ class SearchHandle:
     def ready(self) -> bool:
         """Tell whether the search has ended."""
         with _broker(self._context):
-            return bool(self._context.redis.exists(f"result:{self.id}"))
+            return bool(self._context.redis.exists(KEYS.result(self.id)))
 
     def wait(self, timeout: float = 30.0) -> SearchResult:
         """Return the answer.
@@ -458,10 +459,10 @@ def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[Sear
 def _block(context: Context, search_id: str, seconds: float) -> None:
     """Wait for a search's reply, at most so long."""
     # The element is put back for other callers who wait for the same search.
-    key = f"reply:{search_id}"
+    key = KEYS.reply(search_id)
     if context.redis.blpop([key], timeout=max(0.01, min(seconds, _BLOCK_S))):
         # A list that was emptied is gone, and its time to live with it.
         pipe = context.redis.pipeline(transaction=True)
         pipe.rpush(key, b"1")
-        pipe.expire(key, searches.KEEP_S)
+        pipe.expire(key, KEEP_S)
         pipe.execute()

@@ -29,6 +29,7 @@ from pipeline.metadata import hosts, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, JobStage
 from workers.context import Context, is_redelivered, worker_name
+from workers.keys import KEYS, PUT_OFF_KEEP_S
 from workers.workflows import STAGE_TASKS, stage_canvas
 
 __all__ = [
@@ -44,7 +45,6 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
-_EPOCH_KEY = "vantage:epoch"
 
 PASSING = (TransientError, RedisError, OperationalError, SoftTimeLimitExceeded)
 """Errors of database, store and broker that the same work may not meet later; and too long a batch,
@@ -52,9 +52,6 @@ which is begun again with an eye on each image."""
 
 VOID = {"void": True}
 """Result of a message whose attempt has passed."""
-
-_PUT_OFF_KEY = "vantage:put-off:{}"
-_PUT_OFF_KEPT_S = 15
 
 
 def broker_epoch(redis: Redis) -> str:
@@ -66,8 +63,8 @@ def broker_epoch(redis: Redis) -> str:
         Redis does not answer.
     """
     try:
-        redis.set(_EPOCH_KEY, secrets.token_hex(8), nx=True)
-        value: Any = redis.get(_EPOCH_KEY)
+        redis.set(KEYS.epoch, secrets.token_hex(8), nx=True)
+        value: Any = redis.get(KEYS.epoch)
     except RedisError as exc:
         raise BrokerUnavailableError("the broker's address", str(exc)) from exc
     return bytes(value).decode()
@@ -126,13 +123,13 @@ def do_merge(context: Context, job_id: str, attempt: int, number: int) -> dict[s
     if job is None:
         return VOID
     _leave_to_others(context, job, number)
-    context.redis.set(_PUT_OFF_KEY.format(job_id), b"1", ex=_PUT_OFF_KEPT_S)
+    context.redis.set(KEYS.put_off(job_id), b"1", ex=PUT_OFF_KEEP_S)
     return None
 
 
 def waits_its_turn(redis: Redis, job_id: str) -> bool:
     """Say whether a message of a job was put off lately: it is not lost."""
-    return bool(redis.exists(_PUT_OFF_KEY.format(job_id)))
+    return bool(redis.exists(KEYS.put_off(job_id)))
 
 
 def release(session: Session, task_name: str, args: list[Any]) -> None:

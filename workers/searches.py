@@ -2,14 +2,7 @@
 
 A search is a pass over the index for one query image or a batch of them.
 
-Keys of the results' database, all with a time to live:
-
-* ``request:<id>``, ``image:<id>``: the wish and the bytes of a search left to the workers;
-* ``query:<id>``: the batch: features and plan (arrays);
-* ``search:<id>``: the `Ticket`;
-* ``part:<id>:<group>``: what a scan found, or the error it ended with;
-* ``result:<id>``: the answers, one for each image, or the error, written once;
-* ``reply:<id>``: a list that gets one element when the answer is there, for a caller who blocks.
+`workers.keys` names everything that lies there.
 
 Scans never raise: an error is a value. A part that is late is sent again once; at the deadline the
 answer is made from what is there and says which groups are missing.
@@ -38,6 +31,7 @@ from pipeline.retrieval.batch import Batch
 from pipeline.retrieval.scan import GroupScan
 from pipeline.searching import finish_batch, prepare_query, scan_group, searched_groups
 from workers.context import Context
+from workers.keys import KEEP_S, KEYS
 from workers.workflows import scan_task, search_canvas, task
 
 __all__ = [
@@ -55,17 +49,11 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-KEEP_S = 600
-"""Time to live of what a search leaves in Redis, after its deadline."""
-
 RESEND_SHARE = 0.4
 """Share of the time to the deadline after which a late part is sent again."""
 
 LOOK_EVERY_S = 0.5
 """How often, at least, the watchman looks after a search in flight, seconds."""
-
-IN_FLIGHT = "vantage:searches"
-"""Sorted set of the searches that nobody blocks on: id -> when to look after it."""
 
 
 @dataclass(frozen=True)
@@ -97,22 +85,17 @@ class Ticket:
 
     def save(self, redis: Redis) -> None:
         """Write the ticket."""
-        redis.set(f"search:{self.id}", json.dumps(asdict(self)), ex=_keep_s(self.deadline_at))
+        redis.set(KEYS.ticket(self.id), json.dumps(asdict(self)), ex=KEYS.keep_s(self.deadline_at))
 
     @classmethod
     def load(cls, redis: Redis, search_id: str) -> Ticket | None:
         """Read a ticket; None when the search was not begun or is long over."""
-        text = cast("bytes | None", redis.get(f"search:{search_id}"))
+        text = cast("bytes | None", redis.get(KEYS.ticket(search_id)))
         if text is None:
             return None
         values = json.loads(text)
         groups = {name: tuple(values[name]) for name in ("asked", "missing")}
         return cls(**{**values, **groups})
-
-
-def _keep_s(deadline_at: float) -> int:
-    """Return for how long from now what belongs to a search is kept."""
-    return KEEP_S + max(0, round(deadline_at - time.time()))
 
 
 def begin(
@@ -145,7 +128,7 @@ def begin(
     )
     arrays, meta = batch.to_arrays()
     blob = arrays_to_bytes(arrays, meta)
-    context.redis.set(f"query:{search_id}", blob, ex=_keep_s(deadline_at))
+    context.redis.set(KEYS.batch(search_id), blob, ex=KEYS.keep_s(deadline_at))
     ticket.save(context.redis)
     if ticket.asked:
         search_canvas(search_id, ticket.asked, max(0.1, deadline_at - now)).apply_async()
@@ -164,10 +147,10 @@ def request(
     deadline_at = time.time() + config.deadline_s
     wish = {"collection": collection, "config": config.to_dict(), "deadline_at": deadline_at}
     pipe = context.redis.pipeline(transaction=True)
-    keep_s = _keep_s(deadline_at)
-    pipe.set(f"image:{search_id}", image, ex=keep_s)
-    pipe.set(f"request:{search_id}", json.dumps(wish), ex=keep_s)
-    pipe.zadd(IN_FLIGHT, {search_id: time.time() + RESEND_SHARE * config.deadline_s})
+    keep_s = KEYS.keep_s(deadline_at)
+    pipe.set(KEYS.image(search_id), image, ex=keep_s)
+    pipe.set(KEYS.request(search_id), json.dumps(wish), ex=keep_s)
+    pipe.zadd(KEYS.in_flight, {search_id: time.time() + RESEND_SHARE * config.deadline_s})
     pipe.execute()
     task("retrieve.prepare", search_id, expires=config.deadline_s).apply_async()
 
@@ -175,9 +158,9 @@ def request(
 def prepare(context: Context, search_id: str) -> dict[str, Any]:
     """Extract and plan a requested query and send its chord; an error is its outcome."""
     redis = context.redis
-    image = cast("bytes | None", redis.get(f"image:{search_id}"))
-    text = cast("bytes | None", redis.get(f"request:{search_id}"))
-    if image is None or text is None or redis.exists(f"result:{search_id}"):
+    image = cast("bytes | None", redis.get(KEYS.image(search_id)))
+    text = cast("bytes | None", redis.get(KEYS.request(search_id)))
+    if image is None or text is None or redis.exists(KEYS.result(search_id)):
         return {"error": "the search is over"}
     wish = json.loads(text)
     config = SearchConfig.from_dict(wish["config"])
@@ -195,7 +178,7 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
 
 def _read_batch(redis: Redis, search_id: str) -> Batch | None:
     """Return a search's batch; None when it is gone."""
-    blob = cast("bytes | None", redis.get(f"query:{search_id}"))
+    blob = cast("bytes | None", redis.get(KEYS.batch(search_id)))
     if blob is None:
         return None
     arrays = ArrayFile(blob)
@@ -204,7 +187,7 @@ def _read_batch(redis: Redis, search_id: str) -> Batch | None:
 
 def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     """Scan one group and leave what was found, or the error, as the search's part (map)."""
-    key = f"part:{search_id}:{group}"
+    key = KEYS.part(search_id, group)
     redis = context.redis
     if redis.exists(key):
         return {"group": group, "known": True}
@@ -218,10 +201,10 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     except Exception as exc:
         _log.exception("search %s: group %d could not be scanned", search_id, group)
         error = f"{type(exc).__name__}: {exc}"
-        redis.set(key, arrays_to_bytes({}, {"error": error}), ex=_keep_s(ticket.deadline_at))
+        redis.set(key, arrays_to_bytes({}, {"error": error}), ex=KEYS.keep_s(ticket.deadline_at))
         return {"group": group, "error": error}
     part = arrays_to_bytes(found.block.to_arrays(), found.to_meta())
-    redis.set(key, part, ex=_keep_s(ticket.deadline_at))
+    redis.set(key, part, ex=KEYS.keep_s(ticket.deadline_at))
     return {"group": group, "matches": len(found.block.query)}
 
 
@@ -253,7 +236,7 @@ def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int
     """Return the scans that are there, and the groups without one."""
     scans: list[GroupScan] = []
     missing: list[int] = []
-    keys = [f"part:{ticket.id}:{group}" for group in ticket.asked]
+    keys = [KEYS.part(ticket.id, group) for group in ticket.asked]
     blobs = cast("list[bytes | None]", redis.mget(keys)) if keys else []
     for group, blob in zip(ticket.asked, blobs, strict=True):
         arrays = ArrayFile(blob) if blob is not None else None
@@ -266,11 +249,11 @@ def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int
 
 def _store_result(redis: Redis, search_id: str, value: dict[str, Any]) -> None:
     """Write a search's outcome, once, and wake whoever waits for it."""
-    if redis.set(f"result:{search_id}", json.dumps(value, default=str), ex=KEEP_S, nx=True):
+    if redis.set(KEYS.result(search_id), json.dumps(value, default=str), ex=KEEP_S, nx=True):
         pipe = redis.pipeline(transaction=False)
-        pipe.rpush(f"reply:{search_id}", b"1")
-        pipe.expire(f"reply:{search_id}", KEEP_S)
-        pipe.zrem(IN_FLIGHT, search_id)
+        pipe.rpush(KEYS.reply(search_id), b"1")
+        pipe.expire(KEYS.reply(search_id), KEEP_S)
+        pipe.zrem(KEYS.in_flight, search_id)
         pipe.execute()
 
 
@@ -288,7 +271,7 @@ def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
     VantageError
         The search ended with it.
     """
-    text = cast("bytes | None", redis.get(f"result:{search_id}"))
+    text = cast("bytes | None", redis.get(KEYS.result(search_id)))
     if text is None:
         return None
     value = json.loads(text)
@@ -306,7 +289,7 @@ def tend_all(context: Context) -> int:
     """
     redis = context.redis
     now = time.time()
-    due = cast("list[bytes]", redis.zrangebyscore(IN_FLIGHT, "-inf", now))
+    due = cast("list[bytes]", redis.zrangebyscore(KEYS.in_flight, "-inf", now))
     for member in due:
         search_id = member.decode()
         try:
@@ -319,23 +302,23 @@ def tend_all(context: Context) -> int:
             store_error(redis, search_id, _as_ours(exc))
             next_look = None
         if next_look is None:
-            redis.zrem(IN_FLIGHT, search_id)
+            redis.zrem(KEYS.in_flight, search_id)
         else:
-            redis.zadd(IN_FLIGHT, {search_id: next_look}, xx=True)
+            redis.zadd(KEYS.in_flight, {search_id: next_look}, xx=True)
     return len(due)
 
 
 def _look_after(context: Context, search_id: str, now: float) -> float | None:
     """Tend one search that nobody blocks on; return when to look again, None when it is over."""
     redis = context.redis
-    if redis.exists(f"result:{search_id}"):
+    if redis.exists(KEYS.result(search_id)):
         return None
     ticket = Ticket.load(redis, search_id)
     if ticket is not None:
         ticket = tend(context, ticket, now)
         next_step = ticket.deadline_at if ticket.resent else ticket.resend_at
         return min(max(now, next_step), now + LOOK_EVERY_S)
-    text = cast("bytes | None", redis.get(f"request:{search_id}"))
+    text = cast("bytes | None", redis.get(KEYS.request(search_id)))
     deadline_at = float(json.loads(text)["deadline_at"]) if text else 0.0
     if now < deadline_at:
         return min(deadline_at, now + LOOK_EVERY_S)
@@ -355,7 +338,7 @@ def _unanswered(redis: Redis, ticket: Ticket) -> Sequence[int]:
     """Return the groups that were asked and have left no part."""
     pipe = redis.pipeline(transaction=False)
     for group in ticket.asked:
-        pipe.exists(f"part:{ticket.id}:{group}")
+        pipe.exists(KEYS.part(ticket.id, group))
     there = pipe.execute() if ticket.asked else []
     return [group for group, found in zip(ticket.asked, there, strict=True) if not found]
 

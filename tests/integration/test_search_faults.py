@@ -14,6 +14,7 @@ from sites import Eventually, SecondHost, Site, answer, frozen, live_workers, se
 from pipeline.errors import NoWorkersError
 from pipeline.records import SearchResult
 from workers.client import Collection
+from workers.keys import KEYS
 from workers.searches import Ticket
 
 DEADLINE_S = 3.0
@@ -133,7 +134,7 @@ def test_what_a_killed_host_had_been_handed_is_scanned_by_its_successor(
     second.freeze()
     handle = collection.enqueue_search(queries[0], plan="exhaustive", deadline_s=16)
     redis = collection._context.redis
-    eventually(lambda: redis.exists(*(f"part:{handle.id}:{group}" for group in (0, 1))) == 2)
+    eventually(lambda: redis.exists(*(KEYS.part(handle.id, group) for group in (0, 1))) == 2)
     # A worker that dies takes along the messages that it had received.
     second.kill()
     address = collection._context.redis_address

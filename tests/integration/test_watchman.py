@@ -37,6 +37,7 @@ from workers.client import Collection, SearchHandle, _block
 from workers.context import Context
 from workers.embedded import EmbeddedRedis
 from workers.jobs import PASSING, broker_epoch, keep_up, proceed, replan, send_stage
+from workers.keys import KEYS
 from workers.supervise import watch_jobs, watch_segments
 
 PATIENCE_S = 15.0
@@ -398,7 +399,7 @@ class TestSearches:
             assert time.monotonic() < until
         result = handle.wait(timeout=1)
         assert (result.complete, result.missing_groups) == (False, (1, 2, 3))
-        assert context.redis.zcard(searches.IN_FLIGHT) == 0
+        assert context.redis.zcard(KEYS.in_flight) == 0
         # Sent with the chord, and once more.
         assert len(_messages(context, "group.1")) == 2
 
@@ -417,7 +418,7 @@ class TestSearches:
             assert time.monotonic() < until
         with pytest.raises(TransientError, match="was not prepared in time"):
             handle.wait(timeout=1)
-        assert context.redis.zcard(searches.IN_FLIGHT) == 0
+        assert context.redis.zcard(KEYS.in_flight) == 0
 
     def test_every_caller_who_waits_for_one_search_gets_its_answer(
         self, context: Context, query: bytes
@@ -428,7 +429,7 @@ class TestSearches:
         assert SearchHandle(context, ticket.id).wait(timeout=5) == first
         # Waiting takes its element and puts it back: it still goes by itself.
         _block(context, ticket.id, 1.0)
-        assert 500 < context.redis.ttl(f"reply:{ticket.id}") <= 600
+        assert 500 < context.redis.ttl(KEYS.reply(ticket.id)) <= 600
         assert not first.complete
 
     def test_what_is_over_or_unknown_is_left_alone(self, context: Context) -> None:
@@ -452,7 +453,7 @@ class TestSearches:
         searches.rank(context, search_id)
         names = context.redis.keys(f"*{search_id}*")
         assert len(names) == 10
-        lives = {name.decode().split(":")[0]: context.redis.ttl(name) for name in names}
+        lives = {name.decode().split(":")[1]: context.redis.ttl(name) for name in names}
         assert 500 < lives.pop("result") <= 600
         assert 500 < lives.pop("reply") <= 600
         assert {n: v for n, v in lives.items() if not deadline_s < v <= deadline_s + 600} == {}
@@ -480,7 +481,7 @@ class TestSearches:
         with pytest.raises(UnknownNameError):
             handles["passing"].wait(timeout=1)
         assert not handles["photographs"].wait(timeout=1).complete
-        assert context.redis.zcard(searches.IN_FLIGHT) == 0
+        assert context.redis.zcard(KEYS.in_flight) == 0
 
 
 class TestClient:

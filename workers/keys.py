@@ -1,0 +1,78 @@
+"""Names of everything that Vantage keeps in Redis beside Celery's own, and how long it is kept."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+KEEP_S = 600
+"""Time to live of what a search leaves in Redis, after its deadline."""
+
+PUT_OFF_KEEP_S = 15
+"""Time to live of the note that a job's merge was sent again."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of the results' database.
+
+    Parameters
+    ----------
+    prefix : str
+        Before every key, so that others can share the Redis.
+    """
+
+    prefix: str = "vantage"
+
+    @property
+    def epoch(self) -> str:
+        """The present life of the broker; kept until Redis loses its data."""
+        return f"{self.prefix}:epoch"
+
+    @property
+    def in_flight(self) -> str:
+        """Sorted set of the searches that nobody blocks on: id -> when to look after it.
+
+        It has no time to live: a search is taken out when it ends.
+        """
+        return f"{self.prefix}:searches"
+
+    def put_off(self, job_id: str) -> str:
+        """Whether a merge of a job was sent again lately; kept `PUT_OFF_KEEP_S`."""
+        return f"{self.prefix}:put-off:{job_id}"
+
+    def request(self, search_id: str) -> str:
+        """What a search that is left to the workers asks for; kept `keep_s`."""
+        return f"{self.prefix}:request:{search_id}"
+
+    def image(self, search_id: str) -> str:
+        """The query image's bytes of such a search; kept `keep_s`."""
+        return f"{self.prefix}:image:{search_id}"
+
+    def batch(self, search_id: str) -> str:
+        """Features and plan of a search; kept `keep_s`."""
+        return f"{self.prefix}:query:{search_id}"
+
+    def ticket(self, search_id: str) -> str:
+        """How far a search has come; kept `keep_s`."""
+        return f"{self.prefix}:search:{search_id}"
+
+    def part(self, search_id: str, group: int) -> str:
+        """What the scan of a group found, or the error it ended with; kept `keep_s`."""
+        return f"{self.prefix}:part:{search_id}:{group}"
+
+    def result(self, search_id: str) -> str:
+        """The answers, or the error, written once; kept `KEEP_S`."""
+        return f"{self.prefix}:result:{search_id}"
+
+    def reply(self, search_id: str) -> str:
+        """List that gets one element when the answer is there; kept `KEEP_S`."""
+        return f"{self.prefix}:reply:{search_id}"
+
+    @staticmethod
+    def keep_s(deadline_at: float) -> int:
+        """Return for how many seconds from now what belongs to a search is kept."""
+        return KEEP_S + max(0, round(deadline_at - time.time()))
+
+
+KEYS = Keys()
