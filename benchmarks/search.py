@@ -18,7 +18,7 @@ import psutil
 
 from benchmarks.common import parser, percentiles, photographs, running, show
 from pipeline.config import PlanKind, Settings
-from pipeline.metadata import hosts, versions
+from pipeline.metadata import heartbeats, versions
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.records import SearchResult
 from workers.client import Collection
@@ -101,7 +101,7 @@ def footprint(settings: Settings, images: int) -> dict[str, object]:
     engine = create_metadata_engine(settings.database_url)
     with session_scope(engine, write=False) as session:
         version = versions.current_version(session, "bench")
-        live = hosts.live_hosts(session, time.time(), settings.host_timeout_s)
+        live = heartbeats.live_workers(session, time.time(), settings.host_timeout_s)
     engine.dispose()
     scale = 1000 / images / 2**20
     store = Path(settings.store)

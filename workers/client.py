@@ -37,7 +37,7 @@ from pipeline.errors import (
 )
 from pipeline.files import read_file
 from pipeline.local_jobs import end_abandoned_jobs
-from pipeline.metadata import collections, hosts, jobs, parts
+from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import require_schema, session_scope
 from pipeline.metadata.records import JobKind, JobProgress
 from pipeline.pixels import pixels_of_array
@@ -404,7 +404,7 @@ class Collection:
         """Raise when a kind of worker is not alive."""
         timeout_s = self._context.settings.host_timeout_s
         with session_scope(self._context.engine, write=False) as session:
-            live = {host.kind for host in hosts.live_hosts(session, time.time(), timeout_s)}
+            live = {host.kind for host in heartbeats.live_workers(session, time.time(), timeout_s)}
         for kind in kinds:
             if kind not in live:
                 raise NoWorkersError(kind)

@@ -247,7 +247,7 @@ def _flower(settings: Settings) -> Iterator[Check]:
 
 def _workers(settings: Settings) -> Iterator[Check]:
     from pipeline.metadata.engine import create_metadata_engine, session_scope
-    from pipeline.metadata.hosts import live_hosts
+    from pipeline.metadata.heartbeats import live_workers
 
     sqlite = settings.database_url.removeprefix("sqlite:///")
     if sqlite != settings.database_url and not Path(sqlite).exists():
@@ -256,7 +256,7 @@ def _workers(settings: Settings) -> Iterator[Check]:
     engine = create_metadata_engine(settings.database_url)
     try:
         with session_scope(engine, write=False) as session:
-            hosts = live_hosts(session, time.time(), settings.host_timeout_s)
+            hosts = live_workers(session, time.time(), settings.host_timeout_s)
     finally:
         engine.dispose()
     listing = ", ".join(f"{host.name} ({host.state})" for host in hosts)

@@ -21,8 +21,8 @@ from sqlalchemy.orm import Session
 from pipeline.config import Settings
 from pipeline.errors import VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope
-from pipeline.metadata.hosts import beat, forget_host
-from pipeline.metadata.records import HostRecord, HostState
+from pipeline.metadata.heartbeats import beat, forget_worker
+from pipeline.metadata.records import WorkerRecord, WorkerState
 
 __all__ = ["Heartbeat", "UpWatch"]
 
@@ -101,7 +101,7 @@ class UpWatch:
 
 
 class Heartbeat:
-    """Keeps this process's row in ``hosts`` fresh from a daemon thread.
+    """Keeps this process's row in ``workers`` fresh from a daemon thread.
 
     Parameters
     ----------
@@ -137,7 +137,7 @@ class Heartbeat:
         self._details = dict(details or {})
         self._started_at = time.time()
         self._pid = os.getpid()
-        self._state: HostState = "starting"
+        self._state: WorkerState = "starting"
         self._wake = threading.Event()
         self._stopped = False
         self._failing = False
@@ -150,7 +150,7 @@ class Heartbeat:
         atexit.register(self.stop)
         self._thread.start()
 
-    def set_state(self, state: HostState) -> None:
+    def set_state(self, state: WorkerState) -> None:
         """Change the state; the row follows at once. Safe in a signal handler."""
         self._state = state
         self._wake.set()
@@ -182,19 +182,21 @@ class Heartbeat:
         try:
             if forget:
                 write_between_beats(
-                    self._settings, lambda session: forget_host(session, self._name)
+                    self._settings, lambda session: forget_worker(session, self._name)
                 )
             else:
-                write_between_beats(self._settings, lambda session: beat(session, self._record()))
+                write_between_beats(
+                    self._settings, lambda session: beat(session, self._record(), _host_details())
+                )
             self._failing = False
         except VantageError as error:
             if not self._failing:
                 _log.warning("heartbeat not written: %s", error)
             self._failing = True
 
-    def _record(self) -> HostRecord:
+    def _record(self) -> WorkerRecord:
         """Return the row as it is now."""
-        return HostRecord(
+        return WorkerRecord(
             name=self._name,
             kind=self._kind,
             host=self._settings.host,
@@ -205,3 +207,8 @@ class Heartbeat:
             started_at=self._started_at,
             details=self._details,
         )
+
+
+def _host_details() -> dict[str, Any]:
+    """Return what the table of hosts says of this one."""
+    return {"cores": os.cpu_count(), "memory": psutil.virtual_memory().total}

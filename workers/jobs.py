@@ -25,7 +25,7 @@ from pipeline.errors import (
     TransientError,
     UnknownNameError,
 )
-from pipeline.metadata import hosts, jobs, parts
+from pipeline.metadata import heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, JobStage
 from workers.context import Context, is_redelivered, worker_name
@@ -101,7 +101,7 @@ def _leave_to_others(context: Context, job: JobRecord, number: int) -> None:
         return
     with session_scope(context.engine, write=False) as session:
         part = parts.get_part(session, job.id, job.stage, number)
-        live = hosts.live_hosts(session, time.time(), context.settings.host_timeout_s)
+        live = heartbeats.live_workers(session, time.time(), context.settings.host_timeout_s)
     threaded = [host for host in live if host.kind != "extract"]
     begun = (part.started_at or 0.0) >= job.attempt_at
     if begun and parts.runs_on_live_worker(part, threaded):

@@ -24,7 +24,7 @@ from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import SearchConfig
 from pipeline.errors import TransientError, VantageError
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.hosts import groups_served
+from pipeline.metadata.heartbeats import groups_served
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import SearchResult
 from pipeline.retrieval.batch import Batch

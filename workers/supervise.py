@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Settings
-from pipeline.metadata import compaction, hosts, jobs, parts
+from pipeline.metadata import compaction, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import HostRecord, JobRecord, PartRecord
+from pipeline.metadata.records import JobRecord, PartRecord, WorkerRecord
 from workers import searches
 from workers.context import Context
 from workers.heartbeat import Heartbeat
@@ -44,7 +44,7 @@ def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
     epoch = broker_epoch(context.redis)
     with session_scope(context.engine, write=False) as session:
         unfinished = [job for job in jobs.unfinished_jobs(session) if not job.params.get("local")]
-        live = hosts.live_hosts(session, now, timeout_s) if unfinished else []
+        live = heartbeats.live_workers(session, now, timeout_s) if unfinished else []
         running = parts.running_parts(session) if unfinished else []
     renewed = 0
     for job in unfinished:
@@ -87,7 +87,7 @@ def _why_stopped(
     context: Context,
     job: JobRecord,
     running: Sequence[PartRecord],
-    live: Sequence[HostRecord],
+    live: Sequence[WorkerRecord],
     epoch: str,
     now: float,
     patience_s: float,

@@ -28,7 +28,7 @@ from honcho.environ import parse_procfile
 from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError, VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
-from pipeline.metadata.hosts import live_hosts
+from pipeline.metadata.heartbeats import live_workers
 from workers.dashboard import check_flower_settings, flower_file
 from workers.embedded import EmbeddedRedis
 from workers.environment import environment
@@ -314,7 +314,7 @@ class _ReadyWait:
                 with contextlib.suppress(VantageError):
                     with session_scope(engine, write=False) as session:
                         now = time.time()
-                        rows = live_hosts(session, now, self._settings.host_timeout_s)
+                        rows = live_workers(session, now, self._settings.host_timeout_s)
                     ready = {r.name for r in rows if self._is_ours(r.started_at, r.state)}
                     missing = self._missing(ready)
                     if not missing:

@@ -280,19 +280,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    # Children first; a table takes its indexes with it.
-    for name in (
-        "version_segments",
-        "tombstones",
-        "locations",
-        "versions",
-        "segments",
-        "parts",
-        "images",
-        "trees",
-        "jobs",
-        "containers",
-        "hosts",
-        "collections",
-    ):
-        op.drop_table(name)
+    raise NotImplementedError("there is no way down; restore the backup")

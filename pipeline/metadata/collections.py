@@ -28,28 +28,12 @@ from pipeline.metadata.models import (
     table,
 )
 from pipeline.metadata.records import CollectionRecord, CollectionStatus, CollectionSummary
-from pipeline.metadata.sql import changed_rows, insert_into, lock_collection
+from pipeline.metadata.sql import insert_into, lock_collection
 
 OUTGROWN_FACTOR = 4.0
 """A median cell above so many times its target asks for a new tree."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-def create_collection(
-    session: Session, name: str, extractor: ExtractorConfig, index: IndexConfig
-) -> CollectionRecord:
-    """Create a collection.
-
-    Raises
-    ------
-    InputError
-        The name is taken, or is not 1 to 64 of the characters A-Z a-z 0-9 . _ - with a letter or
-        digit first.
-    """
-    if not _insert(session, name, extractor, index):
-        raise InputError(f"collection {name!r} exists already; choose another name or use it")
-    return get_collection(session, name)
 
 
 def get_or_create_collection(
@@ -63,14 +47,8 @@ def get_or_create_collection(
     Raises
     ------
     InputError
-        The name cannot name a collection (see `create_collection`).
+        The name is not 1 to 64 of the characters A-Z a-z 0-9 . _ - with a letter or digit first.
     """
-    _insert(session, name, extractor, index)
-    return get_collection(session, name)
-
-
-def _insert(session: Session, name: str, extractor: ExtractorConfig, index: IndexConfig) -> bool:
-    """Insert the row unless the name is taken; return whether it was inserted."""
     if not _NAME.fullmatch(name):
         raise InputError(
             f"a collection cannot be named {name!r}: use 1 to 64 of the characters "
@@ -84,7 +62,8 @@ def _insert(session: Session, name: str, extractor: ExtractorConfig, index: Inde
         "index_config": index.to_dict(),
         "created_at": time.time(),
     }
-    return changed_rows(session, statement.values(values)) > 0
+    session.execute(statement.values(values))
+    return get_collection(session, name)
 
 
 def get_collection(session: Session, name: str) -> CollectionRecord:

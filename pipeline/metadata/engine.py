@@ -258,23 +258,17 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """
     if revision == "head" and schema_revision(engine) == SCHEMA_REVISION:
         return
-    _migrate(engine, revision, up=True)
+    _migrate(engine, revision)
 
 
-def downgrade(engine: Engine, revision: str) -> None:
-    """Take the database back to an older schema revision (``base``: no tables, all data lost)."""
-    _migrate(engine, revision, up=False)
-
-
-def _migrate(engine: Engine, revision: str, *, up: bool) -> None:
+def _migrate(engine: Engine, revision: str) -> None:
     """Run Alembic on a locked connection."""
     from alembic import command  # not at the top: only few processes ever migrate
     from alembic.util import CommandError
 
-    run = command.upgrade if up else command.downgrade
     with _alembic_lock, driver_errors(engine), migration_connection(engine) as connection:
         try:
-            run(alembic_config(connection), revision)
+            command.upgrade(alembic_config(connection), revision)
         except CommandError as error:
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
             raise SchemaVersionError(found, SCHEMA_REVISION) from error

@@ -28,7 +28,6 @@ def register_files(
     job_id: str | None,
     files: Iterable[RegisteredFile],
     *,
-    retry_failed: bool = False,
     retry_codes: Collection[str] = (),
 ) -> RegisterCounts:
     """Note files and their contents: one image per content, one location per path.
@@ -47,11 +46,9 @@ def register_files(
     ----------
     job_id : str or None
         The job that brings them.
-    retry_failed : bool
-        Make failed images ``pending`` again (after limits or decoders have changed).
     retry_codes : collection of str
-        The same for images that failed with one of these codes: those that tell of the file
-        (``vanished``, ``permission-denied``) and not of its content, which was read just now.
+        Make images ``pending`` again that failed with one of these codes: those that tell of the
+        file (``vanished``, ``permission-denied``), not of its content, which was read just now.
 
     Raises
     ------
@@ -67,11 +64,7 @@ def register_files(
     returned = _take_back(
         session, [row for row in known.values() if row.state == "removed"], job_id
     )
-    again = [
-        row.id
-        for row in known.values()
-        if row.error_code is not None and (retry_failed or row.error_code in retry_codes)
-    ]
+    again = [row.id for row in known.values() if row.error_code in retry_codes]
     _set_images(session, again, {**_PENDING_AGAIN, "job_id": job_id})
     image_ids = {
         **{row.sha256: row.id for row in known.values()},

@@ -29,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipeline.metadata.types import PathText
 
-SCHEMA_REVISION = "0001"
+SCHEMA_REVISION = "0002"
 """The migration that makes exactly these tables (a test compares)."""
 
 NAMING_CONVENTION = {
@@ -68,7 +68,11 @@ class Collection(Base):
 
 
 class Job(Base):
-    """Work that a caller asked for."""
+    """Work that a caller asked for.
+
+    ``process``: the process that does a local job. ``origin``: whether somebody asked for it or it
+    began by itself (``request``, ``upkeep``).
+    """
 
     __tablename__ = "jobs"
     __table_args__ = (
@@ -80,6 +84,8 @@ class Job(Base):
     collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
     kind: Mapped[str] = mapped_column(String(16))
     params: Mapped[dict[str, Any]]
+    process: Mapped[str | None] = mapped_column(String(255))
+    origin: Mapped[str] = mapped_column(String(16), server_default="request")
     state: Mapped[str] = mapped_column(String(16))
     stage: Mapped[str] = mapped_column(String(16))
     attempt: Mapped[int]
@@ -135,7 +141,7 @@ class Container(Base):
 
 
 class Image(Base):
-    """One content of a collection.
+    """One content of a collection; its identity is the SHA-256 of its bytes and the frame in them.
 
     ``in_index``: rows of this image lie in the segments of the current version, whatever its state.
     ``left_out``: it was removed when its container was last assigned, or when all segments were
@@ -144,7 +150,7 @@ class Image(Base):
 
     __tablename__ = "images"
     __table_args__ = (
-        UniqueConstraint("collection_id", "sha256"),
+        UniqueConstraint("collection_id", "sha256", "frame"),
         # Both cover `collection_status`, so that it never reads the wide rows.
         Index(None, "collection_id", "state", "descriptor_count"),
         Index(None, "container_id"),
@@ -154,6 +160,7 @@ class Image(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
     sha256: Mapped[str] = mapped_column(String(64))
+    frame: Mapped[int] = mapped_column(server_default="0")
     width: Mapped[int | None]
     height: Mapped[int | None]
     state: Mapped[str] = mapped_column(String(16))
@@ -284,13 +291,25 @@ class Tombstone(Base):
 
 
 class Host(Base):
-    """A worker's heartbeat."""
+    """A machine on which workers run or ran."""
 
     __tablename__ = "hosts"
 
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    details: Mapped[dict[str, Any]]
+    first_seen_at: Mapped[float]
+    last_seen_at: Mapped[float]
+
+
+class Worker(Base):
+    """A worker's heartbeat."""
+
+    __tablename__ = "workers"
+    __table_args__ = (Index(None, "host"),)
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
     kind: Mapped[str] = mapped_column(String(32))
-    host: Mapped[str] = mapped_column(String(255))
+    host: Mapped[str] = mapped_column(ForeignKey("hosts.name"))
     pid: Mapped[int] = mapped_column(Integer)
     groups: Mapped[list[Any]]
     state: Mapped[str] = mapped_column(String(16))

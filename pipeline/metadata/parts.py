@@ -10,16 +10,15 @@ from sqlalchemy import Row, and_, case, func, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
-from pipeline.metadata.hosts import live_hosts
 from pipeline.metadata.jobs import get_job, touch_job
 from pipeline.metadata.models import Job, Part, table
 from pipeline.metadata.records import (
-    HostRecord,
     JobProgress,
     JobRecord,
     JobStage,
     PartRecord,
     PartResult,
+    WorkerRecord,
 )
 
 BUSY_PATIENCE = 20.0
@@ -252,17 +251,7 @@ def running_parts(session: Session) -> list[PartRecord]:
     return _parts(session, Part.job_id.in_(jobs), Part.state == "running")
 
 
-def stale_parts(session: Session, now: float, timeout_s: float) -> list[PartRecord]:
-    """Return running parts of running jobs whose worker is gone.
-
-    A worker is gone when its last heartbeat is older than `timeout_s` seconds, or when it started
-    after the part did (it was killed and came up again).
-    """
-    hosts = live_hosts(session, now, timeout_s)
-    return [part for part in running_parts(session) if not runs_on_live_worker(part, hosts)]
-
-
-def runs_on_live_worker(part: PartRecord, live_workers: Iterable[HostRecord]) -> bool:
+def runs_on_live_worker(part: PartRecord, live_workers: Iterable[WorkerRecord]) -> bool:
     """Say whether a part is in the hands of a worker that lives."""
     return part.state == "running" and any(
         host.name == part.worker and host.started_at <= (part.started_at or 0.0)
@@ -273,7 +262,7 @@ def runs_on_live_worker(part: PartRecord, live_workers: Iterable[HostRecord]) ->
 def needs_replanning(
     job: JobRecord,
     parts: Sequence[PartRecord],
-    live_workers: Sequence[HostRecord],
+    live_workers: Sequence[WorkerRecord],
     broker_epoch: str,
     now: float,
     patience_s: float,
@@ -288,8 +277,8 @@ def needs_replanning(
     job : JobRecord
     parts : sequence of PartRecord
         Parts of its present stage.
-    live_workers : sequence of HostRecord
-        See `pipeline.metadata.hosts.live_hosts`.
+    live_workers : sequence of WorkerRecord
+        See `pipeline.metadata.heartbeats.live_workers`.
     broker_epoch : str
         The present life of the broker.
     now : float

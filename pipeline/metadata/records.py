@@ -17,7 +17,7 @@ JobKind = Literal["index", "rebuild", "compact"]
 JobState = Literal["running", "paused", "done", "failed"]
 JobStage = Literal["register", "extract", "train", "assign", "merge", "publish", "done"]
 PartState = Literal["planned", "running", "done"]
-HostState = Literal["starting", "ready", "draining"]
+WorkerState = Literal["starting", "ready", "draining"]
 PublishMode = Literal["append", "replace"]
 
 PartResult = dict[str, Any]
@@ -393,6 +393,22 @@ class JobProgress:
 
 @dataclass(frozen=True)
 class HostRecord:
+    """A machine on which workers run or ran; the times are unix seconds.
+
+    Attributes
+    ----------
+    details : mapping
+        What its workers say of it: ``cores``, ``memory`` (bytes).
+    """
+
+    name: str
+    first_seen_at: float
+    last_seen_at: float
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
     """A worker's heartbeat.
 
     Attributes
@@ -414,7 +430,7 @@ class HostRecord:
     host: str
     pid: int
     groups: tuple[int, ...]
-    state: HostState
+    state: WorkerState
     heartbeat_at: float
     started_at: float
     details: Mapping[str, Any] = field(default_factory=dict)

@@ -17,9 +17,9 @@ from typing import Any
 import psutil
 
 from pipeline.config import Settings
+from pipeline.metadata import heartbeats
 from pipeline.metadata.engine import create_metadata_engine, session_scope
-from pipeline.metadata.hosts import groups_served, live_hosts
-from pipeline.metadata.records import HostRecord
+from pipeline.metadata.records import WorkerRecord
 from pipeline.records import SearchResult
 from workers.embedded import discover_redis_url
 from workers.environment import environment
@@ -51,12 +51,12 @@ def make_settings(home: Path, **changes: Any) -> Settings:
     return dataclasses.replace(settings, **changes)
 
 
-def live_workers(settings: Settings) -> dict[str, HostRecord]:
+def live_workers(settings: Settings) -> dict[str, WorkerRecord]:
     """Return the live workers by name."""
     engine = create_metadata_engine(settings.database_url)
     try:
         with session_scope(engine, write=False) as session:
-            rows = live_hosts(session, time.time(), settings.host_timeout_s)
+            rows = heartbeats.live_workers(session, time.time(), settings.host_timeout_s)
         return {row.name: row for row in rows}
     finally:
         engine.dispose()
@@ -67,7 +67,7 @@ def served_groups(settings: Settings) -> set[int]:
     engine = create_metadata_engine(settings.database_url)
     try:
         with session_scope(engine, write=False) as session:
-            return set(groups_served(session, time.time(), settings.host_timeout_s))
+            return set(heartbeats.groups_served(session, time.time(), settings.host_timeout_s))
     finally:
         engine.dispose()
 

@@ -19,8 +19,8 @@ from celery.result import AsyncResult
 
 from pipeline.config import Settings
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
-from pipeline.metadata.hosts import live_hosts
-from pipeline.metadata.records import HostRecord
+from pipeline.metadata.heartbeats import live_workers
+from pipeline.metadata.records import WorkerRecord
 from workers.app import drop_connections
 from workers.environment import environment
 from workers.processes import die_with_parent, stop_process
@@ -38,10 +38,10 @@ class Site:
     tasks: Any
     redis: Any
 
-    def live(self) -> dict[str, HostRecord]:
+    def live(self) -> dict[str, WorkerRecord]:
         engine = create_metadata_engine(self.settings.database_url)
         with session_scope(engine, write=False) as session:
-            rows = live_hosts(session, time.time(), self.settings.host_timeout_s)
+            rows = live_workers(session, time.time(), self.settings.host_timeout_s)
         engine.dispose()
         return {row.name: row for row in rows}
 

@@ -71,7 +71,7 @@ def _prepare(settings: Settings, photographs: Path) -> None:
     for number, disturbance in enumerate(DISTURBANCES):
         extractor = dataclasses.replace(settings.extractor, max_features=100 + number)
         with session_scope(engine) as session:
-            collection = collections.create_collection(
+            collection = collections.get_or_create_collection(
                 session, _name(disturbance), extractor, settings.index
             )
             register_files(session, collection.id, None, files)

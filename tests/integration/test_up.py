@@ -24,7 +24,7 @@ import pytest
 from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError
 from pipeline.metadata.engine import create_metadata_engine, session_scope
-from pipeline.metadata.hosts import groups_served, live_hosts
+from pipeline.metadata.heartbeats import groups_served, live_workers
 from workers.embedded import discover_redis_url
 from workers.environment import environment
 from workers.redis_url import RedisAddress
@@ -49,7 +49,7 @@ def _pids(settings: Settings) -> dict[str, int]:
     engine = create_metadata_engine(settings.database_url)
     try:
         with session_scope(engine, write=False) as session:
-            return {row.kind: row.pid for row in live_hosts(session, time.time(), 5)}
+            return {row.kind: row.pid for row in live_workers(session, time.time(), 5)}
     finally:
         engine.dispose()
 

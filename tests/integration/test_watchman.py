@@ -25,11 +25,11 @@ from pipeline.errors import (
     TransientError,
     UnknownNameError,
 )
-from pipeline.metadata import collections, hosts, jobs, parts
+from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Collection as Collected
 from pipeline.metadata.models import Job
-from pipeline.metadata.records import HostRecord, JobRecord
+from pipeline.metadata.records import JobRecord, WorkerRecord
 from pipeline.searching import prepare_query
 from workers import searches
 from workers.app import app, drop_connections, use_redis
@@ -60,8 +60,8 @@ def context(indexed_home: Settings, redis_url: str) -> Iterator[Context]:
     context = Context(settings)
     yield context
     with session_scope(context.engine) as session:
-        for host in hosts.live_hosts(session, time.time(), 1e9):
-            hosts.forget_host(session, host.name)
+        for host in heartbeats.live_workers(session, time.time(), 1e9):
+            heartbeats.forget_worker(session, host.name)
         for job in jobs.unfinished_jobs(session):
             jobs.finish_job(session, job.id, "failed", "end of the test")
     context.close()
@@ -86,9 +86,9 @@ def _beat(
     context: Context, name: str, kind: str, groups: tuple[int, ...] = (), age_s: float = 0.0
 ) -> None:
     now = time.time()
-    row = HostRecord(name, kind, "test", 1, groups, "ready", now - age_s, now - 100, {})
+    row = WorkerRecord(name, kind, "test", 1, groups, "ready", now - age_s, now - 100, {})
     with session_scope(context.engine) as session:
-        hosts.beat(session, row)
+        heartbeats.beat(session, row)
 
 
 def _job(context: Context, **params: Any) -> JobRecord:
@@ -148,9 +148,9 @@ class TestJobs:
         with session_scope(context.engine) as session:
             parts.start_part(session, job.id, "register", 0, "reduce@test")
         now = time.time()
-        row = HostRecord("reduce@test", "reduce", "test", 2, (), "ready", now, now + 1, {})
+        row = WorkerRecord("reduce@test", "reduce", "test", 2, (), "ready", now, now + 1, {})
         with session_scope(context.engine) as session:
-            hosts.beat(session, row)
+            heartbeats.beat(session, row)
         assert watch_jobs(context, patience_s=0.0) == 1
 
     def test_jobs_that_have_ended_or_run_without_a_broker_are_not_touched(

@@ -20,7 +20,7 @@ from pipeline.errors import SchemaVersionError, StateError
 from pipeline.metadata.engine import (
     alembic_config,
     create_metadata_engine,
-    downgrade,
+    migration_connection,
     require_schema,
     schema_revision,
     upgrade,
@@ -39,22 +39,18 @@ def _tables(engine: Engine) -> set[str]:
     return set(inspect(engine).get_table_names()) - {"alembic_version", "sqlite_sequence"}
 
 
-def test_migrations_go_up_down_and_up_again(engine: Engine) -> None:
-    for _ in range(2):
-        upgrade(engine)
-        assert _tables(engine) == set(Base.metadata.tables)
-        downgrade(engine, "base")
-        assert _tables(engine) == set()
-        assert schema_revision(engine) is None
-
-
-def test_every_migration_goes_up_and_down_alone(engine: Engine) -> None:
+def test_migrations_go_up_one_by_one_and_there_is_no_way_down(engine: Engine) -> None:
     script = ScriptDirectory.from_config(alembic_config())
     for step in reversed(list(script.walk_revisions())):
         upgrade(engine, step.revision)
-        downgrade(engine, "-1")
-        upgrade(engine, step.revision)
+        assert schema_revision(engine) == step.revision
+    assert _tables(engine) == set(Base.metadata.tables)
     require_schema(engine)
+    with (
+        migration_connection(engine) as connection,
+        pytest.raises(NotImplementedError, match="restore the backup"),
+    ):
+        command.downgrade(alembic_config(connection), "-1")
 
 
 def test_models_equal_migrations(engine: Engine) -> None:
@@ -69,7 +65,8 @@ def _definitions(engine: Engine) -> dict[str, list[str]]:
     query = text("SELECT name, sql FROM sqlite_master WHERE tbl_name <> 'alembic_version'")
     with engine.connect() as connection:
         return {
-            name: sorted(line.strip(", \t") for line in (sql or "").splitlines())
+            # A table that was copied has its name in quotation marks.
+            name: sorted(line.strip(", \t") for line in (sql or "").replace('"', "").splitlines())
             for name, sql in connection.execute(query)
         }
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pipeline.metadata.parts import needs_replanning, runs_on_live_worker
-from pipeline.metadata.records import HostRecord, JobRecord, PartRecord
+from pipeline.metadata.records import JobRecord, PartRecord, WorkerRecord
 
 NOW = 1000.0
 JOB = JobRecord(
@@ -25,7 +25,7 @@ JOB = JobRecord(
     progress_at=NOW - 31.0,
     finished_at=None,
 )
-WORKER = HostRecord("extract@a", "extract", "a", 1, (), "ready", NOW, started_at=100.0)
+WORKER = WorkerRecord("extract@a", "extract", "a", 1, (), "ready", NOW, started_at=100.0)
 
 
 def _part(state: Any = "planned", worker: str | None = None, started: float = 500.0) -> PartRecord:

@@ -154,13 +154,13 @@ class JobReader:
     def _is_deserted(self, job_id: str) -> bool:
         """Whether a job is the workers' and none of them lives."""
         from pipeline.metadata.engine import session_scope
-        from pipeline.metadata.hosts import live_hosts
+        from pipeline.metadata.heartbeats import live_workers
         from pipeline.metadata.jobs import get_job
 
         with session_scope(self._engine, write=False) as session:
             if get_job(session, job_id).params.get("local"):
                 return False
-            return not live_hosts(session, time.time(), self._host_timeout_s)
+            return not live_workers(session, time.time(), self._host_timeout_s)
 
 
 @contextmanager

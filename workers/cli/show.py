@@ -139,7 +139,7 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
             [(j.id[:8], j.collection, j.kind, j.state, j.sentence()) for j in found.jobs],
         )
         say()
-    if not found.hosts:
+    if not found.workers:
         say("Workers: none alive. Start everything here with `vantage up`.")
         return
     show_table(
@@ -152,7 +152,7 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
                 f"{max(0.0, time.time() - host.heartbeat_at):.1f} s ago",
                 ranges(host.groups) or "-",
             )
-            for host in found.hosts
+            for host in found.workers
         ],
     )
     if alone and found.unserved:

@@ -13,10 +13,10 @@ from sqlalchemy.orm import Session
 from pipeline.config import Settings
 from pipeline.metadata.collections import collection_status, list_collections
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.hosts import groups_served, live_hosts
+from pipeline.metadata.heartbeats import groups_served, live_workers
 from pipeline.metadata.jobs import list_jobs
 from pipeline.metadata.parts import job_progress
-from pipeline.metadata.records import CollectionStatus, HostRecord, JobProgress
+from pipeline.metadata.records import CollectionStatus, JobProgress, WorkerRecord
 from workers.cli.output import seconds
 
 
@@ -65,7 +65,7 @@ class SystemStatus:
     ----------
     collections : tuple of CollectionStatus
     jobs : tuple of JobLine
-    hosts : tuple of HostRecord
+    workers : tuple of WorkerRecord
         Workers whose heartbeat is fresh.
     served : dict of int to list of str
         Workers by the group that they serve.
@@ -76,7 +76,7 @@ class SystemStatus:
     home: str
     collections: tuple[CollectionStatus, ...]
     jobs: tuple[JobLine, ...]
-    hosts: tuple[HostRecord, ...]
+    workers: tuple[WorkerRecord, ...]
     served: dict[int, list[str]]
 
     @property
@@ -92,7 +92,8 @@ class SystemStatus:
             "collections": [_collection_dict(item) for item in self.collections],
             "jobs": [job.to_dict() for job in self.jobs],
             "workers": [
-                {**dataclasses.asdict(host), "details": dict(host.details)} for host in self.hosts
+                {**dataclasses.asdict(worker), "details": dict(worker.details)}
+                for worker in self.workers
             ],
             "groups_served": {str(group): names for group, names in self.served.items()},
             "groups_unserved": list(self.unserved),
@@ -127,7 +128,7 @@ def read_status(settings: Settings, engine: Engine, collection: str | None) -> S
             home=str(settings.home),
             collections=found,
             jobs=tuple(_jobs(session, found)),
-            hosts=tuple(live_hosts(session, now, settings.host_timeout_s)),
+            workers=tuple(live_workers(session, now, settings.host_timeout_s)),
             served=groups_served(session, now, settings.host_timeout_s),
         )
 

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 from metadata_database import POSTGRESQL_URL, Database
+from sqlalchemy import text
 
 from pipeline.metadata.engine import (
     create_metadata_engine,
-    downgrade,
-    schema_revision,
     upgrade,
 )
 
@@ -40,8 +39,9 @@ def db(database_kind: str, sqlite_template: Path, tmp_path: Path) -> Iterator[Da
         engine = create_metadata_engine(f"sqlite:///{path}")
     else:
         engine = create_metadata_engine(POSTGRESQL_URL)
-        if schema_revision(engine) is not None:
-            downgrade(engine, "base")
+        with engine.begin() as connection:
+            connection.execute(text("DROP SCHEMA public CASCADE"))
+            connection.execute(text("CREATE SCHEMA public"))
         upgrade(engine)
     yield Database(engine)
     engine.dispose()

@@ -5,9 +5,9 @@ from metadata_database import POSTGRESQL_URL, Database, file
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.errors import InputError, UnknownNameError
-from pipeline.metadata import collections, hosts, jobs
+from pipeline.metadata import collections, heartbeats, jobs
 from pipeline.metadata.models import Base
-from pipeline.metadata.records import HostRecord
+from pipeline.metadata.records import WorkerRecord
 
 
 def test_this_run_includes_postgresql() -> None:
@@ -20,19 +20,13 @@ def test_a_collection_keeps_what_it_was_made_with(db: Database) -> None:
     extractor = ExtractorConfig(max_features=77)
     index = IndexConfig(groups=8, vantage="spread")
     with db.write() as session:
-        made = collections.create_collection(session, "covers", extractor, index)
+        made = collections.get_or_create_collection(session, "covers", extractor, index)
     with db.read() as session:
         found = collections.get_collection(session, "covers")
     assert found == made
     assert (found.extractor, found.index) == (extractor, index)
     assert found.extractor_id == extractor.config_id()
     assert (found.tree_id, found.current_version_id) == (None, None)
-
-
-def test_a_taken_name_is_refused(db: Database) -> None:
-    db.collection("covers")
-    with pytest.raises(InputError, match="'covers' exists already"), db.write() as session:
-        collections.create_collection(session, "covers", ExtractorConfig(), IndexConfig())
 
 
 @pytest.mark.parametrize("name", ["", ".hidden", "a/b", "a b", "x" * 65, "covers\n", "é"])
@@ -124,7 +118,7 @@ def test_every_table_is_in_the_dump_that_these_tests_compare(db: Database) -> No
     assert set(db.rows()) == set(Base.metadata.tables)
 
 
-def _host(name: str, **changes: object) -> HostRecord:
+def _worker(name: str, **changes: object) -> WorkerRecord:
     values: dict[str, object] = {
         "name": name,
         "kind": "group",
@@ -136,31 +130,33 @@ def _host(name: str, **changes: object) -> HostRecord:
         "started_at": 50.0,
         "details": {"segments": 3},
     }
-    return HostRecord(**{**values, **changes})  # type: ignore[arg-type]
+    return WorkerRecord(**{**values, **changes})  # type: ignore[arg-type]
 
 
 def test_a_heartbeat_replaces_the_one_before(db: Database) -> None:
     with db.write() as session:
-        hosts.beat(session, _host("group@box", state="starting"))
-        hosts.beat(session, _host("group@box", heartbeat_at=102.0))
-        assert hosts.live_hosts(session, 103.0, 10.0) == [_host("group@box", heartbeat_at=102.0)]
+        heartbeats.beat(session, _worker("group@box", state="starting"))
+        heartbeats.beat(session, _worker("group@box", heartbeat_at=102.0))
+        assert heartbeats.live_workers(session, 103.0, 10.0) == [
+            _worker("group@box", heartbeat_at=102.0)
+        ]
 
 
 def test_a_worker_counts_as_live_until_its_heartbeat_is_too_old(db: Database) -> None:
     with db.write() as session:
-        hosts.beat(session, _host("group@box"))
-        assert hosts.live_hosts(session, 110.0, 10.0)
-        assert not hosts.live_hosts(session, 110.1, 10.0)
+        heartbeats.beat(session, _worker("group@box"))
+        assert heartbeats.live_workers(session, 110.0, 10.0)
+        assert not heartbeats.live_workers(session, 110.1, 10.0)
 
 
 def test_groups_are_served_by_ready_group_workers_only(db: Database) -> None:
     with db.write() as session:
-        hosts.beat(session, _host("b", groups=(1, 2)))
-        hosts.beat(session, _host("a", groups=(1,)))
-        hosts.beat(session, _host("starting", state="starting"))
-        hosts.beat(session, _host("draining", state="draining"))
-        hosts.beat(session, _host("extract", kind="extract"))
-        hosts.beat(session, _host("dead", heartbeat_at=10.0))
-        assert hosts.groups_served(session, 101.0, 10.0) == {1: ["a", "b"], 2: ["b"]}
-        hosts.forget_host(session, "b")
-        assert hosts.groups_served(session, 101.0, 10.0) == {1: ["a"]}
+        heartbeats.beat(session, _worker("b", groups=(1, 2)))
+        heartbeats.beat(session, _worker("a", groups=(1,)))
+        heartbeats.beat(session, _worker("starting", state="starting"))
+        heartbeats.beat(session, _worker("draining", state="draining"))
+        heartbeats.beat(session, _worker("extract", kind="extract"))
+        heartbeats.beat(session, _worker("dead", heartbeat_at=10.0))
+        assert heartbeats.groups_served(session, 101.0, 10.0) == {1: ["a", "b"], 2: ["b"]}
+        heartbeats.forget_worker(session, "b")
+        assert heartbeats.groups_served(session, 101.0, 10.0) == {1: ["a"]}

@@ -121,7 +121,7 @@ def test_a_failed_image_stays_failed_unless_asked_to_retry(db: Database) -> None
     db.extract(job, bad=[content("/a")])
     db.register(collection, db.job(collection), file("/a"))
     assert db.image_states(collection)[content("/a")] == "failed"
-    db.register(collection, db.job(collection), file("/a"), file("/b"), retry_failed=True)
+    db.register(collection, db.job(collection), file("/a"), file("/b"), retry_codes={"corrupt"})
     assert db.image_states(collection) == {content("/a"): "pending", content("/b"): "extracted"}
     with db.read() as session:
         assert images.failures(session, collection.id) == []
@@ -151,7 +151,7 @@ def test_a_failed_image_that_comes_back_can_be_retried(db: Database) -> None:
     db.register(collection, job, file("/a", "x"))
     db.extract(job, bad=[content("x")])
     db.register(collection, job, file("/a", "y"))
-    db.register(collection, job, file("/a", "x"), retry_failed=True)
+    db.register(collection, job, file("/a", "x"), retry_codes={"corrupt"})
     assert db.image_states(collection)[content("x")] == "pending"
 
 

@@ -4,8 +4,8 @@ import pytest
 from metadata_database import Database, content, file
 
 from pipeline.errors import UnknownNameError
-from pipeline.metadata import hosts, jobs, parts
-from pipeline.metadata.records import HostRecord, JobRecord
+from pipeline.metadata import heartbeats, jobs, parts
+from pipeline.metadata.records import JobRecord, WorkerRecord
 
 
 def _get(db: Database, job: JobRecord) -> JobRecord:
@@ -237,6 +237,10 @@ def test_parts_of_workers_that_are_gone_are_found(db: Database) -> None:
             ("dead", now - 11, now - 60),
             ("restarted", now, now + 60),
         ):
-            hosts.beat(session, HostRecord(name, "reduce", "box", 1, (), "ready", beat, start))
-        stale = parts.stale_parts(session, now, 10.0)
+            heartbeats.beat(
+                session, WorkerRecord(name, "reduce", "box", 1, (), "ready", beat, start)
+            )
+        live = heartbeats.live_workers(session, now, 10.0)
+        running = parts.running_parts(session)
+    stale = [part for part in running if not parts.runs_on_live_worker(part, live)]
     assert [(part.job_id, part.number) for part in stale] == [(job.id, n) for n in (1, 2, 3)]
