@@ -1,4 +1,4 @@
-"""Texts of unknown origin, made fit for pages and terminals."""
+"""Texts for people: those of unknown origin made fit to be shown, times, counts."""
 
 from __future__ import annotations
 
@@ -72,3 +72,23 @@ def _taken(text: Iterable[str], width: int) -> str:
             break
         taken.append(char)
     return "".join(taken)
+
+
+def seconds(value: float | None) -> str:
+    """Return a time for people: ``0.4 s``, ``12 s``, ``3:25 min``, ``1:02:03 h``."""
+    if value is None:
+        return "unknown"
+    if value < 10:
+        return f"{value:.1f} s"
+    whole = round(value)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def counted(number: int, thing: str, things: str | None = None) -> str:
+    """Return ``1 image`` or ``2,000 images``."""
+    return f"{number:,} {thing if number == 1 else things or thing + 's'}"

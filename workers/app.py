@@ -19,10 +19,8 @@ from workers.redis_url import RedisAddress
 __all__ = ["TASK_MODULES", "app", "lifecycle", "settings_module", "use_redis"]
 
 TASK_MODULES = (
-    "workers.tasks.extract",
-    "workers.tasks.group",
+    "workers.tasks.stages",
     "workers.tasks.retrieve",
-    "workers.tasks.jobs",
 )
 """Modules with tasks, imported when a worker starts (or by `app.loader.import_default_modules`)."""
 

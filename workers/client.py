@@ -36,6 +36,7 @@ from pipeline.errors import (
     TransientError,
 )
 from pipeline.files import read_file
+from pipeline.kinds import COMPACT, INDEX, REBUILD
 from pipeline.local_jobs import end_abandoned_jobs
 from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import require_schema, session_scope
@@ -230,7 +231,7 @@ class Collection:
         BrokerUnavailableError
             Redis does not answer. If the job was created already, it begins when Redis is back.
         """
-        self._require_workers("extract", "reduce", "group")
+        self._require_workers(*INDEX.queues)
         chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
         collection = open_collection(self._context.resources, self.name, chosen, index)
         names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - keeps link names
@@ -238,7 +239,7 @@ class Collection:
 
     def rebuild(self) -> JobHandle:
         """Enqueue a new tree and new segments, made from the feature containers."""
-        self._require_workers("extract", "reduce", "group")
+        self._require_workers(*REBUILD.queues)
         with session_scope(self._context.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
         return self._enqueue(collection.id, "rebuild", {})
@@ -250,7 +251,7 @@ class Collection:
         left (so many at once, and none while a rebuild is under way); there are none when there was
         nothing to do.
         """
-        self._require_workers("reduce", "group")
+        self._require_workers(*COMPACT.queues)
         with session_scope(self._context.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
         return self._enqueue(collection.id, "compact", {"all": True})

@@ -25,16 +25,17 @@ from pipeline.errors import (
     TransientError,
     UnknownNameError,
 )
+from pipeline.kinds import all_stages, kind_of
 from pipeline.metadata import heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, JobStage
 from workers.context import Context, is_redelivered, worker_name
 from workers.keys import KEYS, PUT_OFF_KEEP_S
-from workers.workflows import STAGE_TASKS, stage_canvas
+from workers.workflows import stage_canvas
 
 __all__ = [
     "broker_epoch",
-    "do_merge",
+    "do_group_part",
     "do_part",
     "keep_up",
     "proceed",
@@ -109,14 +110,16 @@ def _leave_to_others(context: Context, job: JobRecord, number: int) -> None:
         raise Ignore
 
 
-def do_merge(context: Context, job_id: str, attempt: int, number: int) -> dict[str, Any] | None:
-    """Do a part of the stage ``merge``; None when no thread is free for it.
+def do_group_part(
+    context: Context, job_id: str, attempt: int, stage: JobStage, number: int
+) -> dict[str, Any] | None:
+    """Do a part of a stage that is the groups' work; None when no thread is free for it.
 
     A group worker keeps its last thread for scans (`Context.merge_slots`).
     """
     if context.merge_slots.acquire(blocking=False):
         try:
-            return do_part(context, job_id, attempt, "merge", number)
+            return do_part(context, job_id, attempt, stage, number)
         finally:
             context.merge_slots.release()
     job = _wanting(context, job_id, attempt)
@@ -134,10 +137,10 @@ def waits_its_turn(redis: Redis, job_id: str) -> bool:
 
 def release(session: Session, task_name: str, args: list[Any]) -> None:
     """Note that nobody works on the part that a task's message named; other tasks have none."""
-    stage = next((stage for stage, tasks in STAGE_TASKS.items() if tasks.part == task_name), None)
+    stage = next((stage for stage in all_stages() if stage.task == task_name), None)
     if stage is not None:
         number = args[2] if len(args) > 2 else 0
-        parts.release_part(session, args[0], stage, number)
+        parts.release_part(session, args[0], stage.name, number)
 
 
 def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
         moved = indexing.advance(context.resources, job)
         if moved is not None:
             send_stage(context, moved)
-            if moved.kind == "index" and moved.finished:
+            if moved.finished and kind_of(moved.kind).adds_segments:
                 keep_up(context, moved.collection_id)
         return {"stage": moved.stage if moved else job.stage}
 

@@ -11,18 +11,19 @@ from typing import Any
 from kombu.entity import Exchange, Queue
 
 from pipeline.config import MAX_GROUPS, Settings
+from pipeline.kinds import all_stages
 
 __all__ = [
     "EXTRACT",
-    "GROUP_TASKS",
     "QUERY",
     "REDUCE",
-    "TASK_ROUTES",
+    "SEARCH_ROUTES",
     "group_of",
     "group_queue",
     "queue_names",
     "route",
     "task_queues",
+    "task_routes",
     "unrouted",
 ]
 
@@ -37,21 +38,22 @@ QUERY = "query"
 
 _GROUP_PREFIX = "group."
 
-TASK_ROUTES: Mapping[str, str] = {
-    "extract.batch": EXTRACT,
-    "group.assign": EXTRACT,
-    "job.register": REDUCE,
-    "extract.collect": REDUCE,
-    "group.train": REDUCE,
-    "group.collect": REDUCE,
-    "group.publish": REDUCE,
+SEARCH_ROUTES: Mapping[str, str | None] = {
     "retrieve.prepare": QUERY,
     "retrieve.rank": QUERY,
+    "retrieve.scan": None,
 }
-"""Queue of every task that always goes to the same one."""
+"""Queue of the tasks of a search; None where the caller names that of the group."""
 
-GROUP_TASKS = frozenset({"group.merge", "retrieve.scan"})
-"""Tasks whose caller names the queue: that of the group they work on."""
+
+def task_routes() -> dict[str, str | None]:
+    """Return the queue of every task; None where the caller names that of the group to work on."""
+    routes = dict(SEARCH_ROUTES)
+    for stage in all_stages():
+        routes[stage.task] = None if stage.queue == "group" else stage.queue
+        if stage.join:
+            routes[stage.join] = REDUCE
+    return routes
 
 
 def group_queue(group: int) -> str:
@@ -105,19 +107,16 @@ def route(
     A group's task without a queue falls through to ``task_default_queue``, a queue that does not
     exist, and so fails where it is sent instead of waiting where nobody reads.
     """
-    queue = TASK_ROUTES.get(name)
-    if queue is None or (options and "queue" in options):
+    if options and "queue" in options:
         return None
-    return {"queue": queue}
+    queue = task_routes().get(name)
+    return None if queue is None else {"queue": queue}
 
 
 def unrouted(names: Iterable[str]) -> list[str]:
     """Return the given tasks that no queue was decided for, but for Celery's own."""
-    return sorted(
-        name
-        for name in names
-        if not name.startswith("celery.") and name not in TASK_ROUTES and name not in GROUP_TASKS
-    )
+    known = task_routes()
+    return sorted(name for name in names if not name.startswith("celery.") and name not in known)
 
 
 def main() -> None:

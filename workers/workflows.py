@@ -8,42 +8,22 @@ truth is in SQL), messages carry ids only.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from celery import chord, signature
 from celery.canvas import Signature
 
-from pipeline.metadata.records import JobRecord, JobStage, PartRecord
+from pipeline.kinds import Stage, kind_of
+from pipeline.metadata.records import JobRecord, PartRecord
 from workers.app import app
 from workers.queues import group_queue
 
 __all__ = [
-    "STAGE_TASKS",
-    "StageTasks",
     "scan_task",
     "search_canvas",
     "stage_canvas",
     "task",
 ]
-
-
-@dataclass(frozen=True)
-class StageTasks:
-    """The tasks of a stage: `part` does one part; `body` (of a chord) goes on with the job."""
-
-    part: str
-    body: str | None = None
-
-
-STAGE_TASKS: dict[JobStage, StageTasks] = {
-    "register": StageTasks("job.register"),
-    "extract": StageTasks("extract.batch", "extract.collect"),
-    "train": StageTasks("group.train"),
-    "assign": StageTasks("group.assign", "group.collect"),
-    "merge": StageTasks("group.merge", "group.publish"),
-    "publish": StageTasks("group.publish"),
-}
 
 
 def stage_canvas(job: JobRecord, parts: Sequence[PartRecord]) -> Signature:
@@ -55,17 +35,18 @@ def stage_canvas(job: JobRecord, parts: Sequence[PartRecord]) -> Signature:
     parts : sequence of PartRecord
         At least one.
     """
-    tasks = STAGE_TASKS[job.stage]
-    if tasks.body is None:
-        return task(tasks.part, job.id, job.attempt)
-    header = [_part_task(tasks.part, job, part) for part in parts]
-    return chord(header, task(tasks.body, job.id, job.attempt), app=app)
+    stage = kind_of(job.kind).stage(job.stage)
+    assert stage is not None, "nothing is left to do at the end"
+    if not stage.join:
+        return task(stage.task, job.id, job.attempt)
+    header = [_part_task(stage, job, part) for part in parts]
+    return chord(header, task(stage.join, job.id, job.attempt), app=app)
 
 
-def _part_task(name: str, job: JobRecord, part: PartRecord) -> Signature:
-    """Return the task of one part, on its group's queue if it has one."""
-    options = {"queue": group_queue(part.args["group"])} if "group" in part.args else {}
-    return task(name, job.id, job.attempt, part.number, **options)
+def _part_task(stage: Stage, job: JobRecord, part: PartRecord) -> Signature:
+    """Return the task of one part, on its group's queue if the stage is the groups' work."""
+    options = {"queue": group_queue(part.args["group"])} if stage.queue == "group" else {}
+    return task(stage.task, job.id, job.attempt, part.number, **options)
 
 
 def search_canvas(search_id: str, groups: Sequence[int], expires_s: float) -> Signature:

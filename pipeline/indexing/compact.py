@@ -17,8 +17,10 @@ from typing import Any
 from pipeline.config import digest
 from pipeline.index.merge import Merge, SortedRows, segment_rows
 from pipeline.index.parts import GROWTH
-from pipeline.indexing.group import cell_stats, store_segment
+from pipeline.indexing.merge import store_segment
+from pipeline.indexing.publish import cell_stats
 from pipeline.indexing.train import sample_sizes
+from pipeline.kinds import DONE, Stage
 from pipeline.metadata import compaction, jobs, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
@@ -71,7 +73,20 @@ def _has_outgrown_its_model(resources: Resources, version: VersionRecord) -> boo
     return not extractor.one_vector and trained_on < sample
 
 
-def plan(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
+def plan(resources: Resources, job: JobRecord) -> None:
+    """Plan a part for each group that has something to merge."""
+    merges = _planned(resources, job)
+    with session_scope(resources.engine) as session:
+        parts.create_parts(session, job.id, job.stage, merges)
+
+
+def after_merge(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
+    """End the job where there was nothing to merge."""
+    with session_scope(resources.engine, write=False) as session:
+        return None if parts.parts(session, job.id, stage.name) else DONE
+
+
+def _planned(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
     """Return the arguments of the merge of every group that has something to merge."""
     everything = bool(job.params.get("all"))
     with session_scope(resources.engine, write=False) as session:

@@ -31,6 +31,12 @@ _KILLS_WORKER = (
 )
 
 
+def plan(resources: Resources, job: JobRecord) -> None:
+    """Plan a part for each batch of the images that wait, also of those that came meanwhile."""
+    with session_scope(resources.engine) as session:
+        extraction.plan_extraction(session, job.id, resources.settings.batch_size)
+
+
 def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     """Take the features of one batch of images (map)."""
     with session_scope(resources.engine, write=False) as session:

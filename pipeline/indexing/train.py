@@ -13,6 +13,7 @@ from pipeline.extraction.base import Extractor
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import ROW_UNIT
 from pipeline.index.sampling import draw_samples
+from pipeline.kinds import DONE, Stage, kind_of
 from pipeline.metadata import collections, extraction, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
@@ -33,13 +34,20 @@ def train(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     with session_scope(resources.engine, write=False) as session:
         collection = collections.get_collection_by_id(session, job.collection_id)
         records = extraction.containers_to_index(session, job)
-    tree_id = collection.tree_id if job.kind == "index" else None
+    tree_id = None if kind_of(job.kind).replaces else collection.tree_id
     if tree_id is None and any(record.descriptor_count for record in records):
         tree_id = _train_tree(resources, job, collection, records)
     summary = {"tree": tree_id}
     with session_scope(resources.engine) as session:
         parts.finish_part(session, job.id, "train", part.number, summary)
     return summary
+
+
+def after(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
+    """End the job where there is nothing to index and nothing was indexed before."""
+    with session_scope(resources.engine, write=False) as session:
+        tree_id = parts.stage_result(session, job.id, stage.name)["tree"]
+    return DONE if tree_id is None else None
 
 
 def _train_tree(
@@ -71,7 +79,7 @@ def _train_tree(
             target_cell_size=config.cell_size,
             job_id=job.id,
         )
-        if job.kind == "index":
+        if not kind_of(job.kind).replaces:
             tree = trees.adopt_tree(session, job.collection_id, tree.id)
         return tree.id
 

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, and_, exists, func, not_, select, update
 from sqlalchemy.orm import Session
 
+from pipeline.kinds import KINDS, REBUILD, kind_of
 from pipeline.metadata.jobs import LOCAL_SILENCE_S, get_job, is_silent, unfinished_jobs
 from pipeline.metadata.models import (
     Collection,
@@ -61,7 +62,7 @@ def collections_to_compact(
     )
     begun = exists().where(
         Job.collection_id == Collection.id,
-        Job.kind.in_(["compact", "rebuild"]),
+        Job.kind.in_([kind.name for kind in KINDS.values() if kind.merges_segments]),
         unfinished | (Job.created_at >= Version.created_at),
         not_(func.coalesce(silent, False)),
     )
@@ -83,7 +84,7 @@ def collections_to_compact(
 
 def last_rebuild_failed(session: Session, collection_id: int, since: float) -> bool:
     """Say whether the newest rebuild of a collection, begun since a time, unix seconds, failed."""
-    mine = and_(Job.collection_id == collection_id, Job.kind == "rebuild")
+    mine = and_(Job.collection_id == collection_id, Job.kind == REBUILD.name)
     statement = (
         select(Job.state)
         .where(mine, Job.created_at >= since)
@@ -119,7 +120,7 @@ def _removed_rows(collection_id: int) -> ColumnElement[bool]:
 def is_rebuilt(session: Session, collection_id: int) -> bool:
     """Say whether a rebuild is under way."""
     unfinished = unfinished_jobs(session, collection_id)
-    return any(job.kind == "rebuild" and not is_silent(job) for job in unfinished)
+    return any(kind_of(job.kind).replaces and not is_silent(job) for job in unfinished)
 
 
 def publish_compaction(

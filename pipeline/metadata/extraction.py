@@ -10,6 +10,7 @@ from sqlalchemy import Row, and_, bindparam, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
+from pipeline.kinds import kind_of
 from pipeline.metadata.jobs import add_counters, get_job
 from pipeline.metadata.models import Container, Image, Job, Location, table
 from pipeline.metadata.parts import append_parts, finish_part, get_part, parts
@@ -297,7 +298,7 @@ def collection_containers(session: Session, collection_id: int) -> list[Containe
 
 def containers_to_index(session: Session, job: JobRecord) -> list[ContainerRecord]:
     """Return the containers that a job indexes: its own, or of a rebuild all."""
-    if job.kind == "rebuild":
+    if kind_of(job.kind).replaces:
         return collection_containers(session, job.collection_id)
     return job_containers(session, job.id)
 

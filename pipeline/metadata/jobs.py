@@ -11,8 +11,9 @@ from sqlalchemy import Row, delete, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
+from pipeline.kinds import kind_of
 from pipeline.metadata.models import Container, Image, Job, Part, table
-from pipeline.metadata.records import FIRST_STAGES, STAGES, JobKind, JobRecord, JobStage
+from pipeline.metadata.records import JobKind, JobRecord, JobStage
 from pipeline.metadata.sql import changed_rows, lock_collection
 
 LOCAL_SILENCE_S = 600.0
@@ -58,7 +59,7 @@ def create_job(
         "kind": kind,
         "params": dict(params),
         "state": "running",
-        "stage": FIRST_STAGES[kind],
+        "stage": kind_of(kind).first.name,
         "attempt": 1,
         "broker_epoch": broker_epoch,
         "counters": {},
@@ -131,12 +132,13 @@ def advance_stage(
     values = {"stage": new_stage}
     if not _compare_and_set(session, job_id, expected_attempt, values, expected_stage):
         return None
-    if STAGES.index(new_stage) <= STAGES.index(expected_stage):
-        later = STAGES[STAGES.index(new_stage) :]
+    job = get_job(session, job_id)
+    later = kind_of(job.kind).from_stage(new_stage)
+    if expected_stage in later:
         session.execute(delete(table(Part)).where(Part.job_id == job_id, Part.stage.in_(later)))
     if new_stage == "assign":
         settle_removals(session, job_id)
-    return get_job(session, job_id)
+    return job
 
 
 def new_attempt(
@@ -180,7 +182,7 @@ def settle_removals(session: Session, job_id: str) -> None:
     """
     job = get_job(session, job_id)
     containers = select(Container.id).where(Container.collection_id == job.collection_id)
-    if job.kind == "rebuild":
+    if kind_of(job.kind).replaces:
         containers = containers.where(Container.state == "indexed")
     else:
         containers = containers.where(Container.job_id == job_id)

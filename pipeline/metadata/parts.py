@@ -10,6 +10,7 @@ from sqlalchemy import Row, and_, case, func, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
+from pipeline.kinds import kind_of
 from pipeline.metadata.jobs import get_job, touch_job
 from pipeline.metadata.models import Job, Part, table
 from pipeline.metadata.records import (
@@ -195,7 +196,8 @@ def job_progress(session: Session, job_id: str, now: float | None = None) -> Job
     extract, here = stages.get("extract"), stages.get(job.stage)
     rate = eta = None
     if here is not None and here.first_start is not None:
-        unit = "images" if job.stage == "extract" else "parts"
+        stage = kind_of(job.kind).stage(job.stage)
+        unit = "images" if stage is not None and stage.by_images else "parts"
         elapsed = max((time.time() if now is None else now) - here.first_start, 1e-3)
         fresh = getattr(here, f"fresh_{unit}")
         if fresh:

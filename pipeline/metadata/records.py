@@ -10,36 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pipeline.config import ExtractorConfig, IndexConfig
+from pipeline.kinds import Stage, kind_of
 
 ImageState = Literal["pending", "extracted", "indexed", "failed", "removed"]
 ContainerState = Literal["ready", "indexed"]
-JobKind = Literal["index", "rebuild", "compact"]
+JobKind = str
+"""A name in `pipeline.kinds`."""
 JobState = Literal["running", "paused", "done", "failed"]
-JobStage = Literal["register", "extract", "train", "assign", "merge", "publish", "done"]
+JobStage = str
+"""A stage of a kind of job, or ``done``."""
 PartState = Literal["planned", "running", "done"]
 WorkerState = Literal["starting", "ready", "draining"]
 PublishMode = Literal["append", "replace"]
 
 PartResult = dict[str, Any]
 """What a part came to: JSON-serialisable."""
-
-STAGES: tuple[JobStage, ...] = (
-    "register",
-    "extract",
-    "train",
-    "assign",
-    "merge",
-    "publish",
-    "done",
-)
-"""The stages of a job in their order."""
-
-FIRST_STAGES: dict[JobKind, JobStage] = {
-    "index": "register",
-    "rebuild": "train",
-    "compact": "merge",
-}
-"""Where a job begins."""
 
 
 @dataclass(frozen=True)
@@ -370,8 +355,8 @@ class JobProgress:
     images_total, images_done, images_failed : int
         Images that the job extracts; those it is finished with; the failed ones among these.
     rate_per_s : float or None
-        Images per second in stage ``extract``, parts per second in the others, since the first
-        part of this attempt began; None while nothing is finished.
+        Units of the present stage per second since the first part of this attempt began; None
+        while nothing is finished.
     eta_s : float or None
         Seconds until the present stage ends at that rate.
     """
@@ -389,6 +374,27 @@ class JobProgress:
     eta_s: float | None
     message: str | None
     counters: dict[str, int]
+
+    @property
+    def step(self) -> Stage | None:
+        """The present stage; None at the end."""
+        return kind_of(self.kind).stage(self.stage)
+
+    @property
+    def done(self) -> int:
+        """How much of the present stage is done, in its unit."""
+        step = self.step
+        if step is not None and step.counter:
+            return self.counters.get(step.counter, 0)
+        return self.images_done if step is not None and step.by_images else self.done_parts
+
+    @property
+    def total(self) -> int | None:
+        """How much of that unit there is to do; None where nobody knows."""
+        step = self.step
+        if step is None or step.counter:
+            return None
+        return self.images_total if step.by_images else self.total_parts
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ from sqlalchemy.exc import OperationalError
 from pipeline import indexing
 from pipeline.config import Settings
 from pipeline.errors import CorruptFileError, StateError, StorageUnavailableError
-from pipeline.indexing.stages import COMPACT_STEPS, STEPS
+from pipeline.indexing import compact as compaction_stages
+from pipeline.indexing import publish as publish_stage
+from pipeline.kinds import COMPACT, load
 from pipeline.local import Collection
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
@@ -295,9 +297,11 @@ def test_every_part_run_twice_gives_the_same_files_and_rows(
         with session_scope(resources.engine) as session:
             job = jobs.get_job(session, job_id)
             part = parts.start_part(session, job_id, stage, number, "killed")
-        first = COMPACT_STEPS[stage](resources, job, part)
+        found = COMPACT.stage(stage)
+        assert found is not None
+        first = load(found.work)(resources, job, part)
         files, now = files_below(settings.store, "groups/**/*"), version(collection)
-        assert COMPACT_STEPS[stage](resources, job, part) == first
+        assert load(found.work)(resources, job, part) == first
         assert run_part(resources, job_id, stage, number) == first
         if stage == "publish":
             assert (files_below(settings.store, "groups/**/*"), version(collection)) == (files, now)
@@ -323,7 +327,7 @@ def test_a_compaction_is_planned_anew_when_the_index_changed_under_it(
     add(collection, folder, small_photographs, "coffee", "page", "rocket")
     (folder / "page.png").write_bytes(small_photographs["text"])
     collection.index([folder])
-    publish, happened = COMPACT_STEPS["publish"], []
+    publish, happened = compaction_stages.publish, []
 
     def disturbed(resources: Resources, job: JobRecord, part: Any) -> dict[str, Any]:
         if not happened:
@@ -338,7 +342,7 @@ def test_a_compaction_is_planned_anew_when_the_index_changed_under_it(
         return publish(resources, job, part)
 
     with monkeypatch.context() as patch:
-        patch.setitem(COMPACT_STEPS, "publish", disturbed)
+        patch.setattr(compaction_stages, "publish", disturbed)
         done = collection.compact().wait()
     assert (happened, done.state, done.counters) == (["return", "rebuild"], "done", {})
     assert status(collection).largest_group == 1
@@ -628,7 +632,7 @@ def test_a_rebuild_that_images_outrun_gives_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=2)
-    publish, tries = STEPS["publish"], []
+    publish, tries = publish_stage.publish, []
 
     def outrun(resources: Resources, job: JobRecord, part: Any) -> dict[str, Any]:
         if job.kind == "rebuild":
@@ -643,7 +647,7 @@ def test_a_rebuild_that_images_outrun_gives_up(
 
     with Collection.open("pictures", limited) as collection:
         with monkeypatch.context() as patch:
-            patch.setitem(STEPS, "publish", outrun)
+            patch.setattr(publish_stage, "publish", outrun)
             add(collection, folder, small_photographs, *NAMES[:5])
         (rebuild,) = [job for job in job_list(collection) if job.kind == "rebuild"]
         assert (rebuild.state, len(tries)) == ("failed", 3)

@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from pipeline import indexing, local
 from pipeline.config import Settings
+from pipeline.kinds import COMPACT
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobRecord, JobStage
@@ -27,7 +28,6 @@ from workers.embedded import discover_redis_url
 from workers.jobs import broker_epoch, replan
 from workers.stack import Stack
 from workers.supervise import watch_segments
-from workers.workflows import STAGE_TASKS
 
 NAMES = ("astronaut", "chelsea", "coffee", "coins", "page", "rocket")
 PLANS = ("probed", "exhaustive")
@@ -185,13 +185,14 @@ def test_the_watchman_begins_what_nobody_has_begun(
 
 def _send_twice(job: JobRecord, stage: JobStage) -> None:
     """Send every message of a stage twice, as a broker that redelivers would."""
-    tasks = STAGE_TASKS[stage]
+    found = COMPACT.stage(stage)
+    assert found is not None
     for _ in range(2):
         if stage == "merge":
             for number in range(4):
                 args = (job.id, job.attempt, number)
-                app.send_task(tasks.part, args=args, ignore_result=True, queue=f"group.{number}")
-        app.send_task(tasks.body or tasks.part, args=(job.id, job.attempt), ignore_result=True)
+                app.send_task(found.task, args=args, ignore_result=True, queue=f"group.{number}")
+        app.send_task(found.join or found.task, args=(job.id, job.attempt), ignore_result=True)
 
 
 def test_every_message_may_come_twice(

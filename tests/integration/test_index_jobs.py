@@ -16,15 +16,15 @@ from PIL import Image
 from sites import Eventually, Site, answer, files_below, found_names, frozen
 
 from pipeline.errors import StateError
+from pipeline.kinds import INDEX
 from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import STAGES, FailureRow, JobRecord, JobStage
+from pipeline.metadata.records import FailureRow, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
 from pipeline.records import SearchResult
 from workers.app import app
 from workers.client import Collection, JobHandle
 from workers.context import Context
-from workers.workflows import STAGE_TASKS
 
 
 @pytest.fixture
@@ -129,14 +129,15 @@ def test_two_index_jobs_at_once_both_land(
 
 def _send_stage(job: JobRecord, stage: JobStage, numbers: list[int]) -> None:
     """Send every message of a stage twice, as a broker that redelivers would."""
-    tasks = STAGE_TASKS[stage]
+    found = INDEX.stage(stage)
+    assert found is not None
     for _ in range(2):
         for number in numbers:
-            args = (job.id, job.attempt, number) if tasks.body else (job.id, job.attempt)
-            queue = {"queue": f"group.{number}"} if tasks.part == "group.merge" else {}
-            app.send_task(tasks.part, args=args, ignore_result=True, **queue)
-        if tasks.body:
-            app.send_task(tasks.body, args=(job.id, job.attempt), ignore_result=True)
+            args = (job.id, job.attempt, number) if found.join else (job.id, job.attempt)
+            queue = {"queue": f"group.{number}"} if found.queue == "group" else {}
+            app.send_task(found.task, args=args, ignore_result=True, **queue)
+        if found.join:
+            app.send_task(found.join, args=(job.id, job.attempt), ignore_result=True)
 
 
 def test_every_message_may_come_twice(
@@ -183,8 +184,7 @@ def _everything(context: Context, site: Site, job_id: str) -> dict[str, Any]:
     """Return what a job has left: files, parts, segments."""
     with session_scope(context.engine, write=False) as session:
         version = current_version(session, "twice")
-        stages = [stage for stage in STAGES if stage != "done"]
-        rows = [part for stage in stages for part in parts.parts(session, job_id, stage)]
+        rows = [p for stage in INDEX.stages for p in parts.parts(session, job_id, stage.name)]
     assert rows
     assert {part.state for part in rows} == {"done"}
     return {

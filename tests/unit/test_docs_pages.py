@@ -17,12 +17,12 @@ import typer
 from pipeline.config import Settings
 from workers.cli.app import app
 from workers.environment import environment
-from workers.queues import GROUP_TASKS, TASK_ROUTES
+from workers.queues import task_routes
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TASKS = {*TASK_ROUTES, *GROUP_TASKS}
+TASKS = set(task_routes())
 # Said by the pages and read elsewhere: by the program for itself, by the tests.
 OTHER_VARIABLES = {"VANTAGE_UP_PID", "VANTAGE_COMPLETE", "VANTAGE_TEST_POSTGRESQL_URL"}
 

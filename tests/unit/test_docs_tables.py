@@ -13,7 +13,7 @@ from pipeline.config import MAX_GROUPS, Settings
 from pipeline.containers import UNREADABLE_CODES
 from pipeline.images import FAILURE_CODES
 from workers.cli import exits
-from workers.queues import GROUP_TASKS, TASK_ROUTES, group_queue
+from workers.queues import group_queue, task_routes
 from workers.up import read_procfile
 
 ROOT = Path(__file__).parents[2]
@@ -119,7 +119,7 @@ def test_the_lines_of_the_procfile_are_listed_with_queues_and_pools() -> None:
 
 
 def test_every_task_is_listed_with_its_queue() -> None:
-    routes = {**TASK_ROUTES, **dict.fromkeys(GROUP_TASKS, "group.<g>")}
+    routes = {task: queue or "group.<g>" for task, queue in task_routes().items()}
     rows = table("Processes and queues", 1)
     assert {str(code(row[0])): code(row[1]) for row in rows} == routes
 

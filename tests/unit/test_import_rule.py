@@ -13,7 +13,7 @@ import pytest
 import pipeline
 
 ROOT = Path(pipeline.__file__).parent.parent
-FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.records"}
+FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.records", "pipeline.kinds"}
 # What a stage may use beside the foundation and itself.
 STAGES = {
     "pipeline.index": {"pipeline.arrays"},
@@ -27,6 +27,7 @@ STAGES = {
     "pipeline.errors": set[str](),
     "pipeline.config": set[str](),
     "pipeline.records": set[str](),
+    "pipeline.kinds": set[str](),
 }
 
 

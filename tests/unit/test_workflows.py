@@ -9,10 +9,11 @@ import pytest
 from celery import Celery
 from celery.canvas import Signature
 
-from pipeline.metadata.records import STAGES, JobRecord, JobStage, PartRecord
+from pipeline.kinds import INDEX
+from pipeline.metadata.records import JobRecord, JobStage, PartRecord
 from workers.app import app
 from workers.queues import queue_names, route
-from workers.workflows import STAGE_TASKS, scan_task, search_canvas, stage_canvas, task
+from workers.workflows import scan_task, search_canvas, stage_canvas, task
 
 JOB_ID = "f" * 32
 
@@ -60,7 +61,7 @@ def _queue(signature: Signature) -> str | None:
 
 
 CANVASES = {
-    **{stage: stage_canvas(_job(stage), _parts(stage, 4)) for stage in STAGES if stage != "done"},
+    **{stage.name: stage_canvas(_job(stage.name), _parts(stage.name, 4)) for stage in INDEX.stages},
     "search": search_canvas("e" * 32, [0, 1, 7, 15], 5.0),
     "one group": search_canvas("e" * 32, [3], 5.0),
     "prepare": task("retrieve.prepare", "e" * 32, expires=5.0),
@@ -81,12 +82,11 @@ def test_every_canvas_is_small_flat_json_on_known_queues(name: str) -> None:
         assert len(json.dumps(one)) < 600
 
 
-def test_every_task_has_a_queue_and_every_stage_its_tasks() -> None:
+def test_every_task_is_sent_by_a_canvas() -> None:
     app.loader.import_default_modules()
     names = {name for name in app.tasks if not name.startswith("celery.")}
     sent = {one.task for canvas in CANVASES.values() for one in _tasks(canvas)}
     assert sent == names
-    assert set(STAGE_TASKS) == set(STAGES) - {"done"}
 
 
 @pytest.mark.parametrize("stage", ["extract", "assign", "merge"])
@@ -94,9 +94,11 @@ def test_a_stage_of_parts_is_a_chord_whose_parts_keep_no_result(stage: JobStage)
     canvas = stage_canvas(_job(stage), _parts(stage, 3))
     header = canvas.tasks
     assert [one.args for one in header] == [(JOB_ID, 123, n) for n in range(3)]
-    assert {one.task for one in header} == {STAGE_TASKS[stage].part}
+    found = INDEX.stage(stage)
+    assert found is not None
+    assert {one.task for one in header} == {found.task}
     assert all(one.options["ignore_result"] for one in header)
-    assert canvas.body.task == STAGE_TASKS[stage].body
+    assert canvas.body.task == found.join
     assert canvas.body.args == (JOB_ID, 123)
 
 

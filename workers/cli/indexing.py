@@ -14,6 +14,7 @@ import typer
 
 from pipeline.config import Settings
 from pipeline.errors import InputError, StateError
+from pipeline.kinds import kind_of, load
 from workers.cli import exits
 from workers.cli.metadata import metadata_engine
 from workers.cli.options import (
@@ -24,7 +25,7 @@ from workers.cli.options import (
     NoWaitOption,
     epilog,
 )
-from workers.cli.output import counted, say, seconds, to_stderr, write_json
+from workers.cli.output import counted, say, to_stderr, write_json
 from workers.cli.progress import JobReader, watched
 
 if TYPE_CHECKING:
@@ -197,7 +198,8 @@ def run_job(
         say(f"Job {progress.job_id} is with the workers; follow it with:")
         say(f"  vantage status {collection} --follow")
     else:
-        for line in _sentences(collection, progress, took):
+        tell = load(kind_of(progress.kind).summary)
+        for line in tell(collection, progress.counters, took):
             say(line)
         searchable = counted(status.images.get("indexed", 0), "image")
         say(f"Searchable: {searchable}, version {status.version or 'none yet'}.")
@@ -291,47 +293,3 @@ def _summary(
         "seconds": round(took, 3),
         "counters": progress.counters,
     }
-
-
-def _sentences(collection: str, progress: JobProgress, took: float) -> list[str]:
-    """Return what people are told of a job that has ended."""
-    if progress.kind == "rebuild":
-        return [f"Rebuilt {collection} in {seconds(took)}."]
-    if progress.kind == "compact":
-        return _compact_sentences(collection, progress.counters, took)
-    count = progress.counters.get
-    done, failed = count("images_extracted", 0), count("images_failed", 0)
-    seen = count("files_seen", 0)
-    lines = [
-        f"{counted(seen, 'file')} found, {count('files_unchanged', 0):,} unchanged; "
-        f"{counted(done, 'image')} added in {seconds(took)}."
-    ]
-    if not seen:
-        lines = [f"No image file was found in {seconds(took)}."]
-    if count("skipped", 0):
-        lines.append(f"{counted(count('skipped', 0), 'file')} without an image's suffix left out.")
-    if count("images_removed", 0):
-        lines.append(f"{counted(count('images_removed', 0), 'image')} gone: no file has it now.")
-    bad = failed + count("unreadable", 0)
-    if bad:
-        lines.append(
-            f"{counted(bad, 'file')} could not be used: see `vantage failures {collection}`."
-        )
-    return lines
-
-
-def _compact_sentences(collection: str, counters: dict[str, int], took: float) -> list[str]:
-    """Return what people are told of a compaction."""
-    lines = [f"Nothing to merge: no group of {collection} has more than one segment."]
-    if "segments_merged" in counters:
-        before, after = counters["segments_merged"], counters["segments_made"]
-        lines = [f"Merged {counted(before, 'segment')} into {after:,} in {seconds(took)}."]
-    if counters.get("images_dropped"):
-        lines.append(f"Rows of {counted(counters['images_dropped'], 'removed image')} left out.")
-    if counters.get("images_left_to_rebuild"):
-        kept = counted(counters["images_left_to_rebuild"], "removed image")
-        lines.append(f"Rows of {kept} kept: a rebuild is under way. Run it again after that.")
-    elif counters.get("images_left"):
-        more = counted(counters["images_left"], "removed image")
-        lines.append(f"Rows of {more} more: run it again.")
-    return lines

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from typing import IO
 
 from pipeline.text import columns, displayable, shortened
+from pipeline.text import counted as counted
+from pipeline.text import seconds as seconds
 
 _PIPE_WIDTH = 100_000
 """Columns where nobody looks at a terminal: a program that reads wants whole paths."""
@@ -127,26 +129,6 @@ def _padded(cell: str, width: int, right: bool) -> str:
     """Fill a cell up to its column's width."""
     blanks = " " * (width - columns(cell))
     return blanks + cell if right else cell + blanks
-
-
-def seconds(value: float | None) -> str:
-    """Return a time for people: ``0.4 s``, ``12 s``, ``3:25 min``, ``1:02:03 h``."""
-    if value is None:
-        return "unknown"
-    if value < 10:
-        return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes}:{rest:02d} min"
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
-
-
-def counted(number: int, thing: str, things: str | None = None) -> str:
-    """Return ``1 image`` or ``2,000 images``."""
-    return f"{number:,} {thing if number == 1 else things or thing + 's'}"
 
 
 def ranges(numbers: Iterable[int]) -> str:

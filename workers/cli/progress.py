@@ -22,15 +22,6 @@ if TYPE_CHECKING:
 POLL_S = 0.25
 _LINE_EVERY_S = 10.0
 _LOOK_EVERY_S = 3.0
-_STAGES = {
-    "register": "reading files",
-    "extract": "extracting",
-    "train": "training tree",
-    "assign": "assigning",
-    "merge": "merging",
-    "publish": "publishing",
-    "done": "done",
-}
 
 
 class Bar:
@@ -75,15 +66,12 @@ class Bar:
 
     def show_job(self, progress: JobProgress) -> None:
         """Show a job's present stage."""
-        stage = _STAGES[progress.stage]
+        step = progress.step
         if progress.state == "paused":
             self.show("paused", 0, None, displayable(progress.message or ""))
-        elif progress.stage == "register":
-            self.show(stage, progress.counters.get("files_seen", 0), None)
-        elif progress.stage == "extract":
-            self.show(stage, progress.images_done, progress.images_total, _pace(progress))
-        elif progress.stage != "done":
-            self.show(stage, progress.done_parts, progress.total_parts or None)
+        elif step is not None:
+            pace = _pace(progress) if step.by_images else ""
+            self.show(step.sentence, progress.done, progress.total or None, pace)
 
 
 def _pace(progress: JobProgress) -> str:

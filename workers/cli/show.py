@@ -9,6 +9,7 @@ import typer
 
 from pipeline.config import Settings
 from pipeline.errors import StateError
+from pipeline.kinds import kind_of
 from pipeline.text import displayable
 from workers.cli.metadata import metadata_engine
 from workers.cli.options import CollectionArgument, JsonOption, complete_collection, epilog
@@ -162,7 +163,7 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
 def _compaction(item: CollectionStatus, above: int) -> str:
     """Say what is done about the number of segments."""
     most = f"at most {item.largest_group:,} segments in a group"
-    if any(job.kind == "compact" for job in item.jobs):
+    if any(kind_of(job.kind).merges_segments for job in item.jobs):
         return f"{most}; they are being merged"
     begins = f"begins by itself above {above}" if above else "does not begin by itself"
     return f"{most}; {begins}, or with `vantage compact {item.name}`"

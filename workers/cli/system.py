@@ -43,14 +43,10 @@ class JobLine:
         now = self.progress
         if now.state != "running":
             return now.message or now.stage
-        if now.stage == "extract":
-            done = f"{now.images_done:,}/{now.images_total:,} images"
-        elif now.stage == "register":
-            done = f"{now.counters.get('files_seen', 0):,} files"
-        else:
-            done = f"{now.done_parts:,}/{now.total_parts:,} parts"
+        done = f"{now.done:,}" if now.total is None else f"{now.done:,}/{now.total:,}"
+        unit = "" if now.step is None else f" {now.step.unit}"
         left = "" if now.eta_s is None else f", {seconds(now.eta_s)} left"
-        return f"{now.stage} {done}{left}"
+        return f"{now.stage} {done}{unit}{left}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""

@@ -1,0 +1,54 @@
+"""Stage ``assign``: the cells of every descriptor (map, one part a container)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.config import digest
+from pipeline.index.segments import assign_features
+from pipeline.metadata import collections, extraction, parts, trees
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import JobRecord, PartRecord, PartResult
+from pipeline.resources import Resources
+
+
+def plan(resources: Resources, job: JobRecord) -> None:
+    """Plan a part for each container that the job indexes."""
+    with session_scope(resources.engine) as session:
+        tree = parts.stage_result(session, job.id, "train")["tree"]
+        containers = extraction.containers_to_index(session, job)
+        args = [{"container": container.id, "tree": tree} for container in containers]
+        parts.create_parts(session, job.id, job.stage, args)
+
+
+def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Find the cells of one container's descriptors (map)."""
+    with session_scope(resources.engine, write=False) as session:
+        collection = collections.get_collection_by_id(session, job.collection_id)
+        tree = trees.get_tree(session, part.args["tree"])
+        record = extraction.get_container(session, part.args["container"])
+        rows = extraction.container_image_ids(session, record.id)
+    key = f"{assignments(job)}/{digest(tree.key, record.key, rows)}.npz"
+    checksum = resources.storage.find(key)
+    if checksum is None:
+        model = resources.model(tree.key, tree.checksum)
+        extractor = resources.extractor(collection.extractor)
+        container = resources.container(record.key, record.checksum)
+        features = [container.features[row] for row, _ in rows]
+        assigned = assign_features(
+            model,
+            [extractor.normalize(f.descriptors) for f in features],
+            features,
+            [image_id for _, image_id in rows],
+        )
+        checksum = resources.storage.write_arrays(key, assigned.to_arrays(), {})
+    offsets = resources.storage.read_array(key, "group_offsets")
+    summary = {"key": key, "checksum": checksum, "rows": np.diff(offsets).tolist()}
+    with session_scope(resources.engine) as session:
+        parts.finish_part(session, job.id, "assign", part.number, summary)
+    return summary
+
+
+def assignments(job: JobRecord) -> str:
+    """Return where a job keeps its assignments until it is published."""
+    return f"assignments/{job.id}"

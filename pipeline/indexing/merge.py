@@ -1,0 +1,102 @@
+"""Stage ``merge``: a group's rows of all assignments into a segment (reduce, one a group)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import BinaryIO
+
+from pipeline.config import digest
+from pipeline.index.merge import SortedRows, assigned_rows, write_segment
+from pipeline.metadata import parts, trees
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import JobRecord, PartRecord, PartResult, TreeRecord
+from pipeline.resources import Resources
+
+
+def plan(resources: Resources, job: JobRecord) -> None:
+    """Plan a part for each group of the job's tree."""
+    with session_scope(resources.engine) as session:
+        tree_id = parts.stage_result(session, job.id, "train")["tree"]
+        groups = range(trees.get_tree(session, tree_id).groups)
+        args = [{"group": group, "tree": tree_id} for group in groups]
+        parts.create_parts(session, job.id, job.stage, args)
+
+
+def merge(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Gather one group's rows of all assignments into a segment (reduce)."""
+    group = part.args["group"]
+    with session_scope(resources.engine, write=False) as session:
+        tree = trees.get_tree(session, part.args["tree"])
+        results = [part.result or {} for part in parts.parts(session, job.id, "assign")]
+    contents = sorted(PurePosixPath(result["key"]).name for result in results)
+    key = f"groups/{group}/{digest(tree.key, group, contents)}.npz"
+    full = sorted((r["key"], r["checksum"]) for r in results if r["rows"][group])
+    summary: PartResult = {"segment": None}
+    if full:  # a group without rows gets no segment
+        inputs = [partial(_open_assigned, resources, names, group, tree) for names in full]
+        summary["segment"] = store_segment(resources, job, tree, group, key, inputs)
+    with session_scope(resources.engine) as session:
+        parts.finish_part(session, job.id, "merge", part.number, summary)
+    return summary
+
+
+def _open_assigned(
+    resources: Resources, names: tuple[str, str], group: int, tree: TreeRecord
+) -> SortedRows:
+    """Return one group's rows of an assignment."""
+    return assigned_rows(resources.assigned(*names), group, tree.cells // tree.groups)
+
+
+def store_segment(
+    resources: Resources,
+    job: JobRecord,
+    tree: TreeRecord,
+    group: int,
+    key: str,
+    inputs: Sequence[Callable[[], SortedRows]],
+    dropped: frozenset[int] = frozenset(),
+) -> int:
+    """Merge rows of a group into the segment of that name, if there is none, and record it.
+
+    Parameters
+    ----------
+    resources : Resources
+    job : JobRecord
+    tree : TreeRecord
+    group : int
+    key : str
+    inputs : sequence of callable
+        Each opens one input (`pipeline.index.merge.write_segment`).
+    dropped : frozenset of int
+        Image row ids whose rows are left out.
+
+    Returns
+    -------
+    int
+        Id of the segment.
+    """
+    checksum = resources.storage.find(key)
+    if checksum is None:
+        first_cell = group * (tree.cells // tree.groups)
+
+        def fill(stream: BinaryIO) -> None:
+            scratch = resources.storage.scratch
+            write_segment(stream, inputs, first_cell, {"group": group}, dropped, scratch=scratch)
+
+        checksum = resources.storage.write(key, fill)
+    segment = resources.open_segment(key, checksum)
+    with session_scope(resources.engine) as session:
+        return trees.add_segment(
+            session,
+            job.collection_id,
+            tree_id=tree.id,
+            group_number=group,
+            key=key,
+            checksum=checksum,
+            descriptor_count=segment.rows.size,
+            image_count=segment.image_count,
+            byte_count=resources.storage.size(key),
+            job_id=job.id,
+        ).id

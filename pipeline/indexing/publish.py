@@ -1,0 +1,86 @@
+"""Stage ``publish``: a version with the job's segments, in one transaction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import StorageUnavailableError
+from pipeline.indexing.assign import assignments
+from pipeline.kinds import Stage, kind_of
+from pipeline.metadata import parts, trees, versions
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import (
+    JobRecord,
+    PartRecord,
+    PartResult,
+    SegmentRecord,
+    TreeRecord,
+)
+from pipeline.resources import Resources
+
+
+def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
+    """Make the job's segments searchable, in one transaction."""
+    with session_scope(resources.engine, write=False) as session:
+        results = [p.result or {} for p in parts.parts(session, job.id, "merge")]
+        tree = trees.get_tree(session, parts.stage_result(session, job.id, "train")["tree"])
+        segment_ids = [r["segment"] for r in results if r.get("segment") is not None]
+        # What was assigned, not what there is now: another job may have published meanwhile.
+        assigned = parts.parts(session, job.id, "assign")
+        container_ids = [p.args["container"] for p in assigned]
+        fresh = trees.get_segments(session, segment_ids)
+        previous = trees.current_segments(session, job.collection_id)
+    replaces = kind_of(job.kind).replaces
+    kept = [] if replaces else [s for s in previous if s.tree_id == tree.id]
+    stats = cell_stats(resources, tree, kept + [s for s in fresh if s not in kept])
+    with session_scope(resources.engine) as session:
+        version = versions.publish_version(
+            session,
+            job.collection_id,
+            job.id,
+            tree.id,
+            segment_ids,
+            mode="replace" if replaces else "append",
+            stats=stats,
+            container_ids=container_ids,
+        )
+        summary = {
+            "published": version is not None,
+            "version": version.number if version else None,
+        }
+        parts.finish_part(session, job.id, "publish", part.number, summary)
+    if version is not None:
+        # Nobody needs them again; what a lost store leaves lying is waste, not a fault.
+        with suppress(StorageUnavailableError):
+            resources.storage.delete_folder(assignments(job))
+    return summary
+
+
+def after(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
+    """Go back to where the job may fit again, if its publication was refused."""
+    with session_scope(resources.engine, write=False) as session:
+        published = parts.stage_result(session, job.id, stage.name)["published"]
+    return None if published else stage.again
+
+
+def cell_stats(
+    resources: Resources, tree: TreeRecord, segments: Sequence[SegmentRecord]
+) -> dict[str, Any]:
+    """Return the sizes of the cells that a version will have."""
+    sizes = np.zeros(tree.cells, np.int64)
+    for segment in segments:
+        offsets = resources.storage.read_array(segment.key, "cell_offsets")
+        first = segment.group_number * (tree.cells // tree.groups)
+        sizes[first : first + len(offsets) - 1] += np.diff(offsets)
+    return {
+        "descriptors": int(sizes.sum()),
+        "cells": tree.cells,
+        "median_cell": float(np.median(sizes)),
+        "largest_cell": int(sizes.max()),
+        "at": time.time(),
+    }

@@ -1,0 +1,64 @@
+"""The tasks of jobs: for each stage of `pipeline.kinds` one that does a part, one that joins parts.
+
+Messages hold ids only: job, attempt, and the number of a part.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery import Task, shared_task
+
+from pipeline.kinds import Stage, all_stages
+from workers.context import get_context
+from workers.jobs import do_group_part, do_part, proceed
+from workers.tasks.base import RETRY, put_off
+from workers.workflows import task
+
+
+def _define_part(stage: Stage) -> None:
+    """Define the task that does one part of a stage (map)."""
+
+    @shared_task(bind=True, name=stage.task, ignore_result=True, **RETRY)
+    def part(self: Task, job_id: str, attempt: int, number: int) -> dict[str, Any]:
+        if stage.queue != "group":
+            return do_part(get_context(), job_id, attempt, stage.name, number)
+        # Scans come on the same queues: the last thread is left to them.
+        result = do_group_part(get_context(), job_id, attempt, stage.name, number)
+        return put_off(self) if result is None else result
+
+
+def _define_whole(stage: Stage) -> None:
+    """Define the task that does a stage of one part and goes on with the job (reduce).
+
+    Work that would hold its message for too long says ``more`` and goes on with another message.
+    """
+
+    @shared_task(name=stage.task, **RETRY)
+    def whole(job_id: str, attempt: int) -> dict[str, Any]:
+        context = get_context()
+        result = do_part(context, job_id, attempt, stage.name, 0)
+        if result.get("more"):
+            task(stage.task, job_id, attempt).apply_async()
+            return result
+        return proceed(context, job_id, attempt)
+
+
+def _define_join(name: str) -> None:
+    """Define the task that goes on with a job when the parts of its stage are done (reduce)."""
+
+    @shared_task(name=name, **RETRY)
+    def join(job_id: str, attempt: int) -> dict[str, Any]:
+        return proceed(get_context(), job_id, attempt)
+
+
+def _define_all() -> None:
+    """Define each task once, however many kinds of job have its stage."""
+    stages = {stage.task: stage for stage in all_stages()}
+    for stage in stages.values():
+        (_define_part if stage.join else _define_whole)(stage)
+    for name in sorted({stage.join for stage in stages.values() if stage.join}):
+        _define_join(name)
+
+
+_define_all()
