@@ -28,7 +28,6 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobProgress, JobRecord, VersionRecord
 from pipeline.metadata.versions import current_version
 from pipeline.resources import Resources
-from workers.cli.indexing import _compact_sentences
 
 NAMES = ("astronaut", "brick", "chelsea", "coffee", "coins", "page", "rocket", "text")
 PLANS = ("probed", "exhaustive")
@@ -591,7 +590,7 @@ def test_what_is_left_of_removed_images_is_told(
     collection.index([folder])
 
     def told(counters: dict[str, int]) -> list[str]:
-        return _compact_sentences("pictures", counters, 0.1)[1:]
+        return compacted("pictures", counters, 0.1)[1:]
 
     with session_scope(collection._resources.engine) as session:
         found = collections.get_collection(session, "pictures")
