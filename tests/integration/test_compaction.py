@@ -28,6 +28,7 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobProgress, JobRecord, VersionRecord
 from pipeline.metadata.versions import current_version
 from pipeline.resources import Resources
+from pipeline.summaries import compacted as compaction_sentences
 
 NAMES = ("astronaut", "brick", "chelsea", "coffee", "coins", "page", "rocket", "text")
 PLANS = ("probed", "exhaustive")
@@ -590,7 +591,7 @@ def test_what_is_left_of_removed_images_is_told(
     collection.index([folder])
 
     def told(counters: dict[str, int]) -> list[str]:
-        return compacted("pictures", counters, 0.1)[1:]
+        return compaction_sentences("pictures", counters, 0.1)[1:]
 
     with session_scope(collection._resources.engine) as session:
         found = collections.get_collection(session, "pictures")
