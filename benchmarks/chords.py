@@ -17,10 +17,9 @@ import uuid
 from statistics import median
 
 import redis
-from celery import chord, signature
+from celery import Celery, chord
 
 from benchmarks.common import parser, running, show
-from workers.app import use_redis
 from workers.context import Context
 from workers.environment import environment
 from workers.queues import group_queue
@@ -50,19 +49,21 @@ def floor_ms(client: redis.Redis, count: int) -> float:
     return (time.perf_counter() - started) * 1e3
 
 
-def chord_ms(client: redis.Redis, count: int) -> float:
+def chord_ms(app: Celery, client: redis.Redis, count: int) -> float:
     """Return milliseconds of a chord of `count` maps and a reduce."""
     reply = f"bench:{uuid.uuid4().hex}"
     quiet = {"ignore_result": True, "immutable": True}
     header = [
-        signature("bench.scan", args=(i,), **quiet).set(queue=group_queue(i), ignore_result=True)
+        app.signature("bench.scan", args=(i,), **quiet).set(
+            queue=group_queue(i), ignore_result=True
+        )
         for i in range(count)
     ]
-    body = signature("bench.rank", args=(reply,), immutable=True).set(
+    body = app.signature("bench.rank", args=(reply,), immutable=True).set(
         queue=group_queue(8), ignore_result=True
     )
     started = time.perf_counter()
-    chord(header, body).apply_async()
+    chord(header, body, app=app).apply_async()
     if client.blpop([reply], timeout=4) is None:
         raise TimeoutError("the chord did not answer within 4 s")
     return (time.perf_counter() - started) * 1e3
@@ -77,7 +78,6 @@ def main() -> None:
     with running(serve_groups=(15,)) as settings:
         context = Context(settings)
         address = context.redis_address
-        use_redis(";".join(address.urls) + f"/{address.broker_db}")
         queues = ",".join(group_queue(group) for group in range(9))
         worker = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "benchmarks.echo", "worker", "-P", "threads",
@@ -93,7 +93,11 @@ def main() -> None:
         client = context.redis
         client.blpop(["bench:ready"], timeout=4)
         try:
-            show("chord over bare Redis", measure(client, arguments.rounds), arguments.json)
+            show(
+                "chord over bare Redis",
+                measure(context.app, client, arguments.rounds),
+                arguments.json,
+            )
         finally:
             client.rpush("bench:ask", "stop")
             echo.wait(timeout=10)
@@ -102,15 +106,15 @@ def main() -> None:
             context.close()
 
 
-def measure(client: redis.Redis, rounds: int) -> list[dict[str, float]]:
+def measure(app: Celery, client: redis.Redis, rounds: int) -> list[dict[str, float]]:
     """Return a row for each number of groups."""
     rows = []
     for count in (1, 4, 8):
         floors, chords = [], []
-        chord_ms(client, count)
+        chord_ms(app, client, count)
         for _ in range(rounds):
             floors.append(floor_ms(client, count))
-            chords.append(chord_ms(client, count))
+            chords.append(chord_ms(app, client, count))
         rows.append(
             {
                 "groups": count,

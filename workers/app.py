@@ -1,22 +1,23 @@
-"""The Celery app: ``celery -A workers.app``."""
+"""Celery apps: one for each `workers.context.Context`, and that of ``celery -A workers.app``."""
 
 from __future__ import annotations
 
-import importlib.util
-import threading
+import functools
 from functools import cached_property
-from pathlib import Path
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-import kombu.pools
 from celery import Celery
-from celery.local import PromiseProxy
 from celery.result import AsyncResult
 
-from workers import lifecycle
+from pipeline.config import Settings
+from workers.celery_private import own_connections
+from workers.celery_settings import celery_settings, settings_of_environment
 from workers.redis_url import RedisAddress
 
-__all__ = ["TASK_MODULES", "app", "lifecycle", "settings_module", "use_redis"]
+if TYPE_CHECKING:
+    app: Celery
+
+__all__ = ["TASK_MODULES", "VantageApp", "make_app"]
 
 TASK_MODULES = (
     "workers.tasks.stages",
@@ -36,8 +37,8 @@ class _Result(AsyncResult):
         pass
 
 
-class _Vantage(Celery):
-    """Celery with results that go quietly."""
+class VantageApp(Celery):
+    """Celery with results that go quietly and workers that tell how they are."""
 
     @cached_property
     def AsyncResult(self) -> type[AsyncResult]:  # noqa: N802 - Celery's name
@@ -45,61 +46,40 @@ class _Vantage(Celery):
         results: type[AsyncResult] = self.subclass_with_self(_Result)
         return results
 
-
-app = _Vantage("vantage", include=list(TASK_MODULES))
-# Canvases are built in any thread; without a default app Celery would make up one of its own there.
-app.set_default()
-
-
-def settings_module() -> ModuleType:
-    """Load the celeryconfig.py that lies beside this package.
-
-    By path, not by name: Celery looks in the working directory first, where another project's
-    celeryconfig.py may lie.
-    """
-    path = Path(__file__).resolve().parent.parent / "celeryconfig.py"
-    spec = importlib.util.spec_from_file_location("celeryconfig", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    @cached_property
+    def Worker(self) -> type[Any]:  # noqa: N802 - Celery's name
+        """Class of this app's workers, loaded by those who run one."""
+        worker: type[Any] = self.subclass_with_self("workers.lifecycle:VantageWorker")
+        return worker
 
 
-# A promise: the environment is read at first use, not when this module is imported.
-app.config_from_object(PromiseProxy(settings_module))
-
-
-def use_redis(url: str) -> None:
-    """Point the app of this process at another Redis.
-
-    For processes that imported the app before they knew the address (the demo, tests) or outlive
-    a ``vantage up`` whose embedded server came back at another port.
+def make_app(settings: Settings, address: RedisAddress) -> Celery:
+    """Return an app that sends to one Redis and is nobody's current or default app.
 
     Parameters
     ----------
-    url : str
-        As ``VANTAGE_REDIS_URL``.
+    settings : Settings
+    address : RedisAddress
+        Of broker and results.
     """
-    address = RedisAddress.parse(url)
-    app.conf.update(
-        broker_url=address.broker_url,
-        broker_read_url=address.broker_url,
-        broker_write_url=address.broker_url,
-        result_backend=address.result_url,
-        broker_transport_options=app.conf.broker_transport_options | address.transport_options,
-        result_backend_transport_options=(
-            app.conf.result_backend_transport_options | address.transport_options
-        ),
-    )
-    drop_connections()
+    return _made(celery_settings(settings, address))
 
 
-def drop_connections() -> None:
-    """Close the app's connections to broker and backend; new ones are made when used."""
-    # Celery has no call for this: the pools and the backend are dropped as it does itself after a
-    # fork.
-    kombu.pools.reset()  # type: ignore[no-untyped-call]
-    app._after_fork()
-    app._backend_cache = None
-    app._local = threading.local()
+def _made(settings: dict[str, Any]) -> Celery:
+    """Return an app with these settings of Celery's."""
+    made = VantageApp("vantage", include=list(TASK_MODULES), set_as_current=False)
+    made.config_from_object(own_connections(settings))
+    return made
+
+
+@functools.cache
+def _environments_app() -> Celery:
+    """Return the app of the environment's settings: a worker's, Flower's."""
+    return _made(settings_of_environment())
+
+
+def __getattr__(name: str) -> Any:
+    """Make `app` when ``celery -A workers.app`` asks for it: importing this reads no settings."""
+    if name == "app":
+        return _environments_app()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -46,9 +46,7 @@ from pipeline.records import SearchResult
 from pipeline.retrieval.batch import Batch
 from pipeline.searching import ImageSource, only, search_images
 from workers import searches
-from workers.app import app, use_redis
 from workers.context import Context
-from workers.embedded import discover_redis_url
 from workers.jobs import broker_epoch, send_stage
 from workers.keys import KEEP_S, KEYS
 
@@ -180,18 +178,16 @@ class Collection:
         """
         settings = settings or Settings.from_env()
         chosen = None if extractor is None else choose_extractor(settings, extractor)
-        url = discover_redis_url(settings)
-        if url is None:
-            raise BrokerUnavailableError(f"home {settings.home}", "no Redis is running for it")
         context = Context(settings)
-        if app.conf.broker_url != context.redis_address.broker_url:
-            use_redis(url)
-        app.loader.import_default_modules()
-        with _broker(context):
-            context.redis.ping()
-        require_schema(context.engine)
-        if chosen is not None:
-            find_collection(context.resources, name, chosen)
+        try:
+            with _broker(context):
+                context.redis.ping()
+            require_schema(context.engine)
+            if chosen is not None:
+                find_collection(context.resources, name, chosen)
+        except BaseException:
+            context.close()
+            raise
         return cls(name, context, chosen)
 
     def close(self) -> None:

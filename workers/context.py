@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pipeline.config import Settings
 from pipeline.errors import BrokerUnavailableError
@@ -14,6 +14,7 @@ from workers.redis_url import RedisAddress
 
 if TYPE_CHECKING:
     import redis
+    from celery import Celery
     from sqlalchemy import Engine
 
     from pipeline.resources import Resources
@@ -30,6 +31,9 @@ class Context:
     Parameters
     ----------
     settings : Settings
+    worker_app : Celery, optional
+        The app that this process works for. Default: one of the context's own, whose messages go
+        to the Redis of `settings` and whose connections end with the context.
 
     Attributes
     ----------
@@ -38,8 +42,9 @@ class Context:
         one is always free for scans, unless it has only one.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, worker_app: Celery | None = None) -> None:
         self.settings = settings
+        self._worker_app = worker_app
         self.pid = os.getpid()
         self.merge_slots = threading.BoundedSemaphore(max(1, settings.group_threads - 1))
 
@@ -75,7 +80,8 @@ class Context:
         """
         url = discover_redis_url(self.settings)
         if url is None:
-            raise BrokerUnavailableError("127.0.0.1", "none runs on this home")
+            home = self.settings.home
+            raise BrokerUnavailableError(f"home {home}", "no Redis is running for it")
         return RedisAddress.parse(url)
 
     @cached_property
@@ -83,8 +89,27 @@ class Context:
         """Results: query features, distance blocks. Answers bytes; give blocking calls < 5 s."""
         return self.redis_address.client()
 
+    @cached_property
+    def app(self) -> Celery:
+        """The Celery app that sends this context's messages.
+
+        Raises
+        ------
+        BrokerUnavailableError
+            No URL was given and no embedded server runs.
+        """
+        from workers.app import make_app
+
+        return self._worker_app or make_app(self.settings, self.redis_address)
+
     def close(self) -> None:
         """Close what was opened; it is opened again when asked for."""
+        app = self.__dict__.pop("app", None)
+        if app is not None and app is not self._worker_app:
+            from workers.celery_private import close_connections
+
+            close_connections(app)
+            app.close()
         resources = self.__dict__.pop("resources", None)
         if resources is not None:
             resources.close()
@@ -108,23 +133,22 @@ def get_context() -> Context:
         _inherited.append(_current)
         _current = None
     if _current is None:
-        _current = Context(Settings.from_env())
+        from celery.app import app_or_default
+
+        _current = Context(Settings.from_env(), app_or_default())
     return _current
-
-
-def _current_request() -> Any:
-    """Return the request of the task that this thread does; None outside of tasks."""
-    from celery._state import get_current_task
-
-    return getattr(get_current_task(), "request", None)
 
 
 def is_redelivered() -> bool:
     """Tell whether the broker sent the present message before: nobody had acknowledged it."""
-    return bool((getattr(_current_request(), "delivery_info", None) or {}).get("redelivered"))
+    from workers.celery_private import current_request
+
+    return bool((getattr(current_request(), "delivery_info", None) or {}).get("redelivered"))
 
 
 def worker_name() -> str:
     """Return a name for the rows this process writes: Celery's node name, else host and pid."""
-    name = getattr(_current_request(), "hostname", None)
+    from workers.celery_private import current_request
+
+    name = getattr(current_request(), "hostname", None)
     return str(name) if name else f"{get_context().settings.host}:{os.getpid()}"

@@ -169,7 +169,7 @@ def send_stage(context: Context, job: JobRecord) -> None:
     while current is not None and not current.finished:
         unfinished = indexing.open_stage(context.resources, current)
         if unfinished:
-            stage_canvas(current, unfinished).apply_async()
+            stage_canvas(context.app, current, unfinished).apply_async()
             return
         current = indexing.advance(context.resources, current)
 

@@ -1,4 +1,8 @@
-"""What happens when a Celery worker starts, forks, gets ready and stops."""
+"""What happens when a worker of Vantage starts, forks, gets ready and stops.
+
+Celery's signals are of the process: another app's worker in it would get them too. So they are
+connected when a worker of Vantage is made, and not before.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +12,23 @@ import sys
 from typing import Any
 
 from celery import signals
-from celery._state import get_current_task
+from celery.apps.worker import Worker
 from celery.exceptions import WorkerLostError
 
 from pipeline.config import Settings
 from pipeline.errors import VantageError
+from workers.celery_private import current_task
+from workers.context import get_context
+from workers.heartbeat import Heartbeat, write_between_beats
+from workers.jobs import release
+from workers.placement import sync_groups
 from workers.processes import set_death_signal
 from workers.queues import EXTRACT, QUERY, REDUCE, group_of, unrouted
 
-__all__ = ["kind_of_queues"]
+__all__ = ["VantageWorker", "kind_of_queues"]
 
 _log = logging.getLogger(__name__)
-_heartbeat: Any = None
+_heartbeat: Heartbeat | None = None
 
 
 def kind_of_queues(queues: list[str]) -> str:
@@ -34,12 +43,11 @@ class _Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        task = get_current_task()
+        task = current_task()
         request_id = getattr(getattr(task, "request", None), "id", None)
         return f"{text} [{task.name} {request_id}]" if request_id else text
 
 
-@signals.setup_logging.connect(weak=False)
 def _set_up_logging(loglevel: int | str = logging.INFO, **_: object) -> None:
     """One plain handler on standard error."""
     handler = logging.StreamHandler(sys.stderr)
@@ -50,15 +58,12 @@ def _set_up_logging(loglevel: int | str = logging.INFO, **_: object) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-@signals.worker_init.connect(weak=False)
 def _start(sender: Any, **_: object) -> None:
     """Check the tasks, begin to beat, fetch what this worker serves: before anything is consumed.
 
     Celery logs an exception of a signal handler and goes on, so trouble ends the process here.
     """
     global _heartbeat
-    from workers.heartbeat import Heartbeat
-
     _set_up_logging()
     lost = unrouted(sender.app.tasks)
     if lost:
@@ -84,15 +89,11 @@ def _start(sender: Any, **_: object) -> None:
             # Before the pool is forked: its processes find everything compiled.
             warm_up_all()
         if groups:
-            from workers.context import get_context
-            from workers.placement import sync_groups
-
             sync_groups(get_context(), groups)
     except VantageError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
-@signals.worker_process_init.connect(weak=False)
 def _after_fork(**_: object) -> None:
     """Set up a pool process: it dies with its worker, OpenCV uses one thread."""
     set_death_signal(signal.SIGKILL)
@@ -106,7 +107,6 @@ def _one_opencv_thread() -> None:
     cv2.setNumThreads(1)
 
 
-@signals.task_failure.connect(weak=False)
 def _let_go(sender: Any, args: Any, exception: BaseException, **_: object) -> None:
     """Give back the part of a pool process that died for the last time that Celery tries.
 
@@ -115,9 +115,6 @@ def _let_go(sender: Any, args: Any, exception: BaseException, **_: object) -> No
     """
     if not isinstance(exception, WorkerLostError):
         return
-    from workers.heartbeat import write_between_beats
-    from workers.jobs import release
-
     try:
         settings = Settings.from_env()
         write_between_beats(settings, lambda session: release(session, sender.name, list(args)))
@@ -125,13 +122,31 @@ def _let_go(sender: Any, args: Any, exception: BaseException, **_: object) -> No
         _log.exception("the part of %s is not given back", sender.name)
 
 
-@signals.worker_ready.connect(weak=False)
 def _ready(**_: object) -> None:
     if _heartbeat is not None:
         _heartbeat.set_state("ready")
 
 
-@signals.worker_shutting_down.connect(weak=False)
 def _draining(**_: object) -> None:
     if _heartbeat is not None:
         _heartbeat.set_state("draining")
+
+
+_HANDLERS = (
+    (signals.setup_logging, _set_up_logging),
+    (signals.worker_init, _start),
+    (signals.worker_process_init, _after_fork),
+    (signals.task_failure, _let_go),
+    (signals.worker_ready, _ready),
+    (signals.worker_shutting_down, _draining),
+)
+
+
+class VantageWorker(Worker):
+    """Celery's worker with what this module adds."""
+
+    def on_before_init(self, **options: Any) -> None:
+        """Connect the signals, before the first of them is sent."""
+        for signal_of_celery, handler in _HANDLERS:
+            signal_of_celery.connect(handler, weak=False)
+        super().on_before_init(**options)

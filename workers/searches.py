@@ -131,7 +131,8 @@ def begin(
     context.redis.set(KEYS.batch(search_id), blob, ex=KEYS.keep_s(deadline_at))
     ticket.save(context.redis)
     if ticket.asked:
-        search_canvas(search_id, ticket.asked, max(0.1, deadline_at - now)).apply_async()
+        expires_s = max(0.1, deadline_at - now)
+        search_canvas(context.app, search_id, ticket.asked, expires_s).apply_async()
     else:
         rank(context, search_id)
     return ticket
@@ -152,7 +153,8 @@ def request(
     pipe.set(KEYS.request(search_id), json.dumps(wish), ex=keep_s)
     pipe.zadd(KEYS.in_flight, {search_id: time.time() + RESEND_SHARE * config.deadline_s})
     pipe.execute()
-    task("retrieve.prepare", search_id, expires=config.deadline_s).apply_async()
+    app, expires_s = context.app, config.deadline_s
+    task(app, "retrieve.prepare", search_id, expires=expires_s).apply_async()
 
 
 def prepare(context: Context, search_id: str) -> dict[str, Any]:
@@ -354,8 +356,9 @@ def tend(context: Context, ticket: Ticket, now: float) -> Ticket:
         if now >= ticket.resend_at:
             rank(context, ticket.id)
     elif now >= ticket.resend_at and not ticket.resent:
+        expires_s = max(0.1, ticket.deadline_at - now)
         for group in late:
-            scan_task(ticket.id, group, max(0.1, ticket.deadline_at - now)).apply_async()
+            scan_task(context.app, ticket.id, group, expires_s).apply_async()
         ticket = replace(ticket, resent=True)
         ticket.save(context.redis)
     return ticket

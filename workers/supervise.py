@@ -155,10 +155,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
 
 def main() -> None:
     """Run until SIGTERM, SIGINT or SIGQUIT."""
-    from workers.app import app
-
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    app.set_current()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, lambda *_: stop.set())

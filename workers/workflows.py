@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from celery import chord, signature
+from celery import Celery, chord, signature
 from celery.canvas import Signature
 
 from pipeline.kinds import Stage, kind_of
 from pipeline.metadata.records import JobRecord, PartRecord
-from workers.app import app
 from workers.queues import group_queue
 
 __all__ = [
@@ -26,11 +25,13 @@ __all__ = [
 ]
 
 
-def stage_canvas(job: JobRecord, parts: Sequence[PartRecord]) -> Signature:
+def stage_canvas(app: Celery, job: JobRecord, parts: Sequence[PartRecord]) -> Signature:
     """Return what to send for the unfinished parts of a job's present stage.
 
     Parameters
     ----------
+    app : Celery
+        The app that sends it.
     job : JobRecord
     parts : sequence of PartRecord
         At least one.
@@ -38,39 +39,44 @@ def stage_canvas(job: JobRecord, parts: Sequence[PartRecord]) -> Signature:
     stage = kind_of(job.kind).stage(job.stage)
     assert stage is not None, "nothing is left to do at the end"
     if not stage.join:
-        return task(stage.task, job.id, job.attempt)
-    header = [_part_task(stage, job, part) for part in parts]
-    return chord(header, task(stage.join, job.id, job.attempt), app=app)
+        return task(app, stage.task, job.id, job.attempt)
+    header = [_part_task(app, stage, job, part) for part in parts]
+    return chord(header, task(app, stage.join, job.id, job.attempt), app=app)
 
 
-def _part_task(stage: Stage, job: JobRecord, part: PartRecord) -> Signature:
+def _part_task(app: Celery, stage: Stage, job: JobRecord, part: PartRecord) -> Signature:
     """Return the task of one part, on its group's queue if the stage is the groups' work."""
     options = {"queue": group_queue(part.args["group"])} if stage.queue == "group" else {}
-    return task(stage.task, job.id, job.attempt, part.number, **options)
+    return task(app, stage.task, job.id, job.attempt, part.number, **options)
 
 
-def search_canvas(search_id: str, groups: Sequence[int], expires_s: float) -> Signature:
+def search_canvas(
+    app: Celery, search_id: str, groups: Sequence[int], expires_s: float
+) -> Signature:
     """Return the chord of a search: a scan on each group's queue, then the ranking.
 
     Parameters
     ----------
+    app : Celery
+        The app that sends it.
     search_id : str
     groups : sequence of int
         Groups to scan; at least one.
     expires_s : float
         Seconds after which a scan that has not begun is dropped.
     """
-    header = [scan_task(search_id, group, expires_s) for group in groups]
-    return chord(header, task("retrieve.rank", search_id), app=app)
+    header = [scan_task(app, search_id, group, expires_s) for group in groups]
+    return chord(header, task(app, "retrieve.rank", search_id), app=app)
 
 
-def scan_task(search_id: str, group: int, expires_s: float) -> Signature:
+def scan_task(app: Celery, search_id: str, group: int, expires_s: float) -> Signature:
     """Return the scan of one group."""
-    return task("retrieve.scan", search_id, group, queue=group_queue(group), expires=expires_s)
+    queue = group_queue(group)
+    return task(app, "retrieve.scan", search_id, group, queue=queue, expires=expires_s)
 
 
-def task(name: str, *args: Any, **options: Any) -> Signature:
+def task(app: Celery, name: str, *args: Any, **options: Any) -> Signature:
     """Return an immutable signature by the task's name, whose result nobody asks Celery for."""
-    # Of our app, named: the caller's process may have a Celery app of its own as the current one.
+    # Of the app, named: the caller's process may have one of its own as the current one.
     made: Signature = signature(name, args=args, immutable=True, app=app)
     return made.set(ignore_result=True, **options)

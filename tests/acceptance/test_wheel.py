@@ -40,9 +40,9 @@ def vantage(wheel, tmp_path_factory):
     elsewhere = folder / "elsewhere"
     elsewhere.mkdir()
 
-    def start(*arguments):
+    def start(*arguments, program="vantage"):
         return subprocess.Popen(
-            [folder / "venv" / "bin" / "vantage", *arguments],
+            [folder / "venv" / "bin" / program, *arguments],
             cwd=elsewhere,
             env=env,
             stdout=subprocess.PIPE,
@@ -71,7 +71,9 @@ def photographs(tmp_path_factory):
 def test_the_wheel_holds_all_that_runs_and_no_tests(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {"celeryconfig.py", "workers/Procfile", "migrations/env.py"} <= set(names)
+    assert {"workers/Procfile", "migrations/env.py"} <= set(names)
+    # Celery reads a module of this name for every app: it is the user's to have.
+    assert "celeryconfig.py" not in names
     assert any(name.startswith("migrations/versions/0001") for name in names)
     assert "pipeline/templates/results.html" in names
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/", "demo/", "docs/"))]
@@ -84,6 +86,16 @@ def test_the_installed_command_indexes_and_searches_without_broker(vantage, phot
     found = run(vantage("search", "pictures", query, "--local", "--json"))
     assert json.dumps(found).count("coffee.png") >= 1
     assert first_match(found)["locations"] == [query]
+
+
+@pytest.mark.timeout(400)
+def test_celerys_own_settings_and_command_work_where_the_wheel_is_installed(vantage):
+    code = "import celery, json; print(json.dumps(celery.current_app.conf.task_default_queue))"
+    assert run(vantage("-c", code, program="python")) == "celery"
+    report = vantage("-A", "workers.app", "report", program="celery")
+    out, err = report.communicate(timeout=120)
+    assert report.returncode == 0, out + err
+    assert "no-queue-was-given" in out
 
 
 @pytest.mark.timeout(400)

@@ -10,11 +10,12 @@ from typing import Any
 
 from celery import Celery
 
-from workers import app as vantage
+from workers.app import VantageApp
+from workers.celery_settings import settings_of_environment
 from workers.redis_url import RedisAddress
 
-app: Celery = type(vantage.app)("chords")
-app.config_from_object(vantage.settings_module())
+app: Celery = VantageApp("chords")
+app.config_from_object(settings_of_environment())
 RUNS, GO = "runs", "go"
 
 

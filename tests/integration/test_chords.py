@@ -21,7 +21,7 @@ from pipeline.config import Settings
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.heartbeats import live_workers
 from pipeline.metadata.records import WorkerRecord
-from workers.app import drop_connections
+from workers.celery_private import close_connections
 from workers.environment import environment
 from workers.processes import die_with_parent, stop_process
 from workers.redis_url import RedisAddress
@@ -97,7 +97,7 @@ def site(
     client = chord_app.redis()
     yield Site(settings, chord_app, client)
     client.close()
-    drop_connections()  # all apps of a process share them
+    close_connections(chord_app.app)
     chord_app.app.backend.client.close()
 
 

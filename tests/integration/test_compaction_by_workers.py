@@ -21,10 +21,8 @@ from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
-from workers.app import app, use_redis
 from workers.client import Collection
 from workers.context import Context
-from workers.embedded import discover_redis_url
 from workers.jobs import broker_epoch, replan
 from workers.stack import Stack
 from workers.supervise import watch_segments
@@ -47,7 +45,6 @@ def stack(settings: Settings) -> Iterator[Stack]:
 
 @pytest.fixture
 def context(settings: Settings, stack: Stack) -> Iterator[Context]:
-    use_redis(discover_redis_url(settings) or "")
     context = Context(settings)
     yield context
     context.close()
@@ -183,7 +180,7 @@ def test_the_watchman_begins_what_nobody_has_begun(
         assert compaction.collections_to_compact(session, 2) == []
 
 
-def _send_twice(job: JobRecord, stage: JobStage) -> None:
+def _send_twice(context: Context, job: JobRecord, stage: JobStage) -> None:
     """Send every message of a stage twice, as a broker that redelivers would."""
     found = COMPACT.stage(stage)
     assert found is not None
@@ -191,8 +188,12 @@ def _send_twice(job: JobRecord, stage: JobStage) -> None:
         if stage == "merge":
             for number in range(4):
                 args = (job.id, job.attempt, number)
-                app.send_task(found.task, args=args, ignore_result=True, queue=f"group.{number}")
-        app.send_task(found.join or found.task, args=(job.id, job.attempt), ignore_result=True)
+                context.app.send_task(
+                    found.task, args=args, ignore_result=True, queue=f"group.{number}"
+                )
+        context.app.send_task(
+            found.join or found.task, args=(job.id, job.attempt), ignore_result=True
+        )
 
 
 def test_every_message_may_come_twice(
@@ -209,7 +210,7 @@ def test_every_message_may_come_twice(
                 now = jobs.get_job(session, job_id)
             if now.stage not in seen and not now.finished:
                 seen[now.stage] = now
-                _send_twice(now, now.stage)
+                _send_twice(context, now, now.stage)
             return now.finished
 
         eventually(finished, 60)
@@ -217,7 +218,7 @@ def test_every_message_may_come_twice(
         groups = files_below(settings.store, "groups/**/*")
         number = status(context, "twice").version
         for record in seen.values():
-            _send_twice(record, record.stage)
+            _send_twice(context, record, record.stage)
         collection.compact().wait(timeout=60)  # its messages come after those
         assert (files_below(settings.store, "groups/**/*"), status(context, "twice").version) == (
             groups,
@@ -330,7 +331,7 @@ def test_a_message_that_comes_again_leaves_a_part_to_whom_is_at_it(
     def send(number: int, began: str) -> None:
         with session_scope(context.engine) as session:
             parts.start_part(session, job.id, "merge", number, began)
-        app.send_task(
+        context.app.send_task(
             "group.merge",
             args=(job.id, job.attempt, number),
             queue=f"group.{number}",
@@ -360,7 +361,7 @@ def test_a_message_that_comes_again_does_what_a_dead_worker_had(
     job = begun(settings, context, "dead", folder)
     with session_scope(context.engine) as session:
         parts.start_part(session, job.id, "merge", 0, "group@elsewhere")
-    app.send_task(
+    context.app.send_task(
         "group.merge",
         args=(job.id, job.attempt, 0),
         queue="group.0",

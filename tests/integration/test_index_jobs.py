@@ -22,7 +22,6 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import FailureRow, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
 from pipeline.records import SearchResult
-from workers.app import app
 from workers.client import Collection, JobHandle
 from workers.context import Context
 
@@ -127,7 +126,7 @@ def test_two_index_jobs_at_once_both_land(
             assert (Path(best.locations[0]).name, best.score > 0.5) == (photograph.name, True)
 
 
-def _send_stage(job: JobRecord, stage: JobStage, numbers: list[int]) -> None:
+def _send_stage(context: Context, job: JobRecord, stage: JobStage, numbers: list[int]) -> None:
     """Send every message of a stage twice, as a broker that redelivers would."""
     found = INDEX.stage(stage)
     assert found is not None
@@ -135,9 +134,9 @@ def _send_stage(job: JobRecord, stage: JobStage, numbers: list[int]) -> None:
         for number in numbers:
             args = (job.id, job.attempt, number) if found.join else (job.id, job.attempt)
             queue = {"queue": f"group.{number}"} if found.queue == "group" else {}
-            app.send_task(found.task, args=args, ignore_result=True, **queue)
+            context.app.send_task(found.task, args=args, ignore_result=True, **queue)
         if found.join:
-            app.send_task(found.join, args=(job.id, job.attempt), ignore_result=True)
+            context.app.send_task(found.join, args=(job.id, job.attempt), ignore_result=True)
 
 
 def test_every_message_may_come_twice(
@@ -160,7 +159,7 @@ def test_every_message_may_come_twice(
                     seen[now.stage] = now
                     with session_scope(context.engine, write=False) as session:
                         numbers = [part.number for part in parts.parts(session, job.id, now.stage)]
-                    _send_stage(now, now.stage, numbers or [0])
+                    _send_stage(context, now, now.stage, numbers or [0])
             return now.finished
 
         eventually(finished, 90)
@@ -170,7 +169,7 @@ def test_every_message_may_come_twice(
         before = _everything(context, site, job.id)
         assert _job(context, job.id).state == "done"
         for record in seen.values():
-            _send_stage(record, record.stage, [0, 1, 2, 3])
+            _send_stage(context, record, record.stage, [0, 1, 2, 3])
         probe = client.index([photo_folder])  # its messages come after those, in every queue
         assert probe.wait(timeout=60).counters.get("images_extracted", 0) == 0
         assert _everything(context, site, job.id) == before

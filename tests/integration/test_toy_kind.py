@@ -21,7 +21,6 @@ from pipeline.metadata import collections, jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
 from pipeline.metadata.records import JobProgress, JobRecord
 from pipeline.resources import Resources
-from workers.app import use_redis
 from workers.context import Context
 from workers.environment import environment
 from workers.jobs import broker_epoch, send_stage
@@ -79,7 +78,6 @@ def test_it_runs_in_this_process(settings: Settings) -> None:
 
 @pytest.fixture
 def context(settings: Settings, redis_url: str) -> Iterator[Context]:
-    use_redis(redis_url)
     context = Context(dataclasses.replace(settings, redis_url=redis_url))
     yield context
     context.close()

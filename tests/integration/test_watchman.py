@@ -32,7 +32,6 @@ from pipeline.metadata.models import Job
 from pipeline.metadata.records import JobRecord, WorkerRecord
 from pipeline.searching import prepare_query
 from workers import searches
-from workers.app import app, drop_connections, use_redis
 from workers.client import Collection, SearchHandle, _block
 from workers.context import Context
 from workers.embedded import EmbeddedRedis
@@ -55,8 +54,6 @@ def indexed_home(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -
 @pytest.fixture
 def context(indexed_home: Settings, redis_url: str) -> Iterator[Context]:
     settings = dataclasses.replace(indexed_home, redis_url=redis_url)
-    use_redis(redis_url)
-    app.loader.import_default_modules()
     context = Context(settings)
     yield context
     with session_scope(context.engine) as session:
@@ -65,7 +62,6 @@ def context(indexed_home: Settings, redis_url: str) -> Iterator[Context]:
         for job in jobs.unfinished_jobs(session):
             jobs.finish_job(session, job.id, "failed", "end of the test")
     context.close()
-    drop_connections()
 
 
 def _messages(context: Context, queue: str) -> list[tuple[str, list[Any]]]:
@@ -170,7 +166,6 @@ class TestJobs:
         with session_scope(context.engine) as session:
             parts.finish_part(session, job.id, "register", 0, {})
         away = dataclasses.replace(context.settings, redis_url="redis://127.0.0.1:1/0")
-        use_redis(away.redis_url or "")
         alone = Context(away)
         try:
             with pytest.raises(PASSING):
@@ -179,7 +174,6 @@ class TestJobs:
                 watch_jobs(alone)
         finally:
             alone.close()
-            use_redis(context.settings.redis_url or "")
         moved = _read(context, job)
         assert (moved.state, moved.stage) == ("running", "train")
         # Its next message was never sent: the watchman makes up for it.
@@ -505,7 +499,6 @@ class TestClient:
         with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1:1") as caught:
             Collection.open("photographs", settings)
         assert "hush" not in str(caught.value)
-        use_redis(context.settings.redis_url or "")
 
     def test_a_redis_that_goes_is_told_by_every_call(
         self, context: Context, photo_folder: Path, tmp_path: Path
@@ -529,7 +522,6 @@ class TestClient:
                 ):
                     with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1"):
                         call()
-        use_redis(context.settings.redis_url or "")
 
     def test_a_search_whose_data_redis_has_lost_does_not_hang(
         self, context: Context, photo_folder: Path, eventually: Eventually

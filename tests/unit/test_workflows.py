@@ -61,10 +61,13 @@ def _queue(signature: Signature) -> str | None:
 
 
 CANVASES = {
-    **{stage.name: stage_canvas(_job(stage.name), _parts(stage.name, 4)) for stage in INDEX.stages},
-    "search": search_canvas("e" * 32, [0, 1, 7, 15], 5.0),
-    "one group": search_canvas("e" * 32, [3], 5.0),
-    "prepare": task("retrieve.prepare", "e" * 32, expires=5.0),
+    **{
+        stage.name: stage_canvas(app, _job(stage.name), _parts(stage.name, 4))
+        for stage in INDEX.stages
+    },
+    "search": search_canvas(app, "e" * 32, [0, 1, 7, 15], 5.0),
+    "one group": search_canvas(app, "e" * 32, [3], 5.0),
+    "prepare": task(app, "retrieve.prepare", "e" * 32, expires=5.0),
 }
 
 
@@ -91,7 +94,7 @@ def test_every_task_is_sent_by_a_canvas() -> None:
 
 @pytest.mark.parametrize("stage", ["extract", "assign", "merge"])
 def test_a_stage_of_parts_is_a_chord_whose_parts_keep_no_result(stage: JobStage) -> None:
-    canvas = stage_canvas(_job(stage), _parts(stage, 3))
+    canvas = stage_canvas(app, _job(stage), _parts(stage, 3))
     header = canvas.tasks
     assert [one.args for one in header] == [(JOB_ID, 123, n) for n in range(3)]
     found = INDEX.stage(stage)
@@ -103,26 +106,26 @@ def test_a_stage_of_parts_is_a_chord_whose_parts_keep_no_result(stage: JobStage)
 
 
 def test_merging_goes_to_the_queues_of_its_groups() -> None:
-    canvas = stage_canvas(_job("merge"), _parts("merge", 4))
+    canvas = stage_canvas(app, _job("merge"), _parts("merge", 4))
     assert [one.options["queue"] for one in canvas.tasks] == [f"group.{n}" for n in range(4)]
 
 
 def test_one_part_left_is_still_joined() -> None:
-    canvas = stage_canvas(_job("extract"), _parts("extract", 1))
+    canvas = stage_canvas(app, _job("extract"), _parts("extract", 1))
     assert len(_tasks(canvas)) == 2
 
 
 def test_scans_expire_and_the_ranking_does_not() -> None:
-    canvas = search_canvas("s", [2, 5], 3.5)
+    canvas = search_canvas(app, "s", [2, 5], 3.5)
     assert [one.options["queue"] for one in canvas.tasks] == ["group.2", "group.5"]
     assert {one.options["expires"] for one in canvas.tasks} == {3.5}
     assert "expires" not in canvas.body.options
-    assert scan_task("s", 2, 3.5) == canvas.tasks[0]
+    assert scan_task(app, "s", 2, 3.5) == canvas.tasks[0]
 
 
 def test_a_search_for_a_group_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ValueError, match="group 16"):
-        search_canvas("s", [16], 1.0)
+        search_canvas(app, "s", [16], 1.0)
 
 
 def test_canvases_are_sent_by_our_app_whatever_app_the_caller_has() -> None:
@@ -130,10 +133,10 @@ def test_canvases_are_sent_by_our_app_whatever_app_the_caller_has() -> None:
     callers.set_current()
     try:
         for canvas in (
-            task("job.register", JOB_ID, 1),
-            scan_task("s", 2, 1.0),
-            search_canvas("s", [0, 1], 1.0),
-            stage_canvas(_job("extract"), _parts("extract", 3)),
+            task(app, "job.register", JOB_ID, 1),
+            scan_task(app, "s", 2, 1.0),
+            search_canvas(app, "s", [0, 1], 1.0),
+            stage_canvas(app, _job("extract"), _parts("extract", 3)),
         ):
             assert {one.app for one in [canvas, *_tasks(canvas)]} == {app}
     finally:

@@ -39,7 +39,7 @@ def _define_whole(stage: Stage) -> None:
         context = get_context()
         result = do_part(context, job_id, attempt, stage.name, 0)
         if result.get("more"):
-            task(stage.task, job_id, attempt).apply_async()
+            task(context.app, stage.task, job_id, attempt).apply_async()
             return result
         return proceed(context, job_id, attempt)
 

@@ -8,14 +8,8 @@ Bay, Ess, Tuytelaars and Van Gool, "Speeded-up robust features (SURF)", CVIU 200
 
 from __future__ import annotations
 
-from pipeline.extraction.surf import descriptor, hessian, integral, orientation
 from pipeline.extraction.surf.describer import describe, detect, surf
 from pipeline.extraction.surf.extractor import SurfExtractor
+from pipeline.extraction.surf.warm import warm_up
 
 __all__ = ["SurfExtractor", "describe", "detect", "surf", "warm_up"]
-
-
-def warm_up() -> None:
-    """Compile every loop, or load it from the cache on disk: paid by ``vantage doctor --warm``."""
-    for module in (integral, hessian, orientation, descriptor):
-        module.warm_up()

@@ -24,6 +24,7 @@ from pipeline.extraction.surf.descriptor import compute_descriptors
 from pipeline.extraction.surf.detector import check_parameters, find_keypoints
 from pipeline.extraction.surf.integral import integral_image
 from pipeline.extraction.surf.variants import Variant
+from pipeline.extraction.surf.warm import warm_up
 from pipeline.images import DecodedImage
 from pipeline.records import Features
 
@@ -160,6 +161,4 @@ class SurfExtractor(Extractor):
 
     def warm_up(self) -> None:
         """Compile all loops, or load them from the cache on disk."""
-        from pipeline.extraction.surf import warm_up
-
         warm_up()

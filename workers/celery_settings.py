@@ -1,0 +1,118 @@
+"""Celery's settings, each with its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.config import Settings
+from workers import queues
+from workers.embedded import discover_redis_url
+from workers.redis_url import NO_BROKER_URL, RedisAddress
+
+__all__ = ["celery_settings", "settings_of_environment"]
+
+
+def settings_of_environment() -> dict[str, Any]:
+    """Return the Celery settings of this environment; `celery -A workers.app` runs with them.
+
+    This works without a reachable broker; sending a message does not.
+    """
+    settings = Settings.from_env()
+    url = discover_redis_url(settings) or NO_BROKER_URL
+    return celery_settings(settings, RedisAddress.parse(url))
+
+
+def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]:
+    """Return Celery's settings by name.
+
+    Parameters
+    ----------
+    settings : Settings
+    address : RedisAddress
+        Redis is broker and result store, in two databases of one server.
+    """
+    timeout_s = settings.visibility_timeout_s
+    return _FIXED | {
+        "broker_url": address.broker_url,
+        "result_backend": address.result_url,
+        "task_queues": queues.task_queues(),
+        # A message that is taken and not acknowledged comes back after the visibility timeout. It
+        # must exceed the longest batch, or a slow one runs twice: harmless, for every task may,
+        # but wasted. The shortest value among all clients of a broker wins, so it is said in all
+        # three places that read it.
+        "visibility_timeout": timeout_s,
+        "broker_transport_options": {
+            "visibility_timeout": timeout_s,
+            # Looked for every 5 s (defaults: 10 s x 10).
+            "unacked_restore_interval": min(5, max(1, timeout_s // 4)),
+            "unacked_restore_throttle": 1,
+            "priority_steps": [0],  # one list per queue: BRPOP names queues x steps keys
+            "socket_timeout": 10,  # kombu's default waits for ever on a dead peer
+            "socket_connect_timeout": 2,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            **address.transport_options,
+        },
+        "result_backend_transport_options": {
+            "visibility_timeout": timeout_s,
+            "retry_policy": {"timeout": 5.0},
+            **address.transport_options,
+        },
+        # Time limits work in prefork pools (extraction) only. Soft first, so that a batch can say
+        # what it was doing; both below the visibility timeout, or the message would be taken twice.
+        "task_soft_time_limit": max(1.0, timeout_s * 0.8),
+        "task_time_limit": max(2.0, timeout_s * 0.9),
+    }
+
+
+_FIXED: dict[str, Any] = {
+    "broker_connection_retry_on_startup": True,  # workers may start before Redis is up
+    "broker_connection_max_retries": None,  # a worker outlives any outage
+    "redis_socket_timeout": 10.0,
+    "redis_socket_connect_timeout": 2.0,
+    "redis_socket_keepalive": True,
+    "redis_backend_health_check_interval": 10,
+    # JSON only: whoever can write to Redis must not be able to run code through pickle.
+    "accept_content": ["json"],
+    "result_accept_content": ["json"],
+    "task_serializer": "json",
+    "result_serializer": "json",
+    "event_serializer": "json",
+    "timezone": "UTC",
+    "enable_utc": True,
+    # Acknowledge after the work: with the default (before it) a worker killed with SIGKILL loses
+    # the message, and the chord it belongs to hangs for ever.
+    "task_acks_late": True,
+    "task_acks_on_failure": True,  # an error is an answer, not a reason to run again
+    "task_acks_on_timeout": False,  # what the hard limit killed comes back, done with more care
+    # A pool process that dies (out of memory, a crash in a decoder) has its task retried, counted
+    # against max_retries, so that an image that always kills it cannot loop. The retry's delay is
+    # the task's default_retry_delay, 180 s unless set: every task gets 1 s.
+    "task_reject_on_worker_lost": True,
+    "task_retry_on_worker_lost": True,
+    "task_annotations": {"*": {"default_retry_delay": 1}},
+    "worker_prefetch_multiplier": 1,  # with late acks: nothing waits reserved behind a long batch
+    "worker_cancel_long_running_tasks_on_connection_loss": False,  # finished work is kept by name
+    # Queues are declared and closed: a typo fails where it is sent instead of making a queue that
+    # nobody reads. The default queue does not exist on purpose (see `workers.queues.route`).
+    "task_routes": (queues.route,),
+    "task_create_missing_queues": False,
+    "task_default_queue": "no-queue-was-given",
+    # Results are small and read within seconds. A chord's state must outlive the longest gap
+    # between two of its parts, or the chord hangs without a word: a day.
+    "result_expires": 3600,
+    "result_chord_expires": 86_400,
+    "result_extended": False,
+    "worker_max_tasks_per_child": 1000,  # bounds slow leaks in image decoders
+    "worker_proc_alive_timeout": 30.0,  # a busy two-core machine needs more than the default 4 s
+    # REMAP_SIGTERM=SIGQUIT (set by `vantage up`) makes a stop give running tasks these seconds,
+    # then put them back into their queues.
+    "worker_soft_shutdown_timeout": 3.0,
+    "worker_hijack_root_logger": False,  # `workers.lifecycle` sets logging up
+    "worker_redirect_stdouts": False,
+    "worker_disable_rate_limits": True,
+    "worker_enable_remote_control": True,  # Flower and `celery inspect`
+    "worker_send_task_events": True,  # for Flower: names, arguments, times of every task
+    "task_send_sent_event": True,
+    "task_track_started": False,  # one more write per task; events tell the same
+}
