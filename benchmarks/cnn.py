@@ -32,7 +32,8 @@ from pipeline.evaluation.dataset import Dataset, read_dataset
 from pipeline.evaluation.measures import average_precision, judge, recall_at
 from pipeline.extraction.cnn import CnnExtractor, CnnSettings, settings_beside
 from pipeline.extraction.cnn.pooling import unit_rows
-from pipeline.images import DecodedImage, decode_image, from_array, read_file
+from pipeline.files import read_file
+from pipeline.images import DecodedImage, decode_image, from_array
 from pipeline.index.quantizer import train_quantizer
 
 BATCHES = (1, 4, 8, 16)

@@ -83,16 +83,26 @@ class ImageLimits(_Config):
         Largest file, bytes. 256 MiB holds any camera's file.
     max_pixels : int
         Most pixels, checked from the header before anything is decoded. 200 million pixels is
-        above every camera sold and decodes to at most 600 MB.
+        above every camera sold.
+    decode_memory : int
+        Bytes of memory for all images that a process decodes at the same time. How many one takes
+        is estimated from its header before anything is decoded (`pipeline.decode_memory`).
+    decode_seconds : float
+        Processor time for decoding one image: a file made to waste time (a progressive JPEG of
+        thousands of scans) needs minutes, the largest honest camera file about two seconds.
     """
 
     max_bytes: int = 256 * 2**20
     max_pixels: int = 200_000_000
+    decode_memory: int = 2**30
+    decode_seconds: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pixels"):
+        for name in ("max_bytes", "max_pixels", "decode_memory"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "must be at least 1")
+        if not self.decode_seconds > 0:
+            raise ConfigError("decode_seconds", self.decode_seconds, "must be above 0 seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,6 +400,8 @@ class Settings:
             image_limits=ImageLimits(
                 max_bytes=env.integer("VANTAGE_MAX_BYTES", ImageLimits().max_bytes, 1, 2**40),
                 max_pixels=env.integer("VANTAGE_MAX_PIXELS", ImageLimits().max_pixels, 1, 2**40),
+                decode_memory=env.integer("VANTAGE_DECODE_MEMORY", 2**30, 2**26, 2**40),
+                decode_seconds=env.number("VANTAGE_DECODE_SECONDS", 30.0, 0.1, 3600),
             ),
             extractor_text=env.extractor("VANTAGE_EXTRACTOR")[1],
             extractor=ExtractorConfig(

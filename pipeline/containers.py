@@ -26,10 +26,11 @@ UNREADABLE_CODES = frozenset(
         "not-a-file",
         "kills-worker",
         "outside-roots",
+        "too-much-memory",
     }
 )
-"""Failures of a file, not of an image's content: they can pass, so no container's name may promise
-them for ever."""
+"""Failures that can pass, of a file or of this machine and its settings and not of an image's
+content: no container's name may promise them for ever."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@
         StorageUnavailableError
         DatabaseUnavailableError
         BrokerUnavailableError
+        DecoderUnavailableError
 
 Every constructor takes positional arguments and hands all of them to ``super().__init__``, so that
 an error survives pickling and Celery's JSON (which rebuilds an error as ``cls(*args)``);
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigError",
     "CorruptFileError",
     "DatabaseUnavailableError",
+    "DecoderUnavailableError",
     "ImageReadError",
     "IndexNotBuiltError",
     "InputError",
@@ -237,4 +239,17 @@ class BrokerUnavailableError(TransientError):
         return (
             f"Redis at {address} did not answer ({reason}); start everything here with "
             "`vantage up`, or check VANTAGE_REDIS_URL"
+        )
+
+
+class DecoderUnavailableError(TransientError):
+    """Images cannot be decoded at this moment: the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+    def __str__(self) -> str:
+        return (
+            f"the child process that decodes images does not work ({self.args[0]}); is there "
+            "memory left, and may this user start processes?"
         )

@@ -1,20 +1,16 @@
 """Images: decoding them within limits, and why one cannot be decoded.
 
 Whatever is wrong with an image becomes an `ImageReadError` with a code of `FAILURE_CODES`.
-Reading and hashing files (`pipeline.files`) can be imported from here too.
 """
 
 from __future__ import annotations
 
 import io
-import os
 import threading
-import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -22,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.config import ImageLimits
+from pipeline.decode_memory import decoding_bytes, opening_bytes
 from pipeline.errors import ImageReadError
-from pipeline.files import hash_bytes, read_file, read_location, require_bytes
+from pipeline.files import hash_bytes, require_bytes
 from pipeline.pixels import (
     SWAPPED_ORIENTATIONS,
     oriented,
@@ -35,42 +32,34 @@ from pipeline.pixels import (
 from pipeline.signatures import foreign_format, is_cut_off, known_format, odd_samples
 
 __all__ = [
-    "DECODE_TIMEOUT_S",
     "FAILURE_CODES",
     "DecodedImage",
     "decode_image",
     "from_array",
     "hash_bytes",
-    "open_query",
-    "read_file",
-    "read_location",
 ]
 
 FAILURE_CODES: dict[str, str] = {
     "changed": "the file was changed after it was listed",
     "corrupt": "the image data is damaged",
-    "decode-timeout": "decoding took too long",
     "kills-worker": "the process that decoded it died, more than once",
     "empty-file": "the file is empty",
     "no-features": "nothing in the picture can be described",
     "not-a-file": "it is not a regular file",
     "not-an-image": "the content is not an image",
-    "out-of-memory": "decoding needs more memory than there is",
     "outside-roots": "it lies outside the allowed image folders",
     "permission-denied": "this user may not read it",
     "read-error": "the disk or the network did not deliver it",
     "symlink-loop": "its symbolic links go in a circle",
     "too-large-bytes": "the file is larger than the limit",
     "too-many-pixels": "the picture has more pixels than the limit",
+    "too-much-memory": "decoding it takes more memory than the limit",
+    "too-slow": "decoding it takes more time than the limit",
     "truncated": "the file ends before the picture is complete",
     "unsupported-format": "this image format is not supported",
     "vanished": "there is no such file any more",
 }
 """Machine-readable reason -> what it means in general; an error's own sentence says more."""
-
-DECODE_TIMEOUT_S = 30.0
-"""Seconds of decoding after which an image is refused: a file made to waste time (a progressive
-JPEG of thousands of scans) needs minutes, the largest honest camera file about two seconds."""
 
 # Formats whose decoders are kept safe and current; others that Pillow knows run outside programs
 # (EPS), have no signature (TGA) or do not hold photographs.
@@ -112,47 +101,6 @@ class DecodedImage:
         return self.height / int(self.pixels.shape[0])
 
 
-def open_query(
-    source: str | Path | bytes | NDArray[Any],
-    *,
-    limits: ImageLimits,
-    max_side: int,
-    color: bool = False,
-) -> tuple[DecodedImage, str]:
-    """Decode a query image, whatever form it comes in.
-
-    Parameters
-    ----------
-    source : str, Path, bytes or ndarray
-        A file, a file's bytes, or pixels (see `from_array`).
-    limits : ImageLimits
-    max_side : int
-        Longer side of the decoded picture, pixels.
-    color : bool
-        BGR instead of grey.
-
-    Returns
-    -------
-    image : DecodedImage
-    digest : str
-        SHA-256 of the bytes; of an array: of its shape, dtype and values.
-
-    Raises
-    ------
-    ImageReadError, InputError
-    """
-    if isinstance(source, np.ndarray):
-        head = f"{source.shape} {source.dtype.str} ".encode()
-        digest = hash_bytes(head + np.ascontiguousarray(source).tobytes())
-        return from_array(source, max_side=max_side, color=color), digest
-    if isinstance(source, bytes):
-        data, name = source, "query"
-    else:
-        data, name = read_file(source, limits=limits), os.fspath(source)
-    image = decode_image(data, name=name, limits=limits, max_side=max_side, color=color)
-    return image, hash_bytes(data)
-
-
 def from_array(
     array: NDArray[Any], *, max_side: int, color: bool = False, name: str = "array"
 ) -> DecodedImage:
@@ -186,9 +134,11 @@ def decode_image(
     limits: ImageLimits,
     max_side: int,
     color: bool = False,
-    timeout_s: float = DECODE_TIMEOUT_S,
+    admit: Callable[[int], None] | None = None,
 ) -> DecodedImage:
     """Decode an image file's bytes by their content, whatever the file is called.
+
+    In this process, which a file can bring down: `pipeline.decoding` is for bytes from outside.
 
     The header is judged before anything is decoded. Animations give their first frame, EXIF
     orientation is applied, transparent parts become white.
@@ -204,9 +154,8 @@ def decode_image(
         Longer side of the result, pixels; larger pictures are reduced with an area filter.
     color : bool
         BGR instead of grey.
-    timeout_s : float
-        Seconds it may take; looked at between blocks of the file, so decoders that take the file
-        whole (WebP, AVIF, compressed TIFF) are held by the pixel limit alone.
+    admit : callable, optional
+        Called with the bytes of memory that decoding is about to take.
 
     Raises
     ------
@@ -215,14 +164,22 @@ def decode_image(
     if not data:
         raise ImageReadError(name, "empty-file", "the file is empty (0 bytes)")
     require_bytes(name, len(data), limits)
-    stream = _TimedReader(data, timeout_s)
-    with _decoder_errors(name, data, limits), _open(stream, limits) as image:
+
+    def take(needed: int) -> None:
+        if needed > limits.decode_memory:
+            _refuse_memory(name, needed, limits)
+        if admit is not None:
+            admit(needed)
+
+    take(opening_bytes(data))
+    with _decoder_errors(name, data, limits), _open(io.BytesIO(data), limits) as image:
         width, height = image.size
         if width * height > limits.max_pixels:
             _refuse_pixels(name, f"{width:,} x {height:,} pixels", limits)
         if image.format in ("JPEG", "MPO"):
             # The decoder itself leaves out detail (and colour) that would be thrown away.
             image.draft(None if color else "L", reduced_size(width, height, max_side))
+        take(decoding_bytes(image, (width, height), len(data), color=color))
         image.load()
         orientation = _orientation(image)
         pixels = reduced(pixels_of(image, color=color), max_side)
@@ -235,24 +192,6 @@ def decode_image(
 def _as_opencv(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return RGB pixels in OpenCV's order, BGR; grey ones as they are."""
     return pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-class _DecodeTimeoutError(Exception):
-    """Raised by `_TimedReader` through the decoder that reads from it."""
-
-
-class _TimedReader(io.BytesIO):
-    """Bytes that can be read until a deadline."""
-
-    def __init__(self, data: bytes, timeout_s: float) -> None:
-        super().__init__(data)
-        self._timeout_s = timeout_s
-        self._deadline = time.monotonic() + timeout_s
-
-    def read(self, size: int | None = -1, /) -> bytes:
-        if time.monotonic() > self._deadline:
-            raise _DecodeTimeoutError(f"decoding it took more than {self._timeout_s:g} s")
-        return super().read(size)
 
 
 @contextmanager
@@ -293,7 +232,8 @@ def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[Non
     """Turn whatever a decoder raises into an `ImageReadError`."""
     try:
         yield
-    except ImageReadError:
+    except (ImageReadError, MemoryError):
+        # No memory is no fault of the file; whoever limits it knows what it means.
         raise
     except UnidentifiedImageError as error:
         code, sentence = _unidentified(data)
@@ -302,10 +242,6 @@ def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[Non
         limit = f"{limits.max_pixels:,}"
         sentence = f"its header announces more than twice the limit of {limit} pixels"
         raise ImageReadError(name, "too-many-pixels", sentence) from error
-    except _DecodeTimeoutError as error:
-        raise ImageReadError(name, "decode-timeout", str(error)) from error
-    except MemoryError as error:
-        raise ImageReadError(name, "out-of-memory", FAILURE_CODES["out-of-memory"]) from error
     except Exception as error:
         # Decoders fed with damaged bytes raise anything: OSError, SyntaxError, struct.error,
         # ValueError, KeyError, zlib.error, ... All of it is the file's fault.
@@ -322,6 +258,16 @@ def _refuse_pixels(name: str, size: str, limits: ImageLimits) -> NoReturn:
         "too-many-pixels",
         f"it has {size}, more than the limit of {limits.max_pixels:,} "
         "(VANTAGE_MAX_PIXELS raises it)",
+    )
+
+
+def _refuse_memory(name: str, needed: int, limits: ImageLimits) -> NoReturn:
+    """Say that a picture takes too much memory."""
+    raise ImageReadError(
+        name,
+        "too-much-memory",
+        f"decoding it takes about {needed / 2**20:,.0f} MiB of memory, more than the limit of "
+        f"{limits.decode_memory / 2**20:,.0f} MiB (VANTAGE_DECODE_MEMORY raises it)",
     )
 
 

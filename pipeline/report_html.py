@@ -16,8 +16,11 @@ from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 import jinja2
-from PIL import Image, ImageOps
+import numpy as np
+from PIL import Image
 
+from pipeline.config import ImageLimits
+from pipeline.decoding import decode
 from pipeline.errors import VantageError
 from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 from pipeline.text import displayable
@@ -26,8 +29,6 @@ THUMBNAIL_SIDE = 160
 """Longer side of a thumbnail, pixels: about 5 kB each, and a page may hold hundreds."""
 
 QueryImage: TypeAlias = bytes | str | os.PathLike[str]
-
-_MODES_WITH_ALPHA = ("RGBA", "LA", "PA", "La", "RGBa")
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class _Thumbnails:
     def of_query(self, image: QueryImage) -> str | None:
         try:
             return thumbnail_uri(image if isinstance(image, bytes) else Path(image).read_bytes())
-        except (OSError, ValueError):
+        except (OSError, ValueError, VantageError):
             return None
 
     def _first(self, locations: Sequence[str]) -> str | None:
@@ -157,44 +158,30 @@ class _Thumbnails:
         return None
 
 
-def thumbnail_uri(data: bytes, side: int = THUMBNAIL_SIDE) -> str:
+def thumbnail_uri(
+    data: bytes, side: int = THUMBNAIL_SIDE, limits: ImageLimits | None = None
+) -> str:
     """Return a JPEG thumbnail as a ``data:`` URI.
 
     Parameters
     ----------
     data : bytes
-        An image file.
+        An image file, decoded in a child process and within limits, as for a search.
     side : int
         Longer side, pixels.
+    limits : ImageLimits, optional
+        Default: those of `ImageLimits`.
 
     Raises
     ------
-    ValueError
-        Pillow cannot read the bytes, or refuses them as too many pixels.
+    ImageReadError
+        The bytes cannot be decoded.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            # A JPEG is decoded at a fraction of its size; twice the side keeps it sharp.
-            image.draft("RGB", (2 * side, 2 * side))
-            upright = ImageOps.exif_transpose(image)
-            upright.thumbnail((side, side))
-            small = _flatten(upright)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not an image that can be shown: {error}") from error
+    limits = limits or ImageLimits()
+    image = decode(data, name="thumbnail", limits=limits, max_side=side, color=True)
     target = io.BytesIO()
-    small.save(target, "JPEG", quality=75)
+    Image.fromarray(np.ascontiguousarray(image.pixels[:, :, ::-1])).save(target, "JPEG", quality=75)
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode("ascii")
-
-
-def _flatten(image: Image.Image) -> Image.Image:
-    """Return RGB: 16-bit grey brought to 8, transparency over a middle grey."""
-    if image.mode.startswith("I;16"):
-        return image.point(lambda value: value / 257).convert("L").convert("RGB")
-    if image.mode in _MODES_WITH_ALPHA or "transparency" in image.info:
-        above = image.convert("RGBA")
-        below = Image.new("RGBA", above.size, (128, 128, 128, 255))
-        return Image.alpha_composite(below, above).convert("RGB")
-    return image.convert("RGB")
 
 
 def _parts(result: SearchResult | FusedResult) -> tuple[SearchResult, ...]:

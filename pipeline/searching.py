@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from pipeline.config import SearchConfig, digest
+from pipeline.decoding import open_query
 from pipeline.errors import InputError, UnknownNameError
 from pipeline.explain import explain
 from pipeline.extraction.features import extract_decoded
-from pipeline.images import open_query
 from pipeline.index.kernels import PATH
 from pipeline.metadata import images
 from pipeline.metadata.engine import session_scope

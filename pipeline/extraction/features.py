@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pipeline.config import ExtractorConfig, ImageLimits
+from pipeline.decoding import decode
 from pipeline.errors import ImageReadError, InputError, NoFeaturesError
 from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor
-from pipeline.images import DecodedImage, decode_image, hash_bytes
+from pipeline.files import hash_bytes
+from pipeline.images import DecodedImage
 from pipeline.records import Features, ImageFailure
 
 DECODED_AT_ONCE = 16
@@ -52,9 +54,7 @@ def extract_image(
         It can, and has no keypoint.
     """
     extractor = get_extractor(config)
-    image = decode_image(
-        data, name=name, limits=limits, max_side=config.max_side, color=extractor.color
-    )
+    image = decode(data, name=name, limits=limits, max_side=config.max_side, color=extractor.color)
     return extract_decoded(image, extractor, max_features or config.max_features)
 
 
@@ -126,7 +126,7 @@ def _decode_item(
         if hash_bytes(data) != sha256:
             sentence = "the file was changed after it was listed; index its folder again"
             return ImageReadError(name, "changed", sentence)
-        return decode_image(
+        return decode(
             data, name=name, limits=limits, max_side=config.max_side, color=extractor.color
         )
     except InputError as error:

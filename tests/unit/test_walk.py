@@ -15,7 +15,7 @@ import pytest
 
 from pipeline.config import ImageLimits
 from pipeline.errors import ImageReadError, MissingRootError
-from pipeline.images import read_file, read_location
+from pipeline.files import read_file, read_location
 from pipeline.walk import FoundFile, walk
 
 LIMITS = ImageLimits()

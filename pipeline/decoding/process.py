@@ -1,0 +1,234 @@
+"""A decoder: one child process, and how it is asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import DecoderUnavailableError, ImageReadError
+
+START_PATIENCE_S = 120.0
+"""Seconds that a child may take to start: half of one on an idle machine."""
+
+STARVED = 20.0
+"""Times the processor time that a decode may use after which it is not waited for any more: the
+child got no processor, which is no fault of the image."""
+
+_KEPT_BYTES = 4 * 2**20
+_MESSAGE = 65536
+
+# What a child may know of the environment: how to find Python and its libraries, and no secrets.
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
+_CHILD = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from pipeline.decoding.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+)
+
+
+class BudgetExceededError(ImageReadError):
+    """An image took more than it was given, or its decoder died: worth one more try, alone."""
+
+
+class ChildGoneError(Exception):
+    """The child ended before it took the request."""
+
+
+Grant = Callable[[int], int]
+"""From the bytes that a decode needs to those that it may take; may wait."""
+
+
+class DecoderProcess:
+    """A child process that decodes images, started here."""
+
+    def __init__(self) -> None:
+        mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._shared = _shared_memory()
+        self._channel = mine
+        paths = [path or str(Path.cwd()) for path in sys.path]
+        root = str(Path(__file__).resolve().parents[2])
+        paths = paths if root in paths else [*paths, root]
+        try:
+            with theirs:
+                self._child = subprocess.Popen(
+                    [sys.executable, "-c", _CHILD, json.dumps(paths),
+                     str(theirs.fileno()), str(self._shared)],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,  # libtiff and libjpeg talk
+                    pass_fds=(theirs.fileno(), self._shared),
+                    env=_environment(),
+                    start_new_session=True,  # Ctrl-C is for the parent
+                )  # fmt: skip
+        except BaseException as exc:
+            mine.close()
+            os.close(self._shared)
+            if isinstance(exc, OSError):
+                raise DecoderUnavailableError(str(exc)) from exc
+            raise
+        self._ready = False
+
+    def is_alive(self) -> bool:
+        """Say whether it can be asked; one that was idle for long has ended."""
+        return self._child.poll() is None
+
+    def ask(
+        self, data: bytes, request: dict[str, Any], grant: Grant
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Have an image decoded; returns its pixels and what is known of it.
+
+        Whatever interrupts the wait (a time limit of the caller's, Ctrl-C) leaves the child in an
+        unknown state: close it.
+
+        Raises
+        ------
+        ImageReadError
+            What the decoder says of it, with the name ``image``.
+        BudgetExceededError
+            It took too much, or the child died of it.
+        ChildGoneError
+            The child had ended before.
+        DecoderUnavailableError
+            The child does not start, or gets no processor.
+        """
+        self._await_start()
+        _write(self._shared, data)
+        deadline = time.monotonic() + STARVED * request["seconds"]
+        self._send({**request, "size": len(data)})
+        reply = self._receive(deadline)
+        while reply is not None and "needs" in reply:
+            memory = grant(int(reply["needs"]))
+            deadline = time.monotonic() + STARVED * request["seconds"]
+            self._send({"memory": memory})
+            reply = self._receive(deadline)
+        if reply is None:
+            self._raise_death(request)
+        if "trouble" in reply:
+            raise BudgetExceededError(
+                "image", "kills-worker", f"its decoder failed: {reply['trouble']}"
+            )
+        if "code" in reply:
+            _raise_reply(reply, request)
+        pixels = self._pixels(reply["shape"], request)
+        if max(len(data), pixels.nbytes) > _KEPT_BYTES:
+            os.ftruncate(self._shared, 0)
+        return pixels, dict(reply["image"])
+
+    def close(self) -> None:
+        """End the child, whatever it does; may be called twice."""
+        if self._child.stdin is not None:
+            self._child.kill()
+            self._child.stdin.close()
+            self._child.wait()
+            self._child.stdin = None
+            self._channel.close()
+            os.close(self._shared)
+
+    def forget(self) -> None:
+        """Let go of a child of the process that this one was forked from; it lives on there."""
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+            self._child.stdin = None
+            self._channel.close()
+            os.close(self._shared)
+        self._child.returncode = 0  # nothing to wait for here
+
+    def _await_start(self) -> None:
+        if not self._ready:
+            reply = self._receive(time.monotonic() + START_PATIENCE_S)
+            if reply is None or "ready" not in reply:
+                status = f"it ended with status {self._child.wait()}" if reply is None else reply
+                raise DecoderUnavailableError(f"it does not start: {status}")
+            self._ready = True
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            self._channel.send(json.dumps(message).encode())
+        except OSError as exc:  # it has ended
+            raise ChildGoneError from exc
+
+    def _receive(self, deadline: float) -> dict[str, Any] | None:
+        """Return the next reply; None when the child is dead."""
+        self._channel.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            message = self._channel.recv(_MESSAGE)
+        except TimeoutError as exc:
+            raise DecoderUnavailableError("it got too little processor time") from exc
+        except ConnectionError:
+            return None
+        return dict(json.loads(message)) if message else None
+
+    def _raise_death(self, request: dict[str, Any]) -> NoReturn:
+        status = self._child.wait()
+        if status == 0:
+            raise ChildGoneError
+        if status == -signal.SIGPROF:
+            sentence = f"decoding it takes more than {request['seconds']:g} s of processor time"
+            raise BudgetExceededError("image", "too-slow", sentence)
+        name = signal.Signals(-status).name if status < 0 else f"status {status}"
+        sentence = f"the process that decoded it died ({name})"
+        raise BudgetExceededError("image", "kills-worker", sentence)
+
+    def _pixels(self, shape: list[int], request: dict[str, Any]) -> NDArray[np.uint8]:
+        """Copy the pixels out of shared memory."""
+        wanted = 3 if request["color"] else 2
+        largest = request["max_side"]
+        if len(shape) != wanted or not all(0 < int(side) <= largest for side in shape):
+            raise DecoderUnavailableError(f"it gave a picture of shape {shape}")
+        pixels = np.empty(tuple(map(int, shape)), np.uint8)
+        view, at = pixels.reshape(-1).data, 0
+        while at < len(view):
+            count = os.preadv(self._shared, [view[at:]], at)
+            if not count:
+                raise DecoderUnavailableError("it gave fewer pixels than it said")
+            at += count
+        return pixels
+
+
+def _raise_reply(reply: dict[str, Any], request: dict[str, Any]) -> NoReturn:
+    """Raise what a decoder said of an image."""
+    code = str(reply["code"])
+    if "sentence" not in reply:
+        limit = math.ceil(request["limits"]["decode_memory"] / 2**20)
+        sentence = (
+            f"decoding it takes more memory than it was given, of {limit:,} MiB for all "
+            "(VANTAGE_DECODE_MEMORY raises it)"
+        )
+        raise BudgetExceededError("image", code, sentence)
+    # Libraries that get no memory say anything; with much granted that may be the reason.
+    kind = BudgetExceededError if reply.get("large") and code == "corrupt" else ImageReadError
+    raise kind("image", code, str(reply["sentence"]))
+
+
+def _environment() -> dict[str, str]:
+    """Return the child's environment: one thread each, and little reserved address space."""
+    kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
+    return kept | single
+
+
+def _shared_memory() -> int:
+    """Return a file without a name, in memory, that ends with the processes that have it open."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("vantage-decoder")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """Write everything at the beginning of a file."""
+    view, at = memoryview(data), 0
+    while at < len(view):
+        at += os.pwrite(descriptor, view[at:], at)
