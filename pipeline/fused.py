@@ -20,7 +20,7 @@ from pipeline.config import PlanKind, Settings
 from pipeline.errors import InputError, NoFeaturesError
 from pipeline.local import Collection
 from pipeline.metadata.engine import session_scope, upgrade
-from pipeline.metadata.images import indexed_images
+from pipeline.metadata.holdings import held_contents
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import FusedResult, SearchResult
 from pipeline.resources import Resources
@@ -248,7 +248,8 @@ def fuse_parts(
     found = {match.image for result in results for match in result.matches}
     with session_scope(resources.engine, write=False) as session:
         lacking = [
-            found - indexed_images(session, version.collection_id, found) for version in versions
+            found - held_contents(session, version.collection_id, version.number, found)
+            for version in versions
         ]
     return fuse(results, top, lacking)
 

@@ -16,9 +16,7 @@ def plan(resources: Resources, job: JobRecord) -> None:
     """Plan a part for each container that the job indexes."""
     with session_scope(resources.engine) as session:
         tree = parts.stage_result(session, job.id, "train")["tree"]
-        containers = extraction.containers_to_index(session, job)
-        args = [{"container": container.id, "tree": tree} for container in containers]
-        parts.create_parts(session, job.id, job.stage, args)
+        extraction.plan_assignment(session, job.id, tree)
 
 
 def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
@@ -27,7 +25,7 @@ def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult
         collection = collections.get_collection_by_id(session, job.collection_id)
         tree = trees.get_tree(session, part.args["tree"])
         record = extraction.get_container(session, part.args["container"])
-        rows = extraction.container_image_ids(session, record.id)
+    rows: list[tuple[int, int]] = part.args["rows"]
     key = f"{assignments(job)}/{digest(tree.key, record.key, rows)}.npz"
     checksum = resources.storage.find(key)
     if checksum is None:

@@ -30,9 +30,6 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         results = [p.result or {} for p in parts.parts(session, job.id, "merge")]
         tree = trees.get_tree(session, parts.stage_result(session, job.id, "train")["tree"])
         segment_ids = [r["segment"] for r in results if r.get("segment") is not None]
-        # What was assigned, not what there is now: another job may have published meanwhile.
-        assigned = parts.parts(session, job.id, "assign")
-        container_ids = [p.args["container"] for p in assigned]
         fresh = trees.get_segments(session, segment_ids)
         previous = trees.current_segments(session, job.collection_id)
     replaces = kind_of(job.kind).replaces
@@ -47,7 +44,6 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
             segment_ids,
             mode="replace" if replaces else "append",
             stats=stats,
-            container_ids=container_ids,
         )
         summary = {
             "published": version is not None,

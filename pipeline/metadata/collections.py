@@ -16,12 +16,12 @@ from pipeline.metadata.jobs import unfinished_jobs
 from pipeline.metadata.models import (
     Collection,
     Container,
+    Holding,
     Image,
     Job,
     Location,
     Part,
     Segment,
-    Tombstone,
     Tree,
     Version,
     VersionSegment,
@@ -235,7 +235,7 @@ def delete_collection(session: Session, name: str) -> None:
     versions = select(Version.id).where(Version.collection_id == collection_id)
     jobs = select(Job.id).where(Job.collection_id == collection_id)
     # Children before the rows that they point at.
-    session.execute(delete(table(Tombstone)).where(Tombstone.collection_id == collection_id))
+    session.execute(delete(table(Holding)).where(Holding.collection_id == collection_id))
     session.execute(delete(table(VersionSegment)).where(VersionSegment.version_id.in_(versions)))
     session.execute(delete(table(Part)).where(Part.job_id.in_(jobs)))
     session.execute(delete(table(Version)).where(Version.collection_id == collection_id))

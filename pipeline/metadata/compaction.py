@@ -6,10 +6,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, exists, func, not_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, not_, select
 from sqlalchemy.orm import Session
 
 from pipeline.kinds import KINDS, REBUILD, kind_of
+from pipeline.metadata import ledger
+from pipeline.metadata.holdings import changes, has_rows
 from pipeline.metadata.jobs import LOCAL_SILENCE_S, get_job, is_silent, unfinished_jobs
 from pipeline.metadata.models import (
     Collection,
@@ -18,14 +20,12 @@ from pipeline.metadata.models import (
     Segment,
     Version,
     VersionSegment,
-    table,
 )
 from pipeline.metadata.records import VersionRecord
-from pipeline.metadata.sql import chunks, lock_collection
+from pipeline.metadata.sql import lock_collection
 from pipeline.metadata.versions import (
-    get_version,
     insert_version,
-    tombstone_changes,
+    published_version,
     version_segment_ids,
 )
 
@@ -114,7 +114,7 @@ def count_removed(session: Session, collection_id: int) -> int:
 
 def _removed_rows(collection_id: int) -> ColumnElement[bool]:
     """Condition for the removed images of a collection whose rows are in the index."""
-    return and_(Image.collection_id == collection_id, Image.state == "removed", Image.in_index)
+    return and_(Image.collection_id == collection_id, Image.state == "removed", has_rows())
 
 
 def is_rebuilt(session: Session, collection_id: int) -> bool:
@@ -135,8 +135,8 @@ def publish_compaction(
 ) -> VersionRecord | None:
     """Publish a version with merged segments in the place of those that they were made of.
 
-    Segments that were published meanwhile stay beside them. Images whose rows were left out are in
-    the index no longer: they lose their tombstones, and one that comes back is extracted anew.
+    Segments that were published meanwhile stay beside them. Images whose rows were left out need no
+    tombstone any more, and one that comes back is extracted anew.
 
     Parameters
     ----------
@@ -158,38 +158,18 @@ def publish_compaction(
         is to merge.
     """
     collection = lock_collection(session, collection_id)
-    done = session.scalar(
-        select(Version.id).where(Version.collection_id == collection_id, Version.job_id == job_id)
-    )
+    done = published_version(session, collection_id, job_id)
     if done is not None:
-        return get_version(session, done)
+        return done
     if get_job(session, job_id).state != "running" or collection.tree_id != tree_id:
         return None
     current = version_segment_ids(session, collection.current_version_id)
     if not set(replaced) <= set(current):
         return None
-    if dropped and not _drop(session, collection_id, dropped):
+    if dropped and (is_rebuilt(session, collection_id) or not ledger.fit_to_drop(session, dropped)):
         return None
     kept = [segment_id for segment_id in current if segment_id not in set(replaced)]
     segments = list(dict.fromkeys([*kept, *made]))
     values = {"tree_id": tree_id, "job_id": job_id, "stats": dict(stats)}
-    changes = tombstone_changes(session, collection_id)
-    return insert_version(session, collection, values, segments, changes)
-
-
-def _drop(session: Session, collection_id: int, dropped: Sequence[int]) -> bool:
-    """Note that removed images have no rows any more; False when one may be needed again."""
-    if is_rebuilt(session, collection_id):
-        return False
-    images = table(Image)
-    gone = and_(images.c.state == "removed", images.c.in_index)
-    for some in chunks(dropped):
-        mine = images.c.id.in_(some)
-        there = session.scalar(select(func.count()).where(mine, gone))
-        if there != len(some):
-            return False
-    for some in chunks(dropped):
-        session.execute(
-            update(images).where(images.c.id.in_(some)).values(in_index=False, left_out=True)
-        )
-    return True
+    changed = changes(session, collection_id, [], dropped)
+    return insert_version(session, collection, values, segments, changed)

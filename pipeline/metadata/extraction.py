@@ -6,14 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, exists, or_, select, update
+from sqlalchemy import Row, exists, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
 from pipeline.kinds import kind_of
+from pipeline.metadata import ledger
 from pipeline.metadata.jobs import add_counters, get_job
 from pipeline.metadata.models import Container, Image, Job, Location, table
-from pipeline.metadata.parts import append_parts, finish_part, get_part, parts
+from pipeline.metadata.parts import append_parts, create_parts, finish_part, get_part, parts
 from pipeline.metadata.records import (
     BatchImage,
     ContainerInfo,
@@ -43,31 +44,10 @@ def plan_extraction(session: Session, job_id: str, batch_size: int) -> int:
     """
     job = get_job(session, job_id)
     lock_collection(session, job.collection_id)
-    images, jobs = table(Image), table(Job)
-    unfinished = select(jobs.c.id).where(jobs.c.state.in_(["running", "paused"]))
-    session.execute(
-        update(images)
-        .where(
-            images.c.collection_id == job.collection_id,
-            images.c.state == "pending",
-            or_(images.c.job_id.is_(None), images.c.job_id.not_in(unfinished)),
-        )
-        .values(job_id=job_id)
-    )
+    mine = ledger.claim_pending(session, job.collection_id, job_id)
     planned = parts(session, job_id, "extract")
     taken = {image_id for part in planned for image_id in part.args["images"]}
-    mine = session.execute(
-        select(images.c.sha256, images.c.id).where(
-            images.c.collection_id == job.collection_id,
-            images.c.state == "pending",
-            images.c.job_id == job_id,
-        )
-    )
-    open_ids = [
-        image_id
-        for _, image_id in sorted((sha256, i) for sha256, i in mine)
-        if image_id not in taken
-    ]
+    open_ids = [image_id for _, image_id in mine if image_id not in taken]
     batches = list(chunks(open_ids, batch_size))
     args = [{"images": list(batch)} for batch in batches]
     sizes = [len(batch) for batch in batches]
@@ -136,35 +116,17 @@ def record_extraction(
     part = get_part(session, job_id, "extract", part_number)
     if part.state == "done":
         return part
-    waiting = _waiting(session, [i[0] for i in images] + [f[0] for f in failures])
+    waiting = ledger.waiting_images(session, [i[0] for i in images] + [f[0] for f in failures])
     extracted = [image for image in images if image[0] in waiting]
     failed = [failure for failure in failures if failure[0] in waiting]
     if container is not None:
         container_id = _put_container(
             session, job.collection_id, job_id, container, len(failures), bool(extracted)
         )
-        _store_extracted(session, container_id, extracted)
-    _store_failed(session, failed)
+        ledger.record_features(session, container_id, extracted)
+    ledger.record_failures(session, failed)
     add_counters(session, job_id, images_extracted=len(extracted), images_failed=len(failed))
     return finish_part(session, job_id, "extract", part_number, result, failed=len(failures))
-
-
-def _waiting(session: Session, image_ids: Sequence[int]) -> set[int]:
-    """Return which of the images still wait for their features.
-
-    One that was removed meanwhile takes them too (it may come back), unless it has some.
-    """
-    images = table(Image)
-    without = or_(images.c.container_id.is_(None), images.c.left_out)
-    waits = or_(
-        images.c.state == "pending",
-        and_(images.c.state == "removed", ~images.c.in_index, without),
-    )
-    return {
-        image_id
-        for some in chunks(image_ids)
-        for image_id in session.scalars(select(images.c.id).where(images.c.id.in_(some), waits))
-    }
 
 
 def _put_container(
@@ -203,55 +165,6 @@ def _put_container(
     ).one()
 
 
-def _store_extracted(
-    session: Session, container_id: int, extracted: Sequence[tuple[int, int, int, int, int]]
-) -> None:
-    """Write where the features of images lie."""
-    images = table(Image)
-    found = {
-        "width": bindparam("new_width"),
-        "height": bindparam("new_height"),
-        "descriptor_count": bindparam("new_count"),
-        "row_in_container": bindparam("new_row"),
-        "container_id": container_id,
-        "error_code": None,
-        "error_message": None,
-        "left_out": False,
-    }
-    rows = [
-        {"image": i, "new_row": row, "new_width": w, "new_height": h, "new_count": n}
-        for i, row, w, h, n in sorted(extracted)
-    ]
-    if not rows:
-        return
-    session.execute(update(images).where(images.c.id == bindparam("image")).values(found), rows)
-    session.execute(
-        update(images)
-        .where(images.c.id.in_([row["image"] for row in rows]), images.c.state == "pending")
-        .values(state="extracted")
-    )
-
-
-def _store_failed(session: Session, failed: Sequence[tuple[int, str, str]]) -> None:
-    """Write why images have no features.
-
-    One that was removed meanwhile stays as it is: it may have failed for that very reason.
-    """
-    images = table(Image)
-    why: dict[str, Any] = {
-        "state": "failed",
-        "error_code": bindparam("new_code"),
-        "error_message": bindparam("new_message"),
-    }
-    rows = [
-        {"image": image_id, "new_code": code, "new_message": message}
-        for image_id, code, message in sorted(failed)
-    ]
-    if rows:
-        pending = and_(images.c.id == bindparam("image"), images.c.state == "pending")
-        session.execute(update(images).where(pending).values(why), rows)
-
-
 def adopt_containers(session: Session, job_id: str) -> int:
     """Give a job the unpublished containers of jobs of its collection that have ended.
 
@@ -283,11 +196,8 @@ def job_containers(session: Session, job_id: str) -> list[ContainerRecord]:
 
 
 def collection_containers(session: Session, collection_id: int) -> list[ContainerRecord]:
-    """Return the containers that a rebuild reads, by key: indexed ones with an image to keep.
-
-    Which images are left out was settled when the job entered stage ``assign``.
-    """
-    kept = exists().where(Image.container_id == Container.id, ~Image.left_out)
+    """Return the containers that a rebuild reads, by key: indexed ones with an image to keep."""
+    kept = exists().where(Image.container_id == Container.id, Image.state != "removed")
     return _containers(
         session,
         Container.collection_id == collection_id,
@@ -317,14 +227,38 @@ def get_container(session: Session, container_id: int) -> ContainerRecord:
     return found[0]
 
 
-def container_image_ids(session: Session, container_id: int) -> list[tuple[int, int]]:
-    """Return (row, image id) of a container's images that are not left out, by row."""
-    rows = session.execute(
-        select(Image.row_in_container, Image.id)
-        .where(Image.container_id == container_id, ~Image.left_out)
-        .order_by(Image.row_in_container)
-    )
-    return [(row, image_id) for row, image_id in rows if row is not None]
+def plan_assignment(session: Session, job_id: str, tree_id: int) -> None:
+    """Plan the ``assign`` parts of a job, unless it has some: one for each container.
+
+    ``args`` of a part: ``{"container": id, "tree": id, "rows": [[row, image id], ...]}``. The rows
+    are settled here: a part that runs twice gives the same file, whatever is removed or comes back
+    between, and the publication knows which images are in the segments.
+    """
+    job = get_job(session, job_id)
+    lock_collection(session, job.collection_id)
+    if parts(session, job_id, "assign"):
+        return
+    if not kind_of(job.kind).replaces:
+        ledger.leave_out_removed(session, job_id)
+    containers = containers_to_index(session, job)
+    rows: dict[int, list[list[int]]] = {container.id: [] for container in containers}
+    for some in chunks(sorted(rows)):
+        for row in session.execute(
+            select(Image.container_id, Image.row_in_container, Image.id)
+            .where(Image.container_id.in_(some), Image.state != "removed")
+            .order_by(Image.row_in_container)
+        ):
+            rows[row.container_id].append([row.row_in_container, row.id])
+    args = [{"container": i, "tree": tree_id, "rows": its_rows} for i, its_rows in rows.items()]
+    create_parts(session, job_id, "assign", args)
+
+
+def assigned_images(session: Session, job_id: str) -> dict[int, list[int]]:
+    """Return the images that the parts of a job's assignment have, by container."""
+    return {
+        part.args["container"]: [image_id for _, image_id in part.args["rows"]]
+        for part in parts(session, job_id, "assign")
+    }
 
 
 def _containers(session: Session, *conditions: Any) -> list[ContainerRecord]:

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Row, exists, select, union_all, update
+from sqlalchemy import Row, exists, select, union_all
 from sqlalchemy.orm import Session
 
-from pipeline.metadata.models import Container, Image, Location, table
+from pipeline.metadata import ledger
+from pipeline.metadata.models import Image, Location, table
 from pipeline.metadata.records import FailureRow, ImageRow, RegisterCounts, RegisteredFile
-from pipeline.metadata.sql import changed_rows, chunks, insert_into, lock_collection
-
-_PENDING_AGAIN = {
-    "state": "pending",
-    "error_code": None,
-    "error_message": None,
-    "container_id": None,
-    "row_in_container": None,
-    "left_out": False,
-}
+from pipeline.metadata.sql import chunks, insert_into, lock_collection
 
 
 def register_files(
@@ -33,7 +25,7 @@ def register_files(
     """Note files and their contents: one image per content, one location per path.
 
     - A location whose content changed moves to the new image. An image that loses its last
-      location becomes ``removed``; its rows in the index get a tombstone with the next version.
+      location becomes ``removed``; the next version does not hold it.
     - A removed image whose content comes back becomes what it was (its features are still in a
       container or in the index) or, where they are not, ``pending``.
     - A file that could not be read keeps the image last seen there, beside the error.
@@ -60,12 +52,11 @@ def register_files(
     hashes = sorted({file.sha256 for file in by_path.values() if file.sha256 is not None})
     known = _images_by_hash(session, collection_id, hashes)
     new = [sha256 for sha256 in hashes if sha256 not in known]
-    _insert_images(session, collection_id, job_id, new)
-    returned = _take_back(
-        session, [row for row in known.values() if row.state == "removed"], job_id
-    )
+    ledger.add_images(session, collection_id, job_id, new)
+    returned = [row.id for row in known.values() if row.state == "removed"]
+    ledger.take_back(session, returned, job_id)
     again = [row.id for row in known.values() if row.error_code in retry_codes]
-    _set_images(session, again, {**_PENDING_AGAIN, "job_id": job_id})
+    ledger.try_again(session, again, job_id)
     image_ids = {
         **{row.sha256: row.id for row in known.values()},
         **{row.sha256: row.id for row in _images_by_hash(session, collection_id, new).values()},
@@ -84,19 +75,15 @@ def register_files(
         new_locations=len(by_path) - len(before),
         changed_locations=len(changed),
         unreadable=sum(file.sha256 is None for file in by_path.values()),
-        removed_images=_remove_orphans(session, orphans),
-        returned_images=returned,
+        removed_images=ledger.remove(session, _without_location(session, orphans)),
+        returned_images=len(returned),
     )
 
 
-def _images_by_hash(
-    session: Session, collection_id: int, hashes: Sequence[str]
-) -> dict[str, Row[Any]]:
-    """Return image rows, with the state of their container, by SHA-256."""
-    images, containers = table(Image), table(Container)
-    statement = select(images, containers.c.state.label("container_state")).outerjoin(
-        containers, containers.c.id == images.c.container_id
-    )
+def _images_by_hash(session: Session, collection_id: int, hashes: Sequence[str]) -> dict[str, Any]:
+    """Return id, state and error of images by SHA-256."""
+    images = table(Image)
+    statement = select(images.c.id, images.c.sha256, images.c.state, images.c.error_code)
     return {
         row.sha256: row
         for some in chunks(hashes)
@@ -104,44 +91,6 @@ def _images_by_hash(
             statement.where(images.c.collection_id == collection_id, images.c.sha256.in_(some))
         )
     }
-
-
-def _insert_images(
-    session: Session, collection_id: int, job_id: str | None, hashes: Sequence[str]
-) -> None:
-    """Insert pending images."""
-    rows = [
-        {"collection_id": collection_id, "sha256": sha256, "state": "pending", "job_id": job_id}
-        for sha256 in hashes
-    ]
-    if rows:
-        session.execute(insert_into(session, Image).on_conflict_do_nothing(), rows)
-
-
-def _take_back(session: Session, removed: Sequence[Row[Any]], job_id: str | None) -> int:
-    """Give removed images whose content is there again the state that fits their features."""
-    by_state: dict[str, list[int]] = {}
-    for row in removed:
-        if row.in_index:
-            # Its rows are in the segments; the next version lifts the tombstone, if it has one.
-            state = "indexed"
-        elif row.error_code is not None:
-            state = "failed"
-        elif row.container_state == "ready" and not row.left_out:
-            state = "extracted"
-        else:
-            state = "pending"
-        by_state.setdefault(state, []).append(row.id)
-    for state, ids in by_state.items():
-        values = {**_PENDING_AGAIN, "job_id": job_id} if state == "pending" else {"state": state}
-        _set_images(session, ids, values)
-    return len(removed)
-
-
-def _set_images(session: Session, image_ids: Sequence[int], values: Mapping[str, Any]) -> None:
-    """Set columns of images."""
-    for some in chunks(image_ids):
-        session.execute(update(table(Image)).where(Image.id.in_(some)).values(**values))
 
 
 def _locations_by_path(
@@ -203,19 +152,14 @@ def _put_locations(
         )
 
 
-def _remove_orphans(session: Session, image_ids: Sequence[int]) -> int:
-    """Mark those of the images that have no location any more; return how many."""
-    images = table(Image)
-    located = exists().where(Location.image_id == images.c.id)
-    return sum(
-        changed_rows(
-            session,
-            update(images)
-            .where(images.c.id.in_(some), images.c.state != "removed", ~located)
-            .values(state="removed"),
-        )
+def _without_location(session: Session, image_ids: Sequence[int]) -> list[int]:
+    """Return those of the images that have no location any more."""
+    located = exists().where(Location.image_id == Image.id)
+    return [
+        image_id
         for some in chunks(image_ids)
-    )
+        for image_id in session.scalars(select(Image.id).where(Image.id.in_(some), ~located))
+    ]
 
 
 def unchanged_paths(
@@ -275,23 +219,6 @@ def image_rows(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRow
         )
         for row in rows
     }
-
-
-def indexed_images(session: Session, collection_id: int, sha256s: Collection[str]) -> set[str]:
-    """Return those of some contents that a collection holds and searches now."""
-    found: set[str] = set()
-    for some in chunks(sorted(set(sha256s))):
-        found.update(
-            session.scalars(
-                select(Image.sha256).where(
-                    Image.collection_id == collection_id,
-                    Image.sha256.in_(some),
-                    Image.in_index,
-                    Image.state != "removed",
-                )
-            )
-        )
-    return found
 
 
 def failures(

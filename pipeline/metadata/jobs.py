@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
 from pipeline.kinds import kind_of
-from pipeline.metadata.models import Container, Image, Job, Part, table
+from pipeline.metadata.models import Job, Part, table
 from pipeline.metadata.records import JobKind, JobRecord, JobStage
 from pipeline.metadata.sql import changed_rows, lock_collection
 
@@ -126,8 +126,7 @@ def advance_stage(
     does not advance either: whoever resumes it plans its stage anew.
 
     Going back (the collection got another tree meanwhile) deletes the parts from `new_stage` on,
-    whose work was for the old tree. Entering ``assign`` settles which removed images are left out
-    (`settle_removals`).
+    whose work was for the old tree.
     """
     values = {"stage": new_stage}
     if not _compare_and_set(session, job_id, expected_attempt, values, expected_stage):
@@ -136,8 +135,6 @@ def advance_stage(
     later = kind_of(job.kind).from_stage(new_stage)
     if expected_stage in later:
         session.execute(delete(table(Part)).where(Part.job_id == job_id, Part.stage.in_(later)))
-    if new_stage == "assign":
-        settle_removals(session, job_id)
     return job
 
 
@@ -159,7 +156,7 @@ def _compare_and_set(
     expected_stage: JobStage | None = None,
 ) -> bool:
     """Set values and raise the attempt of a running job; return whether it was as expected."""
-    # The collection's lock first, as everywhere: `settle_removals` changes images.
+    # The collection's lock first, as everywhere.
     lock_collection(session, get_job(session, job_id).collection_id)
     now = time.time()
     jobs = table(Job)
@@ -172,25 +169,6 @@ def _compare_and_set(
         **values, attempt=expected_attempt + 1, attempt_at=now, progress_at=now
     )
     return changed_rows(session, statement) == 1
-
-
-def settle_removals(session: Session, job_id: str) -> None:
-    """Decide which removed images the segments of a job leave out.
-
-    The decision stands in the rows, so that an assignment that runs twice, with an image removed
-    or returned between, still gives the same file.
-    """
-    job = get_job(session, job_id)
-    containers = select(Container.id).where(Container.collection_id == job.collection_id)
-    if kind_of(job.kind).replaces:
-        containers = containers.where(Container.state == "indexed")
-    else:
-        containers = containers.where(Container.job_id == job_id)
-    session.execute(
-        update(table(Image))
-        .where(Image.container_id.in_(containers))
-        .values(left_out=table(Image).c.state == "removed")
-    )
 
 
 def finish_job(

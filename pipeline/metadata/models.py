@@ -23,7 +23,6 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
-    false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -52,7 +51,10 @@ class Base(DeclarativeBase):
 
 
 class Collection(Base):
-    """A named set of images with one extractor and one index."""
+    """A named set of images with one index.
+
+    Its extractor and settings are those of new work; what a version was made with, the version has.
+    """
 
     __tablename__ = "collections"
     __table_args__ = (UniqueConstraint("name"), _IDS_NEVER_REUSED)
@@ -143,9 +145,7 @@ class Container(Base):
 class Image(Base):
     """One content of a collection; its identity is the SHA-256 of its bytes and the frame in them.
 
-    ``in_index``: rows of this image lie in the segments of the current version, whatever its state.
-    ``left_out``: it was removed when its container was last assigned, or when all segments were
-    merged, so that the segments have no rows of it.
+    `pipeline.metadata.ledger` alone changes it.
     """
 
     __tablename__ = "images"
@@ -169,8 +169,6 @@ class Image(Base):
     container_id: Mapped[int | None] = mapped_column(ForeignKey("containers.id"))
     row_in_container: Mapped[int | None]
     descriptor_count: Mapped[int] = mapped_column(server_default="0")
-    in_index: Mapped[bool] = mapped_column(server_default=false())
-    left_out: Mapped[bool] = mapped_column(server_default=false())
     job_id: Mapped[str | None] = mapped_column(String(32))
 
 
@@ -241,7 +239,7 @@ class Segment(Base):
 
 
 class Version(Base):
-    """What a search uses: a tree, segments and tombstones."""
+    """What a search uses: a tree, segments, and how its images' features were taken."""
 
     __tablename__ = "versions"
     __table_args__ = (
@@ -254,6 +252,9 @@ class Version(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
     collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
     number: Mapped[int]
+    extractor: Mapped[dict[str, Any]]
+    extractor_id: Mapped[str] = mapped_column(String(128))
+    index_config: Mapped[dict[str, Any]]
     tree_id: Mapped[int] = mapped_column(ForeignKey("trees.id"))
     job_id: Mapped[str | None] = mapped_column(String(32))
     stats: Mapped[dict[str, Any]]
@@ -274,20 +275,23 @@ class VersionSegment(Base):
     )
 
 
-class Tombstone(Base):
-    """An image that versions from `since_version` up to, not including, `until_version` hide."""
+class Holding(Base):
+    """A stay of an image in an index: versions whose segments have rows of it.
 
-    __tablename__ = "tombstones"
-    __table_args__ = (Index(None, "image_id"),)
+    Those are the versions from ``from_version`` up to, not including, ``rows_until``; the ones
+    before ``until_version`` hold the image, the others pass over its rows. None: to this day.
+    """
 
-    collection_id: Mapped[int] = mapped_column(
-        ForeignKey("collections.id"), primary_key=True, autoincrement=False
-    )
-    since_version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    __tablename__ = "holdings"
+    __table_args__ = (Index(None, "collection_id", "until_version"),)
+
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
     image_id: Mapped[int] = mapped_column(
         ForeignKey("images.id"), primary_key=True, autoincrement=False
     )
+    from_version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     until_version: Mapped[int | None]
+    rows_until: Mapped[int | None]
 
 
 class Host(Base):

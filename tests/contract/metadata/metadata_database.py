@@ -170,7 +170,6 @@ class Database:
         tree: TreeRecord,
         segments: Sequence[SegmentRecord],
         mode: PublishMode = "append",
-        **options: Any,
     ) -> VersionRecord | None:
         with self.write() as session:
             return versions.publish_version(
@@ -181,7 +180,6 @@ class Database:
                 [segment.id for segment in segments],
                 mode,
                 {"median_cell": 700},
-                **options,
             )
 
     def to_stage(self, job: JobRecord, stage: Any) -> JobRecord:
@@ -192,6 +190,13 @@ class Database:
             assert moved is not None
             return moved
 
+    def assign(self, job: JobRecord, tree: TreeRecord) -> dict[int, list[int]]:
+        """Plan the assignment of a job; return its images by container."""
+        self.to_stage(job, "assign")
+        with self.write() as session:
+            extraction.plan_assignment(session, job.id, tree.id)
+            return extraction.assigned_images(session, job.id)
+
     def index(
         self, collection: CollectionRecord, *files: RegisteredFile, key: str
     ) -> VersionRecord | None:
@@ -200,7 +205,7 @@ class Database:
         self.register(collection, job, *files)
         self.extract(job)
         tree = self.adopted_tree(collection)
-        self.to_stage(job, "assign")
+        self.assign(job, tree)
         version = self.publish(collection, job, tree, [self.segment(collection, tree, key)])
         with self.write() as session:
             jobs.finish_job(session, job.id, "done")

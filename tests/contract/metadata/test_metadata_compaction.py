@@ -137,7 +137,7 @@ def test_index_jobs_and_a_compaction_that_publish_at_once_all_land(db: Database)
     job = db.job(collection)
     db.register(collection, job, file("/late"))
     db.extract(job)
-    db.to_stage(job, "assign")
+    db.assign(job, before.tree)
     late = db.segment(collection, before.tree, "late")
     found = db.together(
         lambda s: versions.publish_version(
@@ -176,20 +176,10 @@ def test_nothing_is_published_when_a_rebuild_or_another_compaction_came_first(
     other = db.segment(collection, before.tree, "m2")
     rows["segments"] = db.rows()["segments"]
     assert _compact(db, second, before.segments, [other]) is None
-    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
+    rebuild = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
-    with db.write() as session:
-        containers = [row["id"] for row in db.rows()["containers"]]
-        versions.publish_version(
-            session,
-            collection.id,
-            rebuild.id,
-            new.id,
-            [],
-            "replace",
-            {},
-            container_ids=containers,
-        )
+    db.assign(rebuild, new)
+    assert db.publish(collection, rebuild, new, [], "replace") is not None
     assert _compact(db, second, [merged], [other]) is None
 
 
@@ -226,10 +216,11 @@ def test_an_image_whose_rows_were_left_out_starts_again_when_it_returns(db: Data
     with db.write() as session:
         jobs.finish_job(session, job.id, "done")
     # A rebuild leaves it out, too.
-    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
+    rebuild = db.job(collection, "rebuild")
+    assigned = db.assign(rebuild, before.tree).values()
+    assert gone not in [image_id for some in assigned for image_id in some]
     with db.write() as session:
         jobs.finish_job(session, rebuild.id, "failed", "enough seen")
-    assert _image(db, collection, "x")["left_out"]
     db.register(collection, None, file("/c", "x"))
     assert db.image_states(collection)[content("x")] == "pending"
     after = db.index(collection, file("/c", "x"), key="s3")
@@ -280,7 +271,8 @@ def test_no_rows_are_left_out_while_a_rebuild_is_unfinished(db: Database) -> Non
     """Its segments may hold them: it has settled what it leaves out when it began to assign."""
     collection = db.collection()
     db.index(collection, file("/a", "x"), file("/b"), key="s1")
-    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
+    rebuild = db.job(collection, "rebuild")
+    db.assign(rebuild, db.tree(collection, "trees/new"))
     before = db.index(collection, file("/a", "y"), key="s2")
     assert before is not None
     assert _droppable(db, collection) == []

@@ -211,6 +211,7 @@ def test_a_late_record_of_a_failed_job_takes_nothing_from_its_successor(db: Data
         jobs.finish_job(session, first.id, "failed", "given up")
     db.extract(second)
     tree = db.adopted_tree(collection)
+    db.assign(second, tree)
     assert db.publish(collection, second, tree, [db.segment(collection, tree, "s1")])
     images, containers = db.rows()["images"], db.rows()["containers"]
     db.extract(first)
@@ -241,10 +242,13 @@ def test_containers_are_listed_by_key_with_their_images_by_row(db: Database) -> 
     db.extract(job)
     with db.read() as session:
         containers = extraction.job_containers(session, job.id)
-        rows = extraction.container_image_ids(session, containers[0].id)
     assert len(containers) == 3
     assert [c.key for c in containers] == sorted(c.key for c in containers)
-    assert [row for row, _ in rows] == [0, 1]
+    db.assign(job, db.tree(collection))
+    with db.read() as session:
+        planned = parts.parts(session, job.id, "assign")
+    assert [part.args["container"] for part in planned] == [c.id for c in containers]
+    assert [[row for row, _ in part.args["rows"]] for part in planned] == [[0, 1]] * 3
 
 
 def test_the_record_of_a_part_that_is_gone_is_refused(db: Database) -> None:

@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import pytest
 from metadata_database import Database, content, file
+from sqlalchemy import update
 
+from pipeline.config import ExtractorConfig
 from pipeline.errors import IndexNotBuiltError, UnknownNameError
-from pipeline.metadata import extraction, images, jobs, trees, versions
+from pipeline.metadata import extraction, holdings, jobs, trees, versions
+from pipeline.metadata.models import Collection
 from pipeline.metadata.records import CollectionRecord, JobRecord, TreeRecord, VersionRecord
 
 
@@ -19,7 +22,8 @@ def _ready(db: Database, collection: CollectionRecord, *paths: str) -> tuple[Job
     db.register(collection, job, *[file(path) for path in paths])
     db.extract(job)
     tree = db.adopted_tree(collection)
-    return db.to_stage(job, "assign"), tree
+    db.assign(job, tree)
+    return job, tree
 
 
 def _image(db: Database, collection: CollectionRecord, name: str) -> int:
@@ -31,29 +35,22 @@ def _image(db: Database, collection: CollectionRecord, name: str) -> int:
     )
 
 
-def _kept(db: Database, collection: CollectionRecord) -> set[int]:
-    """Images that a rebuild takes."""
+def _held(db: Database, collection: CollectionRecord, number: int) -> set[int]:
     with db.read() as session:
-        return {
-            image_id
-            for container in extraction.collection_containers(session, collection.id)
-            for _, image_id in extraction.container_image_ids(session, container.id)
-        }
+        return holdings.held_images(session, collection.id, number)
+
+
+def _assigned(db: Database, job: JobRecord) -> set[int]:
+    """Images that a job's segments have rows of."""
+    with db.read() as session:
+        assigned = extraction.assigned_images(session, job.id)
+    return {image_id for some in assigned.values() for image_id in some}
 
 
 def _rebuild(
     db: Database, collection: CollectionRecord, job: JobRecord, tree: TreeRecord, key: str
 ) -> VersionRecord | None:
-    with db.read() as session:
-        containers = extraction.collection_containers(session, collection.id)
-    return db.publish(
-        collection,
-        job,
-        tree,
-        [db.segment(collection, tree, key)],
-        "replace",
-        container_ids=[container.id for container in containers],
-    )
+    return db.publish(collection, job, tree, [db.segment(collection, tree, key)], "replace")
 
 
 def test_a_collection_without_a_version_cannot_be_searched(db: Database) -> None:
@@ -222,34 +219,40 @@ def test_an_image_removed_before_the_assignment_is_left_out(db: Database) -> Non
     db.extract(job)
     db.register(collection, None, file("/a", "y"))
     tree = db.adopted_tree(collection)
-    db.to_stage(job, "assign")
-    with db.read() as session:
-        (container,) = extraction.job_containers(session, job.id)
-        rows = extraction.container_image_ids(session, container.id)
-    assert [image for _, image in rows] == [_image(db, collection, "/b")]
+    (assigned,) = db.assign(job, tree).values()
+    assert assigned == [_image(db, collection, "/b")]
     # It comes back too late for this job: it has no rows in the segments, so it starts again.
     db.register(collection, None, file("/a", "x"))
-    with db.read() as session:
-        assert extraction.container_image_ids(session, container.id) == rows
+    assert db.image_states(collection)[content("x")] == "pending"
+    assert _assigned(db, job) == set(assigned)
     version = db.publish(collection, job, tree, [db.segment(collection, tree, "s1")])
     assert version is not None
     assert version.tombstones == frozenset()
+    assert _held(db, collection, 1) == set(assigned)
     assert db.image_states(collection)[content("x")] == "pending"
 
 
 def test_an_image_removed_after_the_assignment_gets_a_tombstone_at_once(db: Database) -> None:
     collection = db.collection()
     job, tree = _ready(db, collection, "/a", "/b")
-    with db.read() as session:
-        (container,) = extraction.job_containers(session, job.id)
-        rows = extraction.container_image_ids(session, container.id)
+    rows = _assigned(db, job)
     db.register(collection, None, file("/a", "changed"))
-    with db.read() as session:
-        # An assignment that runs twice gives the same file.
-        assert extraction.container_image_ids(session, container.id) == rows
+    # Planned once: an assignment that runs twice gives the same file.
+    with db.write() as session:
+        extraction.plan_assignment(session, job.id, tree.id)
+    assert _assigned(db, job) == rows
     version = db.publish(collection, job, tree, [db.segment(collection, tree, "s1")])
     assert version is not None
-    assert version.tombstones == {_image(db, collection, "/a")}
+    gone = _image(db, collection, "/a")
+    assert version.tombstones == {gone}
+    assert _held(db, collection, 1) == rows - {gone}
+    # Its rows are there: when it comes back, the next version holds it.
+    db.register(collection, None, file("/c", "/a"))
+    later, _ = _ready(db, collection)
+    second = db.publish(collection, later, tree, [])
+    assert second is not None
+    assert second.tombstones == frozenset()
+    assert _held(db, collection, 2) == rows | {_image(db, collection, "changed")}
 
 
 def test_a_rebuild_replaces_segments_and_tree_and_needs_no_tombstones(db: Database) -> None:
@@ -258,8 +261,8 @@ def test_a_rebuild_replaces_segments_and_tree_and_needs_no_tombstones(db: Databa
     db.index(collection, file("/a", "y"), key="s2")
     job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
-    job = db.to_stage(job, "assign")
-    assert _kept(db, collection) == {_image(db, collection, name) for name in ("/b", "y")}
+    db.assign(job, new)
+    assert _assigned(db, job) == {_image(db, collection, name) for name in ("/b", "y")}
     version = _rebuild(db, collection, job, new, "s3")
     assert version is not None
     assert (version.number, version.tree.id) == (3, new.id)
@@ -278,16 +281,17 @@ def test_a_rebuild_does_not_lose_images_indexed_meanwhile(db: Database) -> None:
     db.index(collection, file("/a"), key="s1")
     job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
-    job = db.to_stage(job, "assign")
-    with db.read() as session:
-        known = [c.id for c in extraction.collection_containers(session, collection.id)]
+    db.assign(job, new)
     db.index(collection, file("/b"), key="s2")
-    segment = db.segment(collection, new, "s3")
-    assert db.publish(collection, job, new, [segment], "replace", container_ids=known) is None
+    before = db.rows()
+    assert _rebuild(db, collection, job, new, "s3") is None
+    assert {k: v for k, v in db.rows().items() if k != "segments"} == {
+        k: v for k, v in before.items() if k != "segments"
+    }
     assert _current(db, collection).number == 2
-    job = db.to_stage(job, "assign")
+    db.assign(job, new)
     assert _rebuild(db, collection, job, new, "s4") is not None
-    assert _kept(db, collection) == {_image(db, collection, name) for name in ("/a", "/b")}
+    assert _held(db, collection, 3) == {_image(db, collection, name) for name in ("/a", "/b")}
 
 
 def test_a_rebuild_does_not_lose_an_image_that_comes_back_meanwhile(db: Database) -> None:
@@ -296,11 +300,11 @@ def test_a_rebuild_does_not_lose_an_image_that_comes_back_meanwhile(db: Database
     db.index(collection, file("/a", "y"), key="s2")
     job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
-    job = db.to_stage(job, "assign")
+    db.assign(job, new)
     db.register(collection, None, file("/c", "x"))
     assert _rebuild(db, collection, job, new, "s3") is None
-    job = db.to_stage(job, "assign")
-    assert _image(db, collection, "x") in _kept(db, collection)
+    db.assign(job, new)
+    assert _image(db, collection, "x") in _assigned(db, job)
     version = _rebuild(db, collection, job, new, "s4")
     assert version is not None
     assert version.tombstones == frozenset()
@@ -312,7 +316,7 @@ def test_an_image_removed_during_a_rebuild_gets_a_tombstone(db: Database) -> Non
     db.index(collection, file("/a", "x"), file("/b"), key="s1")
     job = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
-    job = db.to_stage(job, "assign")
+    db.assign(job, new)
     db.register(collection, None, file("/a", "y"))
     version = _rebuild(db, collection, job, new, "s2")
     assert version is not None
@@ -323,16 +327,32 @@ def test_a_job_that_was_overtaken_by_a_rebuild_assigns_anew(db: Database) -> Non
     collection = db.collection()
     db.index(collection, file("/a"), key="s1")
     late, old = _ready(db, collection, "/b")
-    rebuild = db.to_stage(db.job(collection, "rebuild"), "assign")
+    rebuild = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
+    db.assign(rebuild, new)
     assert _rebuild(db, collection, rebuild, new, "s2") is not None
     segment = db.segment(collection, old, "s3")
     assert db.publish(collection, late, old, [segment]) is None
     assert db.image_states(collection)[content("/b")] == "extracted"
-    late = db.to_stage(late, "assign")
+    db.assign(late, new)
     version = db.publish(collection, late, new, [db.segment(collection, new, "s4")])
     assert version is not None
     assert [s.key for s in version.segments] == ["s2", "s4"]
+
+
+def test_a_version_keeps_the_extractor_that_it_was_made_with(db: Database) -> None:
+    collection = db.collection()
+    first = db.index(collection, file("/a"), key="s1")
+    assert first is not None
+    changed = ExtractorConfig(max_features=77)
+    with db.write() as session:
+        values = {"extractor": changed.to_dict(), "extractor_id": changed.config_id()}
+        session.execute(update(Collection).where(Collection.id == collection.id).values(values))
+    second = db.index(collection, file("/b"), key="s2")
+    assert second is not None
+    with db.read() as session:
+        assert versions.get_version(session, first.id) == first
+    assert (first.extractor, second.extractor) == (collection.extractor, changed)
 
 
 def test_containers_of_a_failed_job_are_indexed_by_the_next(db: Database) -> None:
@@ -343,22 +363,6 @@ def test_containers_of_a_failed_job_are_indexed_by_the_next(db: Database) -> Non
     job = db.job(collection)
     with db.write() as session:
         extraction.adopt_containers(session, job.id)
-    db.to_stage(job, "assign")
+    db.assign(job, tree)
     assert db.publish(collection, job, tree, [db.segment(collection, tree, "s1")]) is not None
     assert db.image_states(collection) == {content("/a"): "indexed"}
-
-
-def test_an_image_is_held_from_its_indexing_to_its_removal(db: Database) -> None:
-    collection, other = db.collection(), db.collection("other")
-    db.index(collection, file("/a", "x"), file("/b", "y"), key="s1")
-    db.index(other, file("/c", "z"), key="s2")
-    db.register(collection, None, file("/d", "waiting"))
-    asked = [content(name) for name in ("x", "y", "z", "waiting", "unknown")]
-    with db.read() as session:
-        found = images.indexed_images(session, collection.id, asked)
-        assert found == {content("x"), content("y")}
-        assert images.indexed_images(session, other.id, asked) == {content("z")}
-        assert images.indexed_images(session, collection.id, []) == set()
-    db.register(collection, None, file("/a", "new"))
-    with db.read() as session:
-        assert images.indexed_images(session, collection.id, asked) == {content("y")}

@@ -1,0 +1,211 @@
+"""Which images each version holds: intervals of version numbers, one row for a stay of an image.
+
+A stay is the time that rows of an image lie in the segments: from version ``from_version`` up to,
+not including, ``rows_until``. The versions before ``until_version`` hold the image; the later ones
+of the stay pass over its rows, which is all that a tombstone is. An image that comes back while its
+rows are there begins another stay with the same rows.
+
+Only `pipeline.metadata.ledger` writes here, in the transaction that publishes a version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from pipeline.metadata.models import Holding, Image, table
+from pipeline.metadata.sql import chunks
+
+
+@dataclass(frozen=True)
+class HoldingChanges:
+    """What the next version changes; all are ids of images.
+
+    Attributes
+    ----------
+    begun : sequence of int
+        Their rows come into the segments.
+    hidden : sequence of int
+        Their rows stay, and the version does not hold them.
+    returned : sequence of int
+        Their rows were passed over, and the version holds them again.
+    ended : sequence of int
+        Their rows leave the segments.
+    """
+
+    begun: Sequence[int] = ()
+    hidden: Sequence[int] = ()
+    returned: Sequence[int] = ()
+    ended: Sequence[int] = ()
+
+    def __bool__(self) -> bool:
+        return any((self.begun, self.hidden, self.returned, self.ended))
+
+
+def has_rows() -> ColumnElement[bool]:
+    """Condition: rows of the image lie in the segments of the current version."""
+    return (
+        select(Holding.image_id)
+        .where(Holding.image_id == Image.id, Holding.rows_until.is_(None))
+        .exists()
+    )
+
+
+def changes(
+    session: Session, collection_id: int, begun: Sequence[int], ended: Collection[int]
+) -> HoldingChanges:
+    """Return what the next version changes so that it holds what the states of images ask for.
+
+    Parameters
+    ----------
+    session : Session
+    collection_id : int
+    begun : sequence of int
+        Images with rows in the segments that come; those that have rows already are passed over.
+    ended : collection of int
+        Images whose rows leave the segments.
+    """
+    here = _open(collection_id)
+    have_rows = {
+        image_id
+        for some in chunks(sorted(begun))
+        for image_id in session.scalars(
+            select(Holding.image_id).where(Holding.rows_until.is_(None), Holding.image_id.in_(some))
+        )
+    }
+    gone = set(ended)
+    states = select(Holding.image_id).join(Image, Image.id == Holding.image_id).where(here)
+    removed = states.where(Holding.until_version.is_(None), Image.state == "removed")
+    back = states.where(Holding.until_version.is_not(None), Image.state == "indexed")
+    return HoldingChanges(
+        begun=sorted(set(begun) - have_rows),
+        hidden=sorted(set(session.scalars(removed)) - gone),
+        returned=sorted(set(session.scalars(back)) - gone),
+        ended=sorted(gone),
+    )
+
+
+def apply_changes(
+    session: Session, collection_id: int, number: int, changed: HoldingChanges
+) -> None:
+    """Write what version `number` changes."""
+    _end(session, changed.ended, number)
+    _end(session, changed.returned, number)
+    _set(session, changed.hidden, until_version=number)
+    _begin(session, collection_id, changed.returned, number)
+    _begin(session, collection_id, changed.begun, number)
+
+
+def _begin(session: Session, collection_id: int, image_ids: Sequence[int], number: int) -> None:
+    """Begin stays; of an image that was removed before its publication, one that nobody holds."""
+    for some in chunks(image_ids):
+        states = session.execute(select(Image.id, Image.state).where(Image.id.in_(some)))
+        session.execute(
+            table(Holding).insert(),
+            [
+                {
+                    "collection_id": collection_id,
+                    "image_id": image_id,
+                    "from_version": number,
+                    "until_version": number if state == "removed" else None,
+                }
+                for image_id, state in states
+            ],
+        )
+
+
+def _end(session: Session, image_ids: Sequence[int], number: int) -> None:
+    """End stays: no rows from this version on."""
+    held = func.coalesce(Holding.until_version, number)
+    _set(session, image_ids, until_version=held, rows_until=number)
+
+
+def _set(session: Session, image_ids: Sequence[int], **values: object) -> None:
+    """Set columns of the stays of images whose rows are in the segments."""
+    holdings = table(Holding)
+    for some in chunks(image_ids):
+        mine = and_(holdings.c.rows_until.is_(None), holdings.c.image_id.in_(some))
+        session.execute(update(holdings).where(mine).values(**values))
+
+
+def held_images(session: Session, collection_id: int, number: int) -> set[int]:
+    """Return the images that a version holds."""
+    holds = and_(Holding.collection_id == collection_id, _holds(number))
+    return set(session.scalars(select(Holding.image_id).where(holds)))
+
+
+def images_with_rows(session: Session, collection_id: int, number: int | None = None) -> set[int]:
+    """Return the images with rows in the segments of a version; default: of the current one."""
+    there = _open(collection_id) if number is None else _has_rows_at(collection_id, number)
+    return set(session.scalars(select(Holding.image_id).where(there)))
+
+
+def hidden_images(session: Session, collection_id: int, number: int) -> frozenset[int]:
+    """Return the images whose rows a version must pass over: its tombstones."""
+    hidden = and_(_has_rows_at(collection_id, number), Holding.until_version <= number)
+    return frozenset(session.scalars(select(Holding.image_id).where(hidden)))
+
+
+def changed_images(
+    session: Session, collection_id: int, before: int, after: int
+) -> dict[int, Literal["added", "removed"]]:
+    """Return the images that one of two versions holds and the other does not.
+
+    Parameters
+    ----------
+    session : Session
+    collection_id : int
+    before, after : int
+        Numbers of versions.
+
+    Returns
+    -------
+    dict
+        By image id: ``added`` where `after` alone holds it, ``removed`` where `before` alone does.
+    """
+    held_before = func.max(case((_holds(before), 1), else_=0))
+    held_after = func.max(case((_holds(after), 1), else_=0))
+    rows = session.execute(
+        select(Holding.image_id, held_after)
+        .where(Holding.collection_id == collection_id)
+        .group_by(Holding.image_id)
+        .having(held_before != held_after)
+    )
+    return {image_id: "added" if held else "removed" for image_id, held in rows}
+
+
+def held_contents(
+    session: Session, collection_id: int, number: int, sha256s: Collection[str]
+) -> set[str]:
+    """Return those of some contents that a version holds."""
+    found: set[str] = set()
+    for some in chunks(sorted(set(sha256s))):
+        found.update(
+            session.scalars(
+                select(Image.sha256)
+                .join(Holding, Holding.image_id == Image.id)
+                .where(Image.collection_id == collection_id, Image.sha256.in_(some), _holds(number))
+            )
+        )
+    return found
+
+
+def _open(collection_id: int) -> ColumnElement[bool]:
+    """Condition for the stays of a collection's images whose rows are in its segments now."""
+    return and_(Holding.collection_id == collection_id, Holding.rows_until.is_(None))
+
+
+def _holds(number: int) -> ColumnElement[bool]:
+    """Condition for the stays in which a version holds the image."""
+    until = or_(Holding.until_version.is_(None), Holding.until_version > number)
+    return and_(Holding.from_version <= number, until)
+
+
+def _has_rows_at(collection_id: int, number: int) -> ColumnElement[bool]:
+    """Condition for the stays whose rows lie in the segments of a version."""
+    until = or_(Holding.rows_until.is_(None), Holding.rows_until > number)
+    return and_(Holding.collection_id == collection_id, Holding.from_version <= number, until)
