@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from benchmarks.common import show
 from benchmarks.engine_data import read_data
-from pipeline.config import IndexConfig, PlanKind, SearchConfig
+from pipeline.config import IndexConfig, PlanKind
 from pipeline.evaluation.dataset import read_dataset
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.index.kernels import PATH
@@ -39,6 +39,7 @@ from pipeline.index.rows import ROW_UNIT, to_unsigned
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
+from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, join_batches
 from pipeline.retrieval.cost import Extent, Machine, probed_cost, tile_places
 from pipeline.retrieval.plan import make_plan, plan_work
@@ -100,10 +101,10 @@ def prepare(
     """Plan a search with descriptors (Q, 128), uint8."""
     model = collection.model
     codes = model.quantizer.encode(SiftExtractor().normalize(native))
-    config = SearchConfig(plan=plan, effort=effort)
-    made = make_plan(model, codes, collection.rows, config)
+    request = SearchRequest(plan=plan, effort=effort)
+    made = make_plan(model, codes, collection.rows, request)
     extent = Extent(len(codes), collection.rows, codes.shape[1], model.tree.cells)
-    return Batch(made, (), extent, plan, effort, Machine(path, 1))
+    return Batch(made, (), extent, request, Machine(path, 1))
 
 
 def scan(collection: Collection, batch: Batch, path: str) -> None:
@@ -189,12 +190,12 @@ def local_cases(
 
 def vector_cases(made: Collection, asked: NDArray[np.int8], path: str) -> list[Case]:
     """Return passes for whole-picture vectors on one path."""
-    config = SearchConfig(plan="exhaustive")
+    request = SearchRequest(plan="exhaustive")
     found = []
     for count in (1, len(asked)):
-        plan = make_plan(made.model, asked[:count], made.rows, config, one_vector=True)
+        plan = make_plan(made.model, asked[:count], made.rows, request, one_vector=True)
         extent = Extent(count, made.rows, asked.shape[1], made.model.tree.cells, one_vector=True)
-        batch = Batch(plan, (), extent, "exhaustive", 1.0, Machine(path, 1))
+        batch = Batch(plan, (), extent, request, Machine(path, 1))
         found.append(Case(path, 1.0, made, batch))
     return found
 

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 from platformdirs import user_data_path
 
-from pipeline.errors import ConfigError, InputError
+from pipeline.errors import ConfigError
 
 MAX_GROUPS = 16
 """Most groups a collection can have: every message of a search costs 1.3 to 2 ms."""
@@ -56,7 +56,7 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:32]
 
 
-class _Config:
+class Config:
     """What the frozen configuration dataclasses share."""
 
     @classmethod
@@ -74,7 +74,7 @@ class _Config:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageLimits(_Config):
+class ImageLimits(Config):
     """What an image may cost before it is refused.
 
     Parameters
@@ -106,7 +106,7 @@ class ImageLimits(_Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractorConfig(_Config):
+class ExtractorConfig(Config):
     """How features are taken from an image; part of the identity of everything made from them.
 
     Parameters
@@ -195,7 +195,7 @@ def _plain_json(setting: str, value: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexConfig(_Config):
+class IndexConfig(Config):
     """How a collection's descriptors are arranged.
 
     Parameters
@@ -245,83 +245,6 @@ class IndexConfig(_Config):
         for name in ("cell_size", "sample_size", "background_size"):
             if getattr(self, name) < 16:
                 raise ConfigError(name, getattr(self, name), "must be at least 16")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SearchConfig(_Config):
-    """How one search is done.
-
-    Parameters
-    ----------
-    top : int
-        Images in the answer.
-    plan : {"auto", "probed", "exhaustive"}
-        ``exhaustive`` compares every query descriptor with every row; ``probed`` only with the
-        rows of the nearest cells; ``auto`` takes the exhaustive plan where it is fast enough.
-    effort : float, optional
-        Share of the cells that the probed plan opens for one query descriptor. Default: as many
-        cells as the root of their number (`pipeline.index.cells.cells_by_default`).
-    deadline_s : float
-        Seconds after which the answer comes with what is there.
-    """
-
-    top: int = 10
-    plan: PlanKind = "auto"
-    effort: float | None = None
-    deadline_s: float = 5.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.top <= 10_000:
-            raise ConfigError("top", self.top, "must be from 1 to 10000")
-        if self.plan not in get_args(PlanKind):
-            raise ConfigError("plan", self.plan, "must be auto, probed or exhaustive")
-        if self.effort is not None and not 0 < self.effort <= 1:
-            raise ConfigError("effort", self.effort, "must be above 0 and at most 1")
-        if self.deadline_s <= 0:
-            raise ConfigError("deadline_s", self.deadline_s, "must be above 0 seconds")
-
-    @classmethod
-    def asked(
-        cls,
-        *,
-        top: int = 10,
-        plan: PlanKind = "auto",
-        effort: float | None = None,
-        exact: bool = False,
-        deadline_s: float = 5.0,
-    ) -> Self:
-        """Return the configuration of a search as somebody asks for it.
-
-        An effort asks for the probed plan, the only one that has any; ``exact`` asks for the
-        exhaustive plan.
-
-        Raises
-        ------
-        InputError
-            Wishes that contradict each other.
-        ConfigError
-            A value out of range.
-        """
-        if exact and effort is not None:
-            raise InputError(
-                f"exact compares with every row, an effort of {effort:g} with the rows of that "
-                "share of the cells; ask for one of the two"
-            )
-        if exact and plan == "probed":
-            raise InputError(
-                "exact asks for the exhaustive plan, and the plan asked for is probed; "
-                "ask for one of the two"
-            )
-        if effort is not None and plan == "exhaustive":
-            raise InputError(
-                f"the exhaustive plan compares with every row and knows no effort (of {effort:g}); "
-                "leave out one of the two"
-            )
-        if exact:
-            plan = "exhaustive"
-        elif effort is not None:
-            plan = "probed"
-        return cls(top=top, plan=plan, effort=effort, deadline_s=deadline_s)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def _effort(version: VersionRecord, batch: Batch) -> float | None:
 def why(batch: Batch) -> str:
     """Say in a sentence why this plan was taken."""
     kind = batch.plan.kind
-    if batch.asked != "auto":
+    if batch.request.kind != "auto":
         return "it was asked for"
     # The image that was nearest to the bound; of one image, itself.
     counts = [image.descriptors for image in batch.images]
@@ -133,6 +133,6 @@ def _other(batch: Batch) -> dict[str, Any]:
         kind, cost = "exhaustive", exhaustive_cost(batch.extent, batch.machine)
     else:
         extent = batch.extent
-        opened = cells_to_open(extent.cells, extent.rows, batch.effort, extent.one_vector)
+        opened = cells_to_open(extent.cells, extent.rows, batch.request.effort, extent.one_vector)
         kind, cost = "probed", probed_cost(extent, batch.machine, opened)
     return {"plan": kind, **cost.to_dict()}

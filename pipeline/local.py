@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from pipeline import indexing
-from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
+from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, Settings
 from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.errors import InputError, MissingRootError, StateError, VantageError
 from pipeline.local_jobs import end_abandoned_jobs, this_process
@@ -39,6 +39,7 @@ from pipeline.metadata.records import (
     PartRecord,
 )
 from pipeline.records import SearchResult
+from pipeline.request import SearchRequest
 from pipeline.resources import Resources
 from pipeline.retrieval.batch import Batch
 from pipeline.searching import (
@@ -217,7 +218,7 @@ class Collection:
         plan : {"auto", "probed", "exhaustive"}
         effort : float, optional
             Share of the cells that the probed plan opens for a query descriptor; asks for that
-            plan. Default: that of `SearchConfig`.
+            plan. Default: that of `SearchRequest`.
         exact : bool
             Compare with every row: the exhaustive plan.
 
@@ -263,7 +264,7 @@ class Collection:
             Plan, effort and exact contradict each other.
         """
         resources = self._resources
-        config = SearchConfig.asked(top=top, plan=plan, effort=effort, exact=exact)
+        request = SearchRequest(top=top, plan=plan, effort=effort, exact=exact)
         version = resources.current_version(self.name)
 
         def answer(batch: Batch) -> list[SearchResult]:
@@ -275,10 +276,10 @@ class Collection:
                 )
             )
             timings = {"scan": (time.perf_counter() - started) * 1e3}
-            return finish_batch(resources, version, batch, scans, [], top, timings)
+            return finish_batch(resources, version, batch, scans, [], timings)
 
         spread = self._pool.map
-        return search_images(resources, version, images, config, answer, spread, self._threads)
+        return search_images(resources, version, images, request, answer, spread, self._threads)
 
     def _run(
         self,

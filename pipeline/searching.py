@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from pipeline.config import SearchConfig, digest
+from pipeline.config import digest
 from pipeline.decoding import open_query
 from pipeline.errors import InputError, UnknownNameError
 from pipeline.explain import explain
@@ -24,6 +24,7 @@ from pipeline.metadata import images
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import FusedResult, SearchResult
+from pipeline.request import SearchRequest
 from pipeline.resources import Resources
 from pipeline.retrieval.batch import BATCH_IMAGES, Batch, QueryImage, cut_batches, join_batches
 from pipeline.retrieval.cost import Extent, Machine
@@ -44,7 +45,7 @@ def prepare_query(
     resources: Resources,
     version: VersionRecord,
     source: ImageSource,
-    config: SearchConfig,
+    request: SearchRequest,
     threads: int | None = None,
 ) -> Batch:
     """Extract a query image's features and plan its search.
@@ -54,7 +55,7 @@ def prepare_query(
     resources : Resources
     version : VersionRecord
     source : image
-    config : SearchConfig
+    request : SearchRequest
     threads : int, optional
         Groups that are scanned at the same time, for the predicted time. Default: those of a group
         worker.
@@ -81,7 +82,7 @@ def prepare_query(
     model = resources.model(version.tree.key, version.tree.checksum)
     codes = model.quantizer.encode(extractor.normalize(features.descriptors))
     rows = _row_count(version)
-    plan = make_plan(model, codes, rows, config, extractor.one_vector)
+    plan = make_plan(model, codes, rows, request, extractor.one_vector)
     planned = time.perf_counter()
     key = (plan.kind, int(plan.cells.shape[1]), plan.neighbours)
     query = QueryImage(
@@ -95,8 +96,7 @@ def prepare_query(
         plan,
         (query,),
         Extent(len(codes), rows, codes.shape[1], model.tree.cells, extractor.one_vector),
-        config.plan,
-        config.effort,
+        request,
         Machine(PATH, max(1, min(threads or settings.group_threads, model.groups))),
     )
 
@@ -105,7 +105,7 @@ def search_images(
     resources: Resources,
     version: VersionRecord,
     sources: Sequence[ImageSource],
-    config: SearchConfig,
+    request: SearchRequest,
     answer: Callable[[Batch], Sequence[SearchResult]],
     spread: Callable[..., Iterable[Any]] = map,
     threads: int | None = None,
@@ -117,7 +117,7 @@ def search_images(
     resources : Resources
     version : VersionRecord
     sources : sequence of image
-    config : SearchConfig
+    request : SearchRequest
         The deadline is that of each pass.
     answer : callable
         Does a pass: returns the answer to each image of a batch.
@@ -134,18 +134,19 @@ def search_images(
 
     def prepare(source: ImageSource) -> Batch | InputError:
         try:
-            return prepare_query(resources, version, source, config, threads)
+            return prepare_query(resources, version, source, request, threads)
         except UnknownNameError:
             raise  # the extractor: no image can do anything about it
         except InputError as error:
             return error
 
+    deadline_s = request.seconds(resources.settings.search_deadline_s)
     found: list[SearchResult | InputError] = []
     for first in range(0, len(sources), BATCH_IMAGES):
         prepared = list(spread(prepare, sources[first : first + BATCH_IMAGES]))
         places = [i for i, one in enumerate(prepared) if isinstance(one, Batch)]
         queries = [prepared[place] for place in places]
-        for members in cut_batches(queries, config.deadline_s):
+        for members in cut_batches(queries, deadline_s):
             results = answer(join_batches([queries[member] for member in members]))
             for member, result in zip(members, results, strict=True):
                 prepared[places[member]] = result
@@ -203,7 +204,6 @@ def finish_batch(
     batch: Batch,
     scans: Sequence[GroupScan],
     missing: Sequence[int],
-    top: int,
     timings: Mapping[str, float],
 ) -> list[SearchResult]:
     """Rank the images for each query image and look their rows up (reduce).
@@ -217,12 +217,11 @@ def finish_batch(
         One for each group that answered; their order does not matter.
     missing : sequence of int
         Groups that did not answer.
-    top : int
-        Images in an answer.
     timings : mapping of str to float
         Milliseconds spent since the batch was prepared.
     """
     started = time.perf_counter()
+    top = batch.request.top
     rankings = rank_images([scan.block for scan in scans], batch.plan.radius, batch.offsets)
     wanted = {int(image) for ranking in rankings for image in ranking.candidates(top)}
     with session_scope(resources.engine, write=False) as session:

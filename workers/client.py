@@ -26,7 +26,7 @@ from kombu.exceptions import OperationalError
 from PIL import Image
 from redis import RedisError
 
-from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, SearchConfig, Settings
+from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, Settings
 from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.errors import (
     BrokerUnavailableError,
@@ -43,6 +43,7 @@ from pipeline.metadata.engine import require_schema, session_scope
 from pipeline.metadata.records import JobKind, JobProgress
 from pipeline.pixels import pixels_of_array
 from pipeline.records import SearchResult
+from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch
 from pipeline.searching import ImageSource, only, search_images
 from workers import searches
@@ -275,7 +276,7 @@ class Collection:
         plan : {"auto", "probed", "exhaustive"}
         effort : float, optional
             Share of the cells that the probed plan opens for a query descriptor; asks for that
-            plan. Default: that of `SearchConfig`.
+            plan. Default: that of `SearchRequest`.
         deadline_s : float, optional
             Seconds after which the answer comes with what is there (``complete`` is then False);
             default from the settings.
@@ -331,21 +332,23 @@ class Collection:
         TransientError
             Redis does not answer, or has lost its data meanwhile.
         """
-        config = self._search_config(top, plan, effort, deadline_s, exact)
+        request = SearchRequest(
+            top=top, plan=plan, effort=effort, exact=exact, deadline_s=deadline_s
+        )
         context = self._context
         version = context.resources.current_version(self.name)
 
         def answer(batch: Batch) -> list[SearchResult]:
-            deadline_at = time.time() + config.deadline_s
+            deadline_at = time.time() + request.seconds(context.settings.search_deadline_s)
             search_id = uuid.uuid4().hex
             with _broker(context):
-                ticket = searches.begin(context, search_id, version, batch, top, deadline_at)
+                ticket = searches.begin(context, search_id, version, batch, deadline_at)
                 return _tend_until_answered(context, ticket)
 
         if len(images) < 2:
-            return search_images(context.resources, version, images, config, answer)
+            return search_images(context.resources, version, images, request, answer)
         with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1), "vantage-query") as pool:
-            return search_images(context.resources, version, images, config, answer, pool.map)
+            return search_images(context.resources, version, images, request, answer, pool.map)
 
     def enqueue_search(
         self,
@@ -358,32 +361,15 @@ class Collection:
         exact: bool = False,
     ) -> SearchHandle:
         """Leave a search to the workers, extraction included; see `search` for the parameters."""
-        config = self._search_config(top, plan, effort, deadline_s, exact)
+        request = SearchRequest(
+            top=top, plan=plan, effort=effort, exact=exact, deadline_s=deadline_s
+        )
         self._require_workers("query")
         search_id = uuid.uuid4().hex
         data = self._image_bytes(image)
         with _broker(self._context):
-            searches.request(self._context, search_id, self.name, data, config)
+            searches.request(self._context, search_id, self.name, data, request)
         return SearchHandle(self._context, search_id)
-
-    def _search_config(
-        self,
-        top: int,
-        plan: PlanKind,
-        effort: float | None,
-        deadline_s: float | None,
-        exact: bool,
-    ) -> SearchConfig:
-        """Return the configuration of a search."""
-        return SearchConfig.asked(
-            top=top,
-            plan=plan,
-            effort=effort,
-            exact=exact,
-            deadline_s=self._context.settings.search_deadline_s
-            if deadline_s is None
-            else deadline_s,
-        )
 
     def _image_bytes(self, image: ImageSource) -> bytes:
         """Return a query as the bytes of an image file; pixels are packed without loss."""

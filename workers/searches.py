@@ -21,12 +21,12 @@ from redis import Redis, RedisError
 
 from pipeline import errors
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.config import SearchConfig
 from pipeline.errors import TransientError, VantageError
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.heartbeats import groups_served
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import SearchResult
+from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch
 from pipeline.retrieval.scan import GroupScan
 from pipeline.searching import finish_batch, prepare_query, scan_group, searched_groups
@@ -66,7 +66,6 @@ class Ticket:
     version_id : int
     asked, missing : tuple of int
         Groups a scan was sent to; groups without a live server.
-    top : int
     sent_at, resend_at, deadline_at : float
         Unix seconds.
     resent : bool
@@ -77,7 +76,6 @@ class Ticket:
     version_id: int
     asked: tuple[int, ...]
     missing: tuple[int, ...]
-    top: int
     sent_at: float
     resend_at: float
     deadline_at: float
@@ -103,7 +101,6 @@ def begin(
     search_id: str,
     version: VersionRecord,
     batch: Batch,
-    top: int,
     deadline_at: float,
 ) -> Ticket:
     """Store a prepared batch and send its chord.
@@ -121,7 +118,6 @@ def begin(
         version_id=version.id,
         asked=tuple(group for group in wanted if group in served),
         missing=tuple(group for group in wanted if group not in served),
-        top=top,
         sent_at=now,
         resend_at=now + RESEND_SHARE * max(0.0, deadline_at - now),
         deadline_at=deadline_at,
@@ -139,22 +135,22 @@ def begin(
 
 
 def request(
-    context: Context, search_id: str, collection: str, image: bytes, config: SearchConfig
+    context: Context, search_id: str, collection: str, image: bytes, asked: SearchRequest
 ) -> None:
     """Leave a search to the workers: store the image's bytes and send ``retrieve.prepare``.
 
     The watchman looks after the search from now on: nobody need wait for it.
     """
-    deadline_at = time.time() + config.deadline_s
-    wish = {"collection": collection, "config": config.to_dict(), "deadline_at": deadline_at}
+    deadline_s = asked.seconds(context.settings.search_deadline_s)
+    deadline_at = time.time() + deadline_s
+    wanted = {"collection": collection, "request": asked.to_dict(), "deadline_at": deadline_at}
     pipe = context.redis.pipeline(transaction=True)
     keep_s = KEYS.keep_s(deadline_at)
     pipe.set(KEYS.image(search_id), image, ex=keep_s)
-    pipe.set(KEYS.request(search_id), json.dumps(wish), ex=keep_s)
-    pipe.zadd(KEYS.in_flight, {search_id: time.time() + RESEND_SHARE * config.deadline_s})
+    pipe.set(KEYS.request(search_id), json.dumps(wanted), ex=keep_s)
+    pipe.zadd(KEYS.in_flight, {search_id: time.time() + RESEND_SHARE * deadline_s})
     pipe.execute()
-    app, expires_s = context.app, config.deadline_s
-    task(app, "retrieve.prepare", search_id, expires=expires_s).apply_async()
+    task(context.app, "retrieve.prepare", search_id, expires=deadline_s).apply_async()
 
 
 def prepare(context: Context, search_id: str) -> dict[str, Any]:
@@ -164,17 +160,17 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
     text = cast("bytes | None", redis.get(KEYS.request(search_id)))
     if image is None or text is None or redis.exists(KEYS.result(search_id)):
         return {"error": "the search is over"}
-    wish = json.loads(text)
-    config = SearchConfig.from_dict(wish["config"])
+    wanted = json.loads(text)
+    asked = SearchRequest.from_dict(wanted["request"])
     try:
-        version = context.resources.current_version(wish["collection"])
-        batch = prepare_query(context.resources, version, image, config)
+        version = context.resources.current_version(wanted["collection"])
+        batch = prepare_query(context.resources, version, image, asked)
     except Exception as exc:
         if not isinstance(exc, VantageError):
             _log.exception("search %s could not be prepared", search_id)
         store_error(redis, search_id, _as_ours(exc))
         return {"error": str(exc)}
-    begin(context, search_id, version, batch, config.top, wish["deadline_at"])
+    begin(context, search_id, version, batch, wanted["deadline_at"])
     return {"descriptors": len(batch.plan.codes), "plan": batch.plan.kind}
 
 
@@ -227,7 +223,6 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
         batch,
         scans,
         [*ticket.missing, *missing],
-        ticket.top,
         {"scan": (time.time() - ticket.sent_at) * 1e3},
     )
     _store_result(redis, search_id, {"results": [result.to_dict() for result in results]})

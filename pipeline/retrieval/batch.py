@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import REFERENCE, Cost, Extent, Machine, exhaustive_cost, probed_cost
 from pipeline.retrieval.plan import QueryPlan, join_plans
 
@@ -61,10 +62,8 @@ class Batch:
         In the same order.
     extent : Extent
         What the plan was made for.
-    asked : str
-        The plan that was asked for: ``auto``, ``probed`` or ``exhaustive``.
-    effort : float or None
-        Share of the cells that was asked for.
+    request : SearchRequest
+        What was asked for.
     machine : Machine
         What planned it, as it would scan.
     """
@@ -72,8 +71,7 @@ class Batch:
     plan: QueryPlan
     images: tuple[QueryImage, ...]
     extent: Extent
-    asked: str
-    effort: float | None
+    request: SearchRequest
     machine: Machine
 
     @property
@@ -86,8 +84,7 @@ class Batch:
         own = {
             "images": [asdict(image) for image in self.images],
             "extent": asdict(self.extent),
-            "asked": self.asked,
-            "effort": self.effort,
+            "request": self.request.to_dict(),
             "machine": asdict(self.machine),
         }
         return self.plan.to_arrays(), {**self.plan.to_meta(), **own}
@@ -99,8 +96,7 @@ class Batch:
             QueryPlan.from_arrays(arrays, meta),
             tuple(QueryImage(**image) for image in meta["images"]),
             Extent(**meta["extent"]),
-            meta["asked"],
-            meta["effort"],
+            SearchRequest.from_dict(meta["request"]),
             Machine(**meta["machine"]),
         )
 

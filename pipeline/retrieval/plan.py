@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import SearchConfig
 from pipeline.index.cells import cells_by_default
 from pipeline.index.kernels import Queries, best_rows, prepare_queries
 from pipeline.index.model import Model
 from pipeline.index.segments import Segment
 from pipeline.index.work import Wishes, Work, cell_wishes, full_work, wanted_work, whole_work
+from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import Extent, exhaustive_is_fast_enough
 
 FEWEST_NEIGHBOURS = 100
@@ -157,7 +157,7 @@ def make_plan(
     model: Model,
     codes: NDArray[np.int8],
     descriptors: int,
-    config: SearchConfig,
+    request: SearchRequest,
     one_vector: bool = False,
 ) -> QueryPlan:
     """Choose the plan of one query image.
@@ -169,7 +169,7 @@ def make_plan(
         The query's descriptors as stored rows.
     descriptors : int
         Descriptors in the collection.
-    config : SearchConfig
+    request : SearchRequest
     one_vector : bool
         The extractor describes an image by one vector of unit length: the nearest rows are looked
         for, however far they are, and the score is the cosine.
@@ -179,8 +179,8 @@ def make_plan(
         if one_vector
         else background_radius(model, prepare_queries(codes))
     )
-    neighbours = max(config.top, FEWEST_NEIGHBOURS) if one_vector else 0
-    kind = config.plan
+    neighbours = max(request.top, FEWEST_NEIGHBOURS) if one_vector else 0
+    kind = request.kind
     if kind == "auto":
         extent = Extent(len(codes), descriptors, codes.shape[1], model.tree.cells, one_vector)
         kind = "exhaustive" if exhaustive_is_fast_enough(extent) else "probed"
@@ -188,7 +188,7 @@ def make_plan(
         nothing = np.empty((len(codes), 0), np.uint32)
         every = tuple(range(model.groups))
         return QueryPlan(kind, codes, radius, nothing, every, neighbours)
-    opened = cells_to_open(model.tree.cells, descriptors, config.effort, one_vector)
+    opened = cells_to_open(model.tree.cells, descriptors, request.effort, one_vector)
     cells = model.tree.probe(codes, opened)
     groups = tuple(int(group) for group in np.unique(cells // model.cells_per_group))
     return QueryPlan(kind, codes, radius, cells, groups, neighbours)

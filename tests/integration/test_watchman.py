@@ -17,7 +17,7 @@ from sites import Eventually, make_settings
 from sqlalchemy import update
 
 from pipeline import local
-from pipeline.config import SearchConfig, Settings
+from pipeline.config import Settings
 from pipeline.errors import (
     BrokerUnavailableError,
     NoWorkersError,
@@ -30,6 +30,7 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Collection as Collected
 from pipeline.metadata.models import Job
 from pipeline.metadata.records import JobRecord, WorkerRecord
+from pipeline.request import SearchRequest
 from pipeline.searching import prepare_query
 from workers import searches
 from workers.client import Collection, SearchHandle, _block
@@ -291,10 +292,10 @@ class TestSearches:
 
     def _begin(self, context: Context, query: bytes, deadline_s: float) -> searches.Ticket:
         version = context.resources.current_version("photographs")
-        config = SearchConfig(plan="exhaustive")
+        config = SearchRequest(plan="exhaustive", top=5)
         prepared = prepare_query(context.resources, version, query, config)
         return searches.begin(
-            context, uuid.uuid4().hex, version, prepared, 5, time.time() + deadline_s
+            context, uuid.uuid4().hex, version, prepared, time.time() + deadline_s
         )
 
     def test_each_live_group_is_asked_on_its_own_queue(
@@ -381,7 +382,7 @@ class TestSearches:
     ) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
         search_id = uuid.uuid4().hex
-        config = SearchConfig(plan="exhaustive", deadline_s=0.4)
+        config = SearchRequest(plan="exhaustive", deadline_s=0.4)
         searches.request(context, search_id, "photographs", query, config)
         assert _messages(context, "query") == [("retrieve.prepare", [search_id])]
         searches.prepare(context, search_id)
@@ -401,7 +402,7 @@ class TestSearches:
         self, context: Context, query: bytes
     ) -> None:
         search_id = uuid.uuid4().hex
-        config = SearchConfig(deadline_s=0.3)
+        config = SearchRequest(deadline_s=0.3)
         searches.request(context, search_id, "photographs", query, config)
         handle = SearchHandle(context, search_id)
         with pytest.raises(TimeoutError, match=search_id):
@@ -439,7 +440,7 @@ class TestSearches:
     ) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
         search_id = uuid.uuid4().hex
-        config = SearchConfig(deadline_s=deadline_s)
+        config = SearchRequest(deadline_s=deadline_s)
         searches.request(context, search_id, "photographs", query, config)
         searches.prepare(context, search_id)
         for group in range(4):
@@ -458,7 +459,7 @@ class TestSearches:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
         with local.Collection.open("passing", context.settings) as collection:
             collection.index([photo_folder / "page.png", photo_folder / "coffee.png"])
-        config = SearchConfig(plan="exhaustive", deadline_s=0.3)
+        config = SearchRequest(plan="exhaustive", deadline_s=0.3)
         ids = {name: uuid.uuid4().hex for name in ("passing", "photographs")}
         for name, search_id in ids.items():
             searches.request(context, search_id, name, query, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from pipeline.index.merge import assigned_rows, write_segment
 from pipeline.index.model import Model, train_model
 from pipeline.index.segments import AssignedRows, Segment, assign_features
 from pipeline.records import Features
+from pipeline.request import SearchRequest
 
 WIDTH = 32
 
@@ -72,3 +74,8 @@ def segments() -> tuple[Segment, ...]:
         merge_rows(trained, 0, [second]),
         *(merge_rows(trained, group, [first, second]) for group in (1, 2, 3)),
     )
+
+
+def asked(kind: Any, effort: float | None = None) -> SearchRequest:
+    """Ask for a plan; the exhaustive one knows no effort."""
+    return SearchRequest(plan=kind, effort=None if kind == "exhaustive" else effort)

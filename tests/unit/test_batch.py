@@ -4,12 +4,11 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-from core_data import descriptors, model
+from core_data import asked, descriptors, model
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.config import SearchConfig
 from pipeline.retrieval.batch import (
     BATCH_DESCRIPTORS,
     BATCH_IMAGES,
@@ -26,10 +25,10 @@ from pipeline.retrieval.plan import make_plan
 @functools.cache
 def query(seed: int, count: int, kind: str = "probed", rows: int = 930) -> Batch:
     codes = model().quantizer.encode(descriptors(seed, count))
-    plan = make_plan(model(), codes, rows, SearchConfig(plan=kind, effort=0.2))  # type: ignore[arg-type]
+    plan = make_plan(model(), codes, rows, asked(kind, 0.2))
     image = QueryImage(f"{seed}", 640, 480, count, {"extract": 1.5})
     extent = Extent(count, rows, 64, model().tree.cells)
-    return Batch(plan, (image,), extent, kind, 0.2, Machine("avx2", 2))
+    return Batch(plan, (image,), extent, asked(kind, 0.2), Machine("avx2", 2))
 
 
 def test_a_batch_holds_the_descriptors_of_its_images_one_after_the_other() -> None:

@@ -15,14 +15,14 @@ from pipeline.config import (
     ExtractorConfig,
     ImageLimits,
     IndexConfig,
-    SearchConfig,
     Settings,
     digest,
 )
 from pipeline.creation import choose_extractor
 from pipeline.errors import ConfigError, InputError, VantageError
+from pipeline.request import SearchOptions, SearchRequest
 
-CONFIGS: list[Any] = [ImageLimits, ExtractorConfig, IndexConfig, SearchConfig]
+CONFIGS: list[Any] = [ImageLimits, ExtractorConfig, IndexConfig, SearchRequest]
 
 
 def from_env(**variables: str) -> Settings:
@@ -170,13 +170,14 @@ def test_configurations_survive_json_and_refuse_unknown_keys(config: Any) -> Non
         (IndexConfig, "cell_size", 15),
         (IndexConfig, "sample_size", 0),
         (IndexConfig, "background_size", 1),
-        (SearchConfig, "top", 0),
-        (SearchConfig, "top", 10_001),
-        (SearchConfig, "plan", "fast"),
-        (SearchConfig, "effort", 0.0),
-        (SearchConfig, "effort", 1.1),
-        (SearchConfig, "effort", float("nan")),
-        (SearchConfig, "deadline_s", 0.0),
+        (SearchRequest, "top", 0),
+        (SearchRequest, "top", 10_001),
+        (SearchRequest, "top", 2.5),
+        (SearchRequest, "plan", "fast"),
+        (SearchRequest, "effort", 0.0),
+        (SearchRequest, "effort", 1.1),
+        (SearchRequest, "effort", float("nan")),
+        (SearchRequest, "deadline_s", 0.0),
     ],
 )
 def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -> None:
@@ -197,8 +198,10 @@ def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -
     ],
 )
 def test_a_search_is_done_as_it_is_asked_for(wish: Any, plan: str, effort: float | None) -> None:
-    config = SearchConfig.asked(**wish, top=3, deadline_s=2.0)
-    assert config == SearchConfig(plan=plan, effort=effort, top=3, deadline_s=2.0)  # type: ignore[arg-type]
+    request = SearchRequest(**wish, top=3, deadline_s=2.0)
+    assert (request.kind, request.effort, request.top) == (plan, effort, 3)
+    assert SearchRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
+    assert (request.seconds(5.0), SearchRequest().seconds(5.0)) == (2.0, 5.0)
 
 
 @pytest.mark.parametrize(
@@ -211,13 +214,13 @@ def test_a_search_is_done_as_it_is_asked_for(wish: Any, plan: str, effort: float
 )
 def test_wishes_that_contradict_each_other_are_refused(wish: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        SearchConfig.asked(**wish)
+        SearchRequest(**wish)
 
 
 def test_an_effort_out_of_range_is_refused() -> None:
     for effort in (0.0, -1.0, 1.01):
         with pytest.raises(ConfigError, match="effort"):
-            SearchConfig.asked(effort=effort)
+            SearchRequest(effort=effort)
 
 
 @given(st.integers(32, 5000), st.integers(1, 5000), st.integers(1, 5000))
@@ -271,3 +274,10 @@ def test_a_digest_tells_values_apart_and_not_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert len({digest("ab"), digest("a", "b"), digest(["a", "b"]), digest(1), digest("1")}) == 5
     assert len(digest()) == 32
+
+
+def test_the_options_of_a_search_are_the_fields_of_its_request() -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(SearchRequest)}
+    assert {
+        name: hint.__forward_arg__ for name, hint in SearchOptions.__annotations__.items()
+    } == fields

@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from core_data import descriptors, model, segments
+from core_data import asked, descriptors, model, segments
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import SearchConfig
 from pipeline.index.simd import PATHS
 from pipeline.retrieval.cost import (
     BYTE_NS,
@@ -119,7 +118,7 @@ def test_what_is_predicted_is_what_is_counted(kind: str) -> None:
     """Pairs and bytes of the real scans: exactly when all is compared, nearly when cells differ."""
     codes = model().quantizer.encode(descriptors(77, 200))
     rows = sum(segment.rows.size for segment in segments())
-    plan = make_plan(model(), codes, rows, SearchConfig(plan=kind, effort=0.3))  # type: ignore[arg-type]
+    plan = make_plan(model(), codes, rows, asked(kind, 0.3))
     extent = Extent(200, rows, 64, model().tree.cells)
     counts = merge_blocks([scan_segment(segment, plan) for segment in segments()]).counts
     assert counts.rows == rows

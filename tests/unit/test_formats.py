@@ -12,9 +12,10 @@ from core_data import assign, collection, features, model, segments
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.config import ExtractorConfig, SearchConfig
+from pipeline.config import ExtractorConfig
 from pipeline.containers import container_arrays, container_key, read_container
 from pipeline.records import Features, ImageFailure
+from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, QueryImage
 from pipeline.retrieval.cost import Extent, Machine
 from pipeline.retrieval.plan import make_plan
@@ -37,16 +38,16 @@ def container_file() -> bytes:
 
 def plan_file(kind: str) -> bytes:
     codes = model().quantizer.encode(features(15, 30).descriptors)
-    plan = make_plan(model(), codes, 930, SearchConfig(plan=kind))  # type: ignore[arg-type]
+    plan = make_plan(model(), codes, 930, SearchRequest(plan=kind))  # type: ignore[arg-type]
     image = QueryImage("ab", 640, 480, 30, {"plan": 1.0})
     extent = Extent(30, 930, 64, model().tree.cells)
-    batch = Batch(plan, (image,), extent, "probed", 0.06, Machine("avx2", 2))
+    batch = Batch(plan, (image,), extent, SearchRequest(effort=0.06), Machine("avx2", 2))
     return arrays_to_bytes(*batch.to_arrays())
 
 
 def block_file() -> bytes:
     codes = model().quantizer.encode(features(15, 30).descriptors)
-    plan = make_plan(model(), codes, 930, SearchConfig())
+    plan = make_plan(model(), codes, 930, SearchRequest())
     block = scan_segment(segments()[2], plan)
     scan = GroupScan(1, block, 2.5, "avx2")
     return arrays_to_bytes(block.to_arrays(), scan.to_meta())

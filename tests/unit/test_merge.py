@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_data import WIDTH, assign, collection, descriptors, features, merge_rows, model
+from core_data import WIDTH, asked, assign, collection, descriptors, features, merge_rows, model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.config import IndexConfig, SearchConfig
+from pipeline.config import IndexConfig
 from pipeline.errors import StateError
 from pipeline.index.merge import (
     Merge,
@@ -213,7 +213,7 @@ def test_two_hundred_segments_find_what_the_merged_one_finds(kind: Any) -> None:
     whole = Segment.from_arrays(ArrayFile(stream.getvalue()))
     assert whole.image_count > 150
     codes = model().quantizer.encode(descriptors(77, 300))
-    planned = make_plan(model(), codes, 4000, SearchConfig(plan=kind))
+    planned = make_plan(model(), codes, 4000, asked(kind))
     plan = replace(planned, radius=planned.radius * 8)  # so that many rows are near enough
     gone = frozenset({3, 50, 51})
     one_by_one = merge_blocks([scan_segment(segment, plan, gone) for segment in small])

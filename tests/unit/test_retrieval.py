@@ -6,18 +6,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from core_data import collection, descriptors, features, merge_rows, model, segments
+from core_data import asked, collection, descriptors, features, merge_rows, model, segments
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.config import IndexConfig, SearchConfig
+from pipeline.config import IndexConfig
 from pipeline.index.kernels import nearest, prepare_queries
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import pack_rows, to_signed, unpack_rows
 from pipeline.index.segments import Segment, assign_features
 from pipeline.records import Features
+from pipeline.request import SearchRequest
 from pipeline.retrieval import scan
 from pipeline.retrieval.cost import (
     EXHAUSTIVE_WITHIN_BYTES,
@@ -49,8 +50,8 @@ def query_codes(seed: int = 15, count: int = 40) -> NDArray[np.int8]:
 
 
 def plan_of(kind: str, share: float = 1.0, codes: NDArray[np.int8] | None = None) -> QueryPlan:
-    config = SearchConfig(plan=kind, effort=share)  # type: ignore[arg-type]
-    return make_plan(model(), query_codes() if codes is None else codes, 930, config)
+    request = asked(kind, share)
+    return make_plan(model(), query_codes() if codes is None else codes, 930, request)
 
 
 def scan_all(plan: QueryPlan, removed: frozenset[int] = frozenset()) -> list[DistanceBlock]:
@@ -112,7 +113,7 @@ def test_a_probed_plan_names_the_groups_of_its_cells_alone() -> None:
 
 
 def test_auto_takes_the_exhaustive_plan_where_the_reference_is_fast_enough() -> None:
-    config = SearchConfig()
+    config = SearchRequest()
     for count in (1, 7, 40):
         rows = 10**6
         while exhaustive_is_fast_enough(Extent(count, rows, 64, model().tree.cells)):
@@ -276,9 +277,9 @@ def nearest_pictures(
     number: int, kind: str, top: int, removed: frozenset[int] = frozenset()
 ) -> tuple[QueryPlan, DistanceBlock]:
     trained, vectors, stored = pictures()
-    config = SearchConfig(plan=kind, top=top, effort=1.0)  # type: ignore[arg-type]
+    request = replace(asked(kind, 1.0), top=top)
     codes = trained.quantizer.encode(vectors[number : number + 1])
-    plan = make_plan(trained, codes, 300, config, one_vector=True)
+    plan = make_plan(trained, codes, 300, request, one_vector=True)
     blocks = [scan_segment(segment, plan, removed) for segment in stored]
     return plan, merge_blocks(blocks, plan.neighbours)
 
@@ -305,7 +306,7 @@ def test_one_vector_opens_cells_for_many_rows() -> None:
     """The usual share of the cells of a small collection holds too few of the right images."""
     trained, vectors, _ = pictures()
     codes = trained.quantizer.encode(vectors[:1])
-    usual = SearchConfig(plan="probed")
+    usual = SearchRequest(plan="probed")
     cells = trained.tree.cells
     for count, opened in ((300, cells), (ONE_VECTOR_ROWS * 2, cells / 2), (10**9, 8)):
         plan = make_plan(trained, codes, count, usual, one_vector=True)
@@ -335,7 +336,7 @@ def test_pictures_as_near_as_the_last_are_all_found_in_whatever_order_they_lie()
     trained, vectors, stored = pictures()
     codes = trained.quantizer.encode(vectors[42:43])
     plan = replace(
-        make_plan(trained, codes, 300, SearchConfig(plan="exhaustive"), one_vector=True),
+        make_plan(trained, codes, 300, SearchRequest(plan="exhaustive"), one_vector=True),
         neighbours=2,
     )
     blocks = [scan_segment(segment, plan) for segment in stored]
@@ -351,7 +352,7 @@ def test_the_nearest_are_looked_for_in_pieces_with_a_look_at_the_clock(
 ) -> None:
     trained, vectors, stored = pictures()
     codes = trained.quantizer.encode(vectors[40:43])
-    config = SearchConfig(plan="probed", effort=1.0)
+    config = SearchRequest(plan="probed", effort=1.0)
     plan = replace(make_plan(trained, codes, 300, config, one_vector=True), neighbours=neighbours)
     removed = frozenset({41})
     expected = [scan_segment(segment, plan, removed) for segment in stored]
@@ -393,9 +394,9 @@ def test_one_vector_of_the_smallest_collections(count: int, equal: bool, whiten:
     assigned = assign_features(trained, [f.descriptors for f in images], images, range(count))
     stored = [merge_rows(trained, group, [assigned]) for group in range(4)]
     for kind in ("probed", "exhaustive"):
-        asked = SearchConfig(plan=kind, effort=1.0)  # type: ignore[arg-type]
+        request = asked(kind, 1.0)
         codes = trained.quantizer.encode(vectors[:1])
-        plan = make_plan(trained, codes, count, asked, one_vector=True)
+        plan = make_plan(trained, codes, count, request, one_vector=True)
         ranking = rank_blocks([scan_segment(segment, plan) for segment in stored], plan.radius)
         assert ranking.images[0] == 0
         assert ranking.scores[0] == ranking.full_score
@@ -407,7 +408,7 @@ def test_long_rows_are_probed_in_smaller_collections() -> None:
     codes = trained.quantizer.encode(vectors[:1])
     most = EXHAUSTIVE_WITHIN_BYTES // (128 + 8)
     for count, kind in [(most, "exhaustive"), (most + 1, "probed")]:
-        plan = make_plan(trained, codes, count, SearchConfig(), one_vector=True)
+        plan = make_plan(trained, codes, count, SearchRequest(), one_vector=True)
         assert plan.kind == kind
 
 

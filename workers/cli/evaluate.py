@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pipeline.config import PlanKind, SearchConfig, Settings, digest
+from pipeline.config import PlanKind, Settings, digest
 from pipeline.errors import InputError, StateError, UnknownNameError
+from pipeline.request import SearchRequest
 from workers.cli import exits
 from workers.cli.indexing import do_by_workers, do_locally
 from workers.cli.metadata import metadata_engine
@@ -220,8 +221,8 @@ def _plans(plan: EvaluatedPlan, effort: float | None, exact: bool) -> list[PlanK
     """Return the plans to measure; refuse what contradicts itself."""
     both = plan is EvaluatedPlan.both
     asked: PlanKind = "auto" if both else cast("PlanKind", plan.value)
-    wish = SearchConfig.asked(plan=asked, effort=effort, exact=exact)
-    return ["probed", "exhaustive"] if both and not exact else [wish.plan]
+    request = SearchRequest(plan=asked, effort=effort, exact=exact)
+    return ["probed", "exhaustive"] if both and not exact else [request.kind]
 
 
 def _run(

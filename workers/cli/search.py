@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
 
 import typer
 
-from pipeline.config import PlanKind, SearchConfig, Settings
+from pipeline.config import PlanKind, Settings
 from pipeline.errors import InputError
+from pipeline.request import SearchRequest
 from pipeline.text import displayable
 from workers.cli import exits
 from workers.cli.options import (
@@ -150,7 +151,7 @@ def search(
 ) -> None:
     """Find the images of a collection that show the same thing as a photograph."""
     settings = Settings.from_env()
-    wish = SearchConfig.asked(top=top, plan=plan.value, effort=effort, exact=exact)
+    request = SearchRequest(top=top, plan=plan.value, effort=effort, exact=exact)
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
     from pipeline.retrieval.batch import BATCH_IMAGES
@@ -160,7 +161,7 @@ def search(
     with open_collections([collection, *(fuse or [])], settings, local) as searcher:
         answers: list[Answer] = []
         for first in range(0, len(images), BATCH_IMAGES):
-            together = _ask(searcher, images[first : first + BATCH_IMAGES], wish, piped)
+            together = _ask(searcher, images[first : first + BATCH_IMAGES], request, piped)
             answers += together
             _tell(together, as_json, explain)
     if html is not None:
@@ -209,13 +210,12 @@ def open_collections(names: Sequence[str], settings: Settings, local: bool) -> I
 
 
 def _ask(
-    searcher: Searcher, images: Sequence[str], wish: SearchConfig, piped: bytes
+    searcher: Searcher, images: Sequence[str], request: SearchRequest, piped: bytes
 ) -> list[Answer]:
     """Search for some images in one pass, `piped` for each ``-``; a bad image is an answer."""
     names = ["standard input" if image == _STDIN else image for image in images]
     sources: list[bytes | str] = [piped if image == _STDIN else image for image in images]
-    effort = wish.effort if wish.plan == "probed" else None
-    found = searcher.search_many(sources, top=wish.top, plan=wish.plan, effort=effort)
+    found = searcher.search_many(sources, top=request.top, plan=request.kind, effort=request.effort)
     return [
         Answer(name, source, error=result)
         if isinstance(result, InputError)
