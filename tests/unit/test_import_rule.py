@@ -13,7 +13,7 @@ import pytest
 import pipeline
 
 ROOT = Path(pipeline.__file__).parent.parent
-FOUNDATION = {"pipeline.errors", "pipeline.config", "pipeline.records", "pipeline.kinds"}
+FOUNDATION = {f"pipeline.{name}" for name in ("errors", "config", "records", "kinds", "request")}
 # What a stage may use beside the foundation and itself.
 STAGES = {
     "pipeline.index": {"pipeline.arrays"},
@@ -40,6 +40,7 @@ STAGES = {
     "pipeline.config": set[str](),
     "pipeline.records": set[str](),
     "pipeline.kinds": set[str](),
+    "pipeline.request": {"pipeline.config"},
 }
 
 
