@@ -1,9 +1,11 @@
 """The two roots: the store that all hosts share, and this host's local copies.
 
 The store is a directory or any fsspec URL. A file is written once under a name made of its content
-and configuration and never changed: of several writers of one name the first wins, and the others
-get the checksum of its file. In a directory a file appears whole or not at all; object stores
-promise the same. A local copy is a hard link where both roots lie on one file system.
+and configuration and never changes: of several writers of one name the first wins, and all get the
+checksum of its file. In a directory a file appears whole or not at all; object stores promise the
+same. Where an object store cannot refuse to overwrite (S3, Google and Azure can), a writer may come
+second and win; so every writer tells what lies there after it has written. A local copy is a hard
+link where both roots lie on one file system.
 """
 
 from __future__ import annotations
@@ -98,7 +100,8 @@ class Storage:
             allowed = f"must be a directory or a URL that fsspec can open here ({exc})"
             raise ConfigError("VANTAGE_STORE", store, allowed) from exc
         self._root = str(root)
-        self._checked: set[str] = set()
+        # SHA-256 of the local copies that this process has looked at.
+        self._checked: dict[str, str] = {}
         protocol = self._fs.protocol
         self._on_disk = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
@@ -141,11 +144,17 @@ class Storage:
         """
         if not self.exists(key):
             return None
+        checksum = self.sound_checksum(key)
+        if checksum is None:
+            self.delete(key)
+        return checksum
+
+    def sound_checksum(self, key: str) -> str | None:
+        """Return the SHA-256 of a file that holds what its own checksums say; None where not."""
         try:
             self.read_arrays(key).verify()
             return self.checksum(key)
         except CorruptFileError:
-            self.delete(key)
             return None
 
     def read_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
@@ -189,8 +198,8 @@ class Storage:
         Returns
         -------
         str
-            SHA-256 of the file of this name. It can be another's: equal names mean equal work,
-            but not all processors round alike.
+            SHA-256 of the file that has the name then. It can be another's: equal names mean equal
+            work, but not all processors round alike.
         """
         with self._driver(key):
             if self._on_disk:
@@ -199,11 +208,10 @@ class Storage:
                 path = Path(folder) / "file"
                 with path.open("w+b") as stream:
                     fill(stream)
-                if self._fs.exists(self._address(key)):
-                    return self.checksum(key)
                 self._fs.makedirs(self._address(key).rsplit("/", 1)[0], exist_ok=True)
-                self._fs.put_file(str(path), self._address(key))
-                return file_checksum(path)
+                with contextlib.suppress(FileExistsError):
+                    self._fs.put_file(str(path), self._address(key), mode="create")
+            return self.checksum(key)
 
     @staticmethod
     def _write_on_disk(path: Path, fill: Callable[[BinaryIO], None]) -> str:
@@ -218,7 +226,8 @@ class Storage:
             except FileExistsError:
                 return file_checksum(path)
             except OSError:  # a file system without hard links
-                temporary.replace(path)
+                if not path.exists():
+                    temporary.replace(path)
         _flush_folder(path.parent)
         return file_checksum(path)
 
@@ -229,7 +238,8 @@ class Storage:
         ----------
         key : str
         checksum : str, optional
-            SHA-256 that the copy must have; it is compared when the copy is made.
+            SHA-256 that the copy must have. A copy with another one is made anew: the store's file
+            may have been lost and computed again, on a processor that rounds otherwise.
 
         Raises
         ------
@@ -239,15 +249,23 @@ class Storage:
             The store does not answer or has no such file.
         """
         path = self.local / key
-        if path.exists():
+        if path.exists() and (checksum is None or checksum == self._local_checksum(key)):
             return path
         with self._driver(key), _temporary_beside(path) as temporary:
             self._copy_to(key, temporary)
-            if checksum is not None and file_checksum(temporary) != checksum:
+            found = file_checksum(temporary)
+            if checksum is not None and found != checksum:
                 raise CorruptFileError(self._address(key), _OTHER_CHECKSUM)
             temporary.replace(path)
-            self._checked.add(key)
+            self._checked[key] = found
         return path
+
+    def _local_checksum(self, key: str) -> str | None:
+        """Return the SHA-256 of a local copy, taken once in a process; None when it is gone."""
+        if key not in self._checked:
+            with contextlib.suppress(FileNotFoundError):
+                self._checked[key] = file_checksum(self.local / key)
+        return self._checked.get(key)
 
     def put_model(self, path: Path, sha256: str) -> str:
         """Store a model file under the name that its SHA-256 gives, and return that name.
@@ -286,10 +304,7 @@ class Storage:
         """
         key = model_key(sha256)
         try:
-            path = self.fetch(key, sha256)
-            if key not in self._checked and file_checksum(path) != sha256:
-                self.drop_local(key)
-                path = self.fetch(key, sha256)
+            return self.fetch(key, sha256)
         except CorruptFileError as exc:
             raise StateError(f"the model {key!r} in the store is damaged; {_MODEL_REMEDY}") from exc
         except StorageUnavailableError as exc:
@@ -297,8 +312,6 @@ class Storage:
                 message = f"the store holds no model {key!r} any more; {_MODEL_REMEDY}"
                 raise StateError(message) from exc
             raise
-        self._checked.add(key)
-        return path
 
     def _is_lost(self, key: str) -> bool:
         """Tell whether the store is there and has no such file."""
@@ -323,15 +336,15 @@ class Storage:
     def open_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
         """Return a file of arrays, mapped from its local copy.
 
-        A copy from an earlier life of this process is compared with its own checksums once: the
-        kernels follow its offsets without looking. One that is damaged, or removed by another
-        process at this moment, is fetched once more.
+        A copy from an earlier life of this process is looked at once: the kernels follow its
+        offsets without looking. One that is damaged, or removed by another process at this moment,
+        is fetched once more.
         """
         try:
             arrays = ArrayFile(self.fetch(key, checksum))
             if key not in self._checked:
                 arrays.verify()
-                self._checked.add(key)
+                self._checked[key] = file_checksum(self.local / key)
             return arrays
         except (CorruptFileError, FileNotFoundError):
             self.drop_local(key)
@@ -339,7 +352,7 @@ class Storage:
 
     def drop_local(self, key: str) -> None:
         """Remove this host's copy, if there is one."""
-        self._checked.discard(key)
+        self._checked.pop(key, None)
         (self.local / key).unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.index.segments import assign_features
+from pipeline.indexing.features import open_container
 from pipeline.metadata import collections, extraction, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, PartRecord, PartResult
@@ -31,7 +32,7 @@ def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult
     if checksum is None:
         model = resources.model(tree.key, tree.checksum)
         extractor = resources.extractor(collection.extractor)
-        container = resources.container(record.key, record.checksum)
+        container = open_container(resources, record)
         features = [container.features[row] for row, _ in rows]
         assigned = assign_features(
             model,

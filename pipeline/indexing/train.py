@@ -13,6 +13,7 @@ from pipeline.extraction.base import Extractor
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import ROW_UNIT
 from pipeline.index.sampling import draw_samples
+from pipeline.indexing.features import open_container
 from pipeline.kinds import DONE, Stage, kind_of
 from pipeline.metadata import collections, extraction, parts, trees
 from pipeline.metadata.engine import session_scope
@@ -95,7 +96,7 @@ def _train_model(
 
     def each_image() -> Iterator[tuple[str, NDArray[Any]]]:
         for record in records:
-            container = resources.container(record.key, record.checksum)
+            container = open_container(resources, record)
             for sha256, features in container.items():
                 yield sha256, features.descriptors
 

@@ -137,7 +137,10 @@ def _put_container(
     failed_count: int,
     owns: bool,
 ) -> int:
-    """Insert the container, or take it over if images of this job are in it; return its id."""
+    """Insert the container, or take it over if images of this job are in it; return its id.
+
+    Whoever has it: the file of now is the one that is noted.
+    """
     statement = insert_into(session, Container)
     values = {
         "collection_id": collection_id,
@@ -151,13 +154,11 @@ def _put_container(
         "created_at": time.time(),
     }
     unique = ["collection_id", "key"]
-    if owns:
-        changes = {name: statement.excluded[name] for name in values if name not in unique}
-        session.execute(
-            statement.values(values).on_conflict_do_update(index_elements=unique, set_=changes)
-        )
-    else:
-        session.execute(statement.values(values).on_conflict_do_nothing(index_elements=unique))
+    changed = [name for name in values if name not in unique] if owns else ["checksum"]
+    changes = {name: statement.excluded[name] for name in changed}
+    session.execute(
+        statement.values(values).on_conflict_do_update(index_elements=unique, set_=changes)
+    )
     return session.scalars(
         select(Container.id).where(
             Container.collection_id == collection_id, Container.key == container.key
@@ -225,6 +226,12 @@ def get_container(session: Session, container_id: int) -> ContainerRecord:
     if not found:
         raise UnknownNameError("container id", str(container_id), [])
     return found[0]
+
+
+def correct_checksum(session: Session, container_id: int, checksum: str) -> None:
+    """Note the SHA-256 of the file that a container has now."""
+    mine = table(Container).c.id == container_id
+    session.execute(update(table(Container)).where(mine).values(checksum=checksum))
 
 
 def plan_assignment(session: Session, job_id: str, tree_id: int) -> None:

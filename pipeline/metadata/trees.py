@@ -29,7 +29,7 @@ def add_tree(
     target_cell_size: int,
     job_id: str | None = None,
 ) -> TreeRecord:
-    """Note a tree's file; a key that is known already gives the row that is there.
+    """Note a tree's file; a key that is known already keeps its row, with the file of now.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def add_tree(
         "job_id": job_id,
         "created_at": time.time(),
     }
-    return tree_record(_insert_or_find(session, Tree, values))
+    return tree_record(_insert_or_correct(session, Tree, values))
 
 
 def get_tree(session: Session, tree_id: int) -> TreeRecord:
@@ -103,7 +103,7 @@ def add_segment(
     byte_count: int,
     job_id: str | None = None,
 ) -> SegmentRecord:
-    """Note a segment's files; a key that is known already gives the row that is there.
+    """Note a segment's file; a key that is known already keeps its row, with the file of now.
 
     It becomes part of the index when a version with it is published.
     """
@@ -119,7 +119,7 @@ def add_segment(
         "job_id": job_id,
         "created_at": time.time(),
     }
-    return segment_record(_insert_or_find(session, Segment, values))
+    return segment_record(_insert_or_correct(session, Segment, values))
 
 
 def get_segments(session: Session, segment_ids: Sequence[int]) -> list[SegmentRecord]:
@@ -145,11 +145,16 @@ def current_segments(session: Session, collection_id: int) -> list[SegmentRecord
     return [segment_record(row) for row in rows]
 
 
-def _insert_or_find(session: Session, model: type[Base], values: Mapping[str, Any]) -> Row[Any]:
-    """Insert a row unless its key is there; return the row."""
+def _insert_or_correct(session: Session, model: type[Base], values: Mapping[str, Any]) -> Row[Any]:
+    """Insert a row, or note the file that its key has now; return the row.
+
+    A file that was lost or damaged and made again may differ in its last bits.
+    """
     unique = ["collection_id", "key"]
     statement = insert_into(session, model).values(dict(values))
-    session.execute(statement.on_conflict_do_nothing(index_elements=unique))
+    kept = [*unique, "job_id", "created_at"]
+    changes = {name: statement.excluded[name] for name in values if name not in kept}
+    session.execute(statement.on_conflict_do_update(index_elements=unique, set_=changes))
     columns = table(model).c
     return session.execute(
         select(table(model)).where(*(columns[name] == values[name] for name in unique))

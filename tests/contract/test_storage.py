@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import stat
 import threading
@@ -14,7 +16,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from pipeline.arrays import ArrayFile
+from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.errors import ConfigError, CorruptFileError, StateError, StorageUnavailableError
 from pipeline.storage import Storage, file_checksum, model_key
 
@@ -289,3 +291,54 @@ class TestModels:
         storage.write_arrays(KEY, ARRAYS, {})
         with pytest.raises(StateError, match=r"holds no model .* any more; run `vantage index"):
             storage.fetch_model(sha256)
+
+
+# --- several writers of one name -----------------------------------------------------------------
+
+
+def _other(storage: Storage) -> str:
+    """Put other bytes under the name, as a writer does who rounds otherwise; return their sum."""
+    file = io.BytesIO()
+    write_arrays(file, {"a": np.zeros(3)}, {})
+    storage._fs.pipe_file(storage._address(KEY), file.getvalue())
+    return hashlib.sha256(file.getvalue()).hexdigest()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "overwrites"])
+def test_a_writer_tells_what_lies_there_whoever_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, refuses: bool
+) -> None:
+    """On an object store, which may overwrite: another writes at the very moment of our put."""
+    storage = Storage(f"memory://vantage-{uuid.uuid4().hex}", tmp_path / "local")
+    put, others = storage._fs.put_file, []
+
+    def put_file(source: str, address: str, mode: str = "overwrite") -> None:
+        if when == "before":
+            others.append(_other(storage))
+        try:
+            put(source, address, mode=mode if refuses else "overwrite")
+        finally:
+            if when == "after":
+                others.append(_other(storage))
+
+    monkeypatch.setattr(storage._fs, "put_file", put_file)
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    assert checksum == storage.checksum(KEY)
+    assert (checksum in others) == (refuses or when == "after")
+    storage.open_arrays(KEY, checksum).verify()
+    storage.delete(KEY)
+
+
+def test_a_file_that_was_made_again_and_differs_takes_the_place_of_local_copies(
+    storage: Storage, url: str, tmp_path: Path
+) -> None:
+    former = storage.write_arrays(KEY, ARRAYS, {})
+    other = Storage(url, tmp_path / "another local")
+    other.open_arrays(KEY, former)
+    storage.delete(KEY)
+    checksum = storage.write_arrays(KEY, {"a": np.zeros(3)}, {})
+    for host in (other, Storage(url, tmp_path / "another local")):
+        assert np.array_equal(host.open_arrays(KEY, checksum)["a"], np.zeros(3))
+        with pytest.raises(CorruptFileError, match="SHA-256 is not the one recorded"):
+            host.open_arrays(KEY, former)

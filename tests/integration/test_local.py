@@ -35,6 +35,7 @@ from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import FailureRow, JobRecord
 from pipeline.resources import Resources
+from pipeline.storage import Storage
 
 BOTH_PLANS = pytest.mark.parametrize("plan", ["exhaustive", "probed"])
 
@@ -266,6 +267,33 @@ def test_a_rebuild_mends_damaged_segments_and_trees(
         assert other.rebuild().wait().state == "done"
         assert matches(other, folder / "text.png") == expected
     assert files_below(settings.store) == sound
+
+
+def test_a_rebuild_mends_files_that_differ_from_what_is_recorded(
+    collection: Collection, folder: Path, settings: Settings
+) -> None:
+    """As if they had been lost and made again by a processor that rounds otherwise."""
+    collection.index([folder]).wait()
+    collection.rebuild().wait()
+    expected = matches(collection, folder / "text.png")
+    storage = Storage(settings.store, settings.local)
+    for path in Path(settings.store).rglob("*.npz"):
+        key = str(path.relative_to(settings.store))
+        arrays = storage.read_arrays(key)
+        content, meta = {name: arrays[name].copy() for name in arrays}, arrays.meta
+        path.unlink()
+        storage.write_arrays(key, content, {**meta, "made": "again"})
+    shutil.rmtree(settings.local)
+    with Collection.open("pictures", settings) as other:
+        with pytest.raises(CorruptFileError, match="vantage rebuild"):
+            other.search(folder / "text.png")
+        assert other.rebuild().wait().state == "done"
+        assert matches(other, folder / "text.png") == expected
+    shutil.rmtree(settings.local)
+    with Collection.open("pictures", settings) as other:
+        assert matches(other, folder / "text.png") == expected
+        (folder / "later.png").write_bytes((folder / "text.png").read_bytes() + b"x")
+        assert other.index([folder]).wait().state == "done"
 
 
 def test_a_rebuild_that_runs_already_is_told_and_left_alone(

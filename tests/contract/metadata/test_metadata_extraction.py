@@ -219,6 +219,26 @@ def test_a_late_record_of_a_failed_job_takes_nothing_from_its_successor(db: Data
     assert db.rows()["containers"] == containers
 
 
+def test_a_late_record_of_a_file_that_differs_notes_its_checksum(db: Database) -> None:
+    collection = db.collection()
+    first, second = db.job(collection), db.job(collection)
+    db.register(collection, first, file("/a"))
+    _plan(db, first)
+    with db.write() as session:
+        jobs.finish_job(session, first.id, "failed", "given up")
+    db.extract(second)
+    (container,) = db.rows()["containers"]
+    with db.write() as session:
+        images = parts.get_part(session, first.id, "extract", 0).args["images"]
+        info = ContainerInfo(container["key"], "of the file of now", 1, 100)
+        found = [(image_id, 0, 640, 480, 100) for image_id in images]
+        extraction.record_extraction(session, first.id, 0, info, found, [], {})
+    assert db.rows()["containers"] == [{**container, "checksum": "of the file of now"}]
+    with db.write() as session:
+        extraction.correct_checksum(session, container["id"], "corrected")
+    assert db.rows()["containers"] == [{**container, "checksum": "corrected"}]
+
+
 def test_containers_of_failed_jobs_are_adopted_and_those_of_running_ones_not(db: Database) -> None:
     collection = db.collection()
     failed, running, taker = (db.job(collection) for _ in range(3))

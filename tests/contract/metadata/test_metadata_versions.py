@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from metadata_database import Database, content, file
 from sqlalchemy import update
@@ -157,6 +159,28 @@ def test_trees_and_segments_noted_twice_are_one_row(db: Database) -> None:
     tree = db.tree(collection)
     assert db.tree(collection) == tree
     assert db.segment(collection, tree, "s1") == db.segment(collection, tree, "s1")
+
+
+def test_a_file_that_was_made_again_has_its_row_with_the_checksum_of_now(db: Database) -> None:
+    collection = db.collection()
+    tree = db.tree(collection)
+    segment = db.segment(collection, tree, "s1")
+    later = dataclasses.replace(segment, checksum="d", byte_count=7, job_id=None)
+    with db.write() as session:
+        again = trees.add_segment(
+            session,
+            collection.id,
+            tree_id=tree.id,
+            group_number=0,
+            key="s1",
+            checksum="d",
+            descriptor_count=100,
+            image_count=2,
+            byte_count=7,
+            job_id="another",
+        )
+        assert again == later
+        assert trees.get_segments(session, [segment.id]) == [later]
 
 
 def test_segments_of_another_tree_are_not_appended(db: Database) -> None:

@@ -1,0 +1,32 @@
+"""The features that a job reads."""
+
+from __future__ import annotations
+
+from pipeline.containers import Container
+from pipeline.errors import CorruptFileError
+from pipeline.metadata import extraction
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import ContainerRecord
+from pipeline.resources import Resources
+
+
+def open_container(resources: Resources, record: ContainerRecord) -> Container:
+    """Return a container; where a sound file has another SHA-256 than recorded, record that.
+
+    A container that was lost and extracted again may differ in its last bits. What is in it is said
+    by its own checksums and the images' SHA-256.
+
+    Raises
+    ------
+    CorruptFileError
+        The file is damaged.
+    """
+    try:
+        return resources.container(record.key, record.checksum)
+    except CorruptFileError:
+        checksum = resources.storage.sound_checksum(record.key)
+        if checksum is None:
+            raise
+        with session_scope(resources.engine) as session:
+            extraction.correct_checksum(session, record.id, checksum)
+        return resources.container(record.key, checksum)
