@@ -138,7 +138,7 @@ def decode_image(
 ) -> DecodedImage:
     """Decode an image file's bytes by their content, whatever the file is called.
 
-    In this process, which a file can bring down: `pipeline.decoding` is for bytes from outside.
+    In this process, which a file can bring down: `pipeline.decoders` is for bytes from outside.
 
     The header is judged before anything is decoded. Animations give their first frame, EXIF
     orientation is applied, transparent parts become white.

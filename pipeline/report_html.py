@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.config import ImageLimits
-from pipeline.decoding import decode
+from pipeline.decoders import decode
 from pipeline.errors import VantageError
 from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 from pipeline.text import displayable

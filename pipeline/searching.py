@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from pipeline.config import digest
-from pipeline.decoding import open_query
+from pipeline.decoders import open_query
 from pipeline.errors import InputError, UnknownNameError
 from pipeline.explain import explain
 from pipeline.extraction.features import extract_decoded

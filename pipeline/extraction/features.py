@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from pipeline.config import ExtractorConfig, ImageLimits
-from pipeline.decoding import decode
+from pipeline.decoders import decode
 from pipeline.errors import ImageReadError, InputError, NoFeaturesError
 from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor

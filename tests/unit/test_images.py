@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.config import ImageLimits
-from pipeline.decoding import open_query
+from pipeline.decoders import open_query
 from pipeline.errors import ImageReadError, InputError
 from pipeline.images import (
     FAILURE_CODES,

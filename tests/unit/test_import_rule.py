@@ -19,7 +19,7 @@ STAGES = {
     "pipeline.index": {"pipeline.arrays"},
     "pipeline.retrieval": {"pipeline.index"},
     "pipeline.extraction": {
-        "pipeline.decoding",
+        "pipeline.decoders",
         "pipeline.files",
         "pipeline.images",
         "pipeline.pixels",
@@ -29,7 +29,7 @@ STAGES = {
     "pipeline.arrays": set[str](),
     "pipeline.storage": {"pipeline.arrays"},
     "pipeline.containers": set[str](),
-    "pipeline.decoding": {"pipeline.files", "pipeline.images"},
+    "pipeline.decoders": {"pipeline.files", "pipeline.images"},
     "pipeline.images": {
         "pipeline.decode_memory",
         "pipeline.files",

@@ -20,10 +20,10 @@ from bombs import flat_png, flat_webp, many_scans, resized_header
 from PIL import Image
 
 from pipeline.config import ImageLimits
-from pipeline.decoding import BudgetExceededError, decode, try_decode
-from pipeline.decoding.memory import MemoryLedger
-from pipeline.decoding.pool import DecoderPool
-from pipeline.decoding.process import DecoderProcess
+from pipeline.decoders import BudgetExceededError, decode, try_decode
+from pipeline.decoders.memory import MemoryLedger
+from pipeline.decoders.pool import DecoderPool
+from pipeline.decoders.process import DecoderProcess
 from pipeline.errors import DecoderUnavailableError, ImageReadError
 from pipeline.images import decode_image
 
@@ -55,7 +55,7 @@ def request(**changes: object) -> dict[str, object]:
 def children() -> list[psutil.Process]:
     """The decoders that this process has."""
     found = psutil.Process().children()
-    return [child for child in found if "pipeline.decoding.child" in " ".join(child.cmdline())]
+    return [child for child in found if "pipeline.decoders.child" in " ".join(child.cmdline())]
 
 
 @pytest.fixture
@@ -146,7 +146,7 @@ def test_a_child_that_does_not_start_is_not_the_images_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sys, "path", [])
-    monkeypatch.setattr("pipeline.decoding.process._CHILD", "raise SystemExit(3)")
+    monkeypatch.setattr("pipeline.decoders.process._CHILD", "raise SystemExit(3)")
     with pytest.raises(DecoderUnavailableError, match="status 3"):
         DecoderPool().decode(picture(), request(), alone=False)
 
@@ -201,7 +201,7 @@ def test_a_decoder_dies_with_its_parent_in_the_middle_of_a_decode(
     path.write_bytes(SCANS)
     code = (
         "import sys; from pathlib import Path; from pipeline.config import ImageLimits\n"
-        "from pipeline.decoding import decode\n"
+        "from pipeline.decoders import decode\n"
         f"data = Path({str(path)!r}).read_bytes()\n"
         "decode(data, name='x', limits=ImageLimits(decode_seconds=3000), max_side=99)"
     )

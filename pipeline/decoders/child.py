@@ -1,4 +1,4 @@
-"""The child process of `pipeline.decoding.process`: decodes one image after another.
+"""The child process of `pipeline.decoders.process`: decodes one image after another.
 
 It imports what decoding needs and nothing else, has no secrets in its environment and no file of
 the parent's but two: a socket with requests and replies, and memory that both share.

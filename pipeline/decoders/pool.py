@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decoding.memory import MemoryLedger
-from pipeline.decoding.process import BudgetExceededError, ChildGoneError, DecoderProcess
+from pipeline.decoders.memory import MemoryLedger
+from pipeline.decoders.process import BudgetExceededError, ChildGoneError, DecoderProcess
 from pipeline.errors import DecoderUnavailableError, ImageReadError
 
 MOST_DECODERS = 4

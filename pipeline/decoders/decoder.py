@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pipeline.config import ImageLimits
-from pipeline.decoding.pool import pool
-from pipeline.decoding.process import BudgetExceededError
+from pipeline.decoders.pool import pool
+from pipeline.decoders.process import BudgetExceededError
 from pipeline.errors import ImageReadError
 from pipeline.files import require_bytes
 from pipeline.images import DecodedImage

@@ -34,7 +34,7 @@ _MESSAGE = 65536
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from pipeline.decoding.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
+    "from pipeline.decoders.child import main; main(int(sys.argv[2]), int(sys.argv[3]))"
 )
 
 

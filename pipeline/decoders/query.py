@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ImageLimits
-from pipeline.decoding.decoder import decode
+from pipeline.decoders.decoder import decode
 from pipeline.files import hash_bytes, read_file
 from pipeline.images import DecodedImage, from_array
 
