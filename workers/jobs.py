@@ -47,9 +47,9 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-PASSING = (TransientError, RedisError, OperationalError, SoftTimeLimitExceeded)
-"""Errors of database, store and broker that the same work may not meet later; and too long a batch,
-which is begun again with an eye on each image."""
+PASSING = (TransientError, RedisError, OperationalError, SoftTimeLimitExceeded, MemoryError)
+"""Errors of database, store and broker that the same work may not meet later; too long a batch,
+which is begun again with an eye on each image; no memory left."""
 
 VOID = {"void": True}
 """Result of a message whose attempt has passed."""

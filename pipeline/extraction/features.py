@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from pipeline.config import ExtractorConfig, ImageLimits
-from pipeline.decoders import decode
+from pipeline.decoders import BudgetExceededError, decode, try_decode
 from pipeline.errors import ImageReadError, InputError, NoFeaturesError
 from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor
@@ -16,6 +18,9 @@ from pipeline.records import Features, ImageFailure
 DECODED_AT_ONCE = 16
 """Decoded images held at once: at 1024 x 1024 pixels in colour 48 MiB, enough for a network's
 batch."""
+
+DECODING_S = 5.0
+"""Seconds of decoding after which no more images join those that are decoded."""
 
 BatchItem = tuple[str, Callable[[], bytes], str]
 """SHA-256 of an image's bytes, a function that reads them, a name for messages."""
@@ -72,6 +77,27 @@ def extract_decoded(image: DecodedImage, extractor: Extractor, max_features: int
     return features
 
 
+@dataclass(frozen=True)
+class Extracted:
+    """What came of the first images of a batch.
+
+    Attributes
+    ----------
+    count : int
+        How many images these are.
+    done : list of (sha256, Features)
+    failures : list of ImageFailure
+        Images that cannot be used, and why.
+    exceeded : list of ImageFailure
+        Images that took more than they were given to decode: worth another try, alone.
+    """
+
+    count: int
+    done: list[tuple[str, Features]]
+    failures: list[ImageFailure]
+    exceeded: list[ImageFailure]
+
+
 def extract_batch(
     items: Sequence[BatchItem],
     extractor: Extractor,
@@ -79,12 +105,12 @@ def extract_batch(
     limits: ImageLimits,
     at_once: int = DECODED_AT_ONCE,
 ) -> tuple[list[tuple[str, Features]], list[ImageFailure]]:
-    """Take the features of a batch of images.
+    """Take the features of a batch of images; what takes long to decode comes last, alone.
 
     Parameters
     ----------
     items : sequence of (sha256, read, name)
-        `read` is called once and returns the image's bytes.
+        `read` returns the image's bytes.
     extractor : Extractor
     config : ExtractorConfig
     limits : ImageLimits
@@ -95,29 +121,70 @@ def extract_batch(
     Returns
     -------
     features : list of (sha256, Features)
-        In the order of the items.
+        In the order of the items, those that came last at the end.
     failures : list of ImageFailure
         Images that cannot be used, and why. What is not an image's fault (a missing folder, a
         store that does not answer) is raised instead.
     """
     done: list[tuple[str, Features]] = []
     failures: list[ImageFailure] = []
-    for first in range(0, len(items), at_once):
-        some = items[first : first + at_once]
-        decoded = [_decode_item(item, extractor, config, limits) for item in some]
-        pictures = [image for image in decoded if isinstance(image, DecodedImage)]
-        results = iter(_extract_each(pictures, extractor, config.max_features))
-        for (sha256, _, _), image in zip(some, decoded, strict=True):
-            result = next(results) if isinstance(image, DecodedImage) else image
-            if isinstance(result, Features):
-                done.append((sha256, result))
-            else:
-                failures.append(_failure(sha256, result))
+    last: list[BatchItem] = []
+    while items:
+        part = extract_some(items, extractor, config, limits, at_once)
+        again = {failure.sha256 for failure in part.exceeded}
+        last += [item for item in items[: part.count] if item[0] in again]
+        done, failures = done + part.done, failures + part.failures
+        items = items[part.count :]
+    for item in last:
+        part = extract_some([item], extractor, config, limits, alone=True)
+        done, failures = done + part.done, failures + part.failures
     return done, failures
 
 
+def extract_some(
+    items: Sequence[BatchItem],
+    extractor: Extractor,
+    config: ExtractorConfig,
+    limits: ImageLimits,
+    at_once: int = DECODED_AT_ONCE,
+    *,
+    alone: bool = False,
+) -> Extracted:
+    """Take the features of the first images of a batch, so few that it does not take long.
+
+    Parameters
+    ----------
+    items, extractor, config, limits, at_once
+        As for `extract_batch`; at least one item.
+    alone : bool
+        A second try (see `pipeline.decoders.try_decode`); what exceeds it has failed.
+    """
+    until = time.monotonic() + DECODING_S
+    decoded: list[DecodedImage | InputError] = []
+    for item in items[:at_once]:
+        decoded.append(_decode_item(item, extractor, config, limits, alone))
+        if time.monotonic() > until:
+            break
+    pictures = [image for image in decoded if isinstance(image, DecodedImage)]
+    results = iter(_extract_each(pictures, extractor, config.max_features))
+    found = Extracted(len(decoded), [], [], [])
+    for (sha256, _, _), image in zip(items, decoded, strict=False):
+        result = next(results) if isinstance(image, DecodedImage) else image
+        if isinstance(result, Features):
+            found.done.append((sha256, result))
+        elif isinstance(result, BudgetExceededError) and not alone:
+            found.exceeded.append(_failure(sha256, result))
+        else:
+            found.failures.append(_failure(sha256, result))
+    return found
+
+
 def _decode_item(
-    item: BatchItem, extractor: Extractor, config: ExtractorConfig, limits: ImageLimits
+    item: BatchItem,
+    extractor: Extractor,
+    config: ExtractorConfig,
+    limits: ImageLimits,
+    alone: bool,
 ) -> DecodedImage | InputError:
     """Return a decoded image, or why there is none."""
     sha256, read, name = item
@@ -126,9 +193,8 @@ def _decode_item(
         if hash_bytes(data) != sha256:
             sentence = "the file was changed after it was listed; index its folder again"
             return ImageReadError(name, "changed", sentence)
-        return decode(
-            data, name=name, limits=limits, max_side=config.max_side, color=extractor.color
-        )
+        side, color = config.max_side, extractor.color
+        return try_decode(data, name=name, limits=limits, max_side=side, color=color, alone=alone)
     except InputError as error:
         return error
 

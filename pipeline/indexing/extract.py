@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pipeline.config import ExtractorConfig
 from pipeline.containers import UNREADABLE_CODES, Container, container_arrays, container_key
 from pipeline.errors import ImageReadError
-from pipeline.extraction.features import DECODED_AT_ONCE, BatchItem, extract_batch
+from pipeline.extraction.features import DECODED_AT_ONCE, BatchItem, Extracted, extract_some
 from pipeline.files import hash_bytes, read_location
+from pipeline.indexing.unfinished import UnfinishedBatch
 from pipeline.metadata import collections, extraction, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
@@ -21,13 +24,23 @@ from pipeline.metadata.records import (
 from pipeline.records import ImageFailure
 from pipeline.resources import Resources
 
+SLICE_S = 60.0
+"""Seconds after which a batch yields."""
+
+SLICE_SHARE = 0.3
+"""The same as a share of the broker's visibility timeout."""
+
+FRESH_SHARE = 0.1
+"""Share of a slice that may be over when an image is tried for the second time."""
+
 DEADLY = 2
 """Times that a process must have died with an image at work before the image is given up: once may
 be somebody else's doing."""
 
 _KILLS_WORKER = (
     "kills-worker",
-    "the process that decoded it died twice; look at the file, then index its folder again",
+    "the process that worked on it died or ran out of time, twice; look at the file, then index "
+    "its folder again",
 )
 
 
@@ -38,33 +51,79 @@ def plan(resources: Resources, job: JobRecord) -> None:
 
 
 def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
-    """Take the features of one batch of images (map)."""
+    """Take the features of one batch of images (map).
+
+    After `SLICE_S` it keeps what it has and says ``more``: done again it goes on from there. So no
+    message is held longer than a broker waits for its acknowledgement, however slow the images are.
+    """
     with session_scope(resources.engine, write=False) as session:
         batch = extraction.batch_images(session, part.args["images"])
         config = collections.get_collection_by_id(session, job.collection_id).extractor
     key = container_key(config, [image.sha256 for image in batch])
     checksum = resources.storage.find(key)
-    unreadable: list[ImageFailure] = []
-    fresh = checksum is None
-    if checksum is None:
-        extractor = resources.extractor(config)
-        deadly = {image_id for image_id in part.suspects if part.suspects.count(image_id) >= DEADLY}
-        items = [_batch_item(resources, part, i) for i in batch if i.id not in deadly]
-        # Where an image may kill the process, the one that was noted last must be the one at work.
-        at_once = DECODED_AT_ONCE if part.starts <= 1 else 1
-        limits = resources.settings.image_limits
-        done, failures = extract_batch(items, extractor, config, limits, at_once)
-        failures += [ImageFailure(i.sha256, *_KILLS_WORKER) for i in batch if i.id in deadly]
-        # A name must not promise for ever what may pass: the container is of what could be read.
-        unreadable = [f for f in failures if f.code in UNREADABLE_CODES]
-        lasting = [f for f in failures if f.code not in UNREADABLE_CODES]
-        read = [sha256 for sha256, _ in done] + [failure.sha256 for failure in lasting]
-        key = container_key(config, read)
-        arrays, meta = container_arrays(done, lasting, extractor.dimensions)
-        checksum = resources.storage.write_arrays(key, arrays, meta)
+    if checksum is not None:
+        container = resources.container(key, checksum)
+        return _record_extraction(resources, job, part, batch, container, key, checksum, False)
+    extractor = resources.extractor(config)
+    names = [image.sha256 for image in batch]
+    found = UnfinishedBatch(resources.storage, config, names, extractor.dimensions)
+    if not _go_on(resources, part, batch, config, found):
+        with session_scope(resources.engine) as session:
+            parts.yield_part(session, part)
+        return {"more": True}
+    # A name must not promise for ever what may pass: the container is of what could be read.
+    failures = [found.failures[name] for name in names if name in found.failures]
+    unreadable = [f for f in failures if f.code in UNREADABLE_CODES]
+    lasting = [f for f in failures if f.code not in UNREADABLE_CODES]
+    done = [(name, found.done[name]) for name in names if name in found.done]
+    key = container_key(config, [name for name, _ in done] + [f.sha256 for f in lasting])
+    arrays, meta = container_arrays(done, lasting, extractor.dimensions)
+    checksum = resources.storage.write_arrays(key, arrays, meta)
     container = resources.container(key, checksum)
     container = replace(container, failures=(*container.failures, *unreadable))
-    return _record_extraction(resources, job, part, batch, container, key, checksum, fresh)
+    summary = _record_extraction(resources, job, part, batch, container, key, checksum, True)
+    found.drop()
+    return summary
+
+
+def _go_on(
+    resources: Resources,
+    part: PartRecord,
+    batch: Sequence[BatchImage],
+    config: ExtractorConfig,
+    found: UnfinishedBatch,
+) -> bool:
+    """Work on a batch until it is done, or for a while; returns whether it is done.
+
+    What took more than it was given comes last, each at the beginning of a slice, so that its time
+    is not cut short.
+    """
+    started = time.monotonic()
+    slice_s = min(SLICE_S, SLICE_SHARE * resources.settings.visibility_timeout_s)
+    deadly = {image_id for image_id in part.suspects if part.suspects.count(image_id) >= DEADLY}
+    killers = [ImageFailure(i.sha256, *_KILLS_WORKER) for i in batch if i.id in deadly]
+    found.add(Extracted(0, [], killers, []))
+    extractor, limits = resources.extractor(config), resources.settings.image_limits
+    # Where an image may kill the process, the one that was noted last must be the one at work.
+    at_once = DECODED_AT_ONCE if part.starts <= 1 else 1
+    known = {*found.done, *found.failures, *found.exceeded}
+    items = [_batch_item(resources, part, image) for image in batch if image.sha256 not in known]
+    worked = bool(items)
+    while items:
+        extracted = extract_some(items, extractor, config, limits, at_once)
+        found.add(extracted)
+        items = items[extracted.count :]
+        if items and time.monotonic() - started > slice_s:
+            found.keep()
+            return False
+    for image in [image for image in batch if image.sha256 in found.exceeded]:
+        if worked and time.monotonic() - started > slice_s * FRESH_SHARE:
+            found.keep()
+            return False
+        item = _batch_item(resources, part, image)
+        found.add(extract_some([item], extractor, config, limits, alone=True))
+        worked = True
+    return True
 
 
 def _record_extraction(

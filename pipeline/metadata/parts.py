@@ -140,6 +140,17 @@ def suspect_image(session: Session, part: PartRecord, image_id: int) -> None:
     session.execute(update(table(Part)).where(*key).values(values))
 
 
+def yield_part(session: Session, part: PartRecord) -> None:
+    """Note that a part that is not done will be gone on with: this start was no failure.
+
+    It stays in the hands of its worker, who has sent himself a message.
+    """
+    touch_job(session, part.job_id)
+    values = {"starts": part.starts - 1, "suspects": list(part.suspects)}
+    key = _key(part.job_id, part.stage, part.number)
+    session.execute(update(table(Part)).where(*key, Part.state != "done").values(values))
+
+
 def release_part(session: Session, job_id: str, stage: JobStage, number: int) -> None:
     """Note that nobody works on a part any more: its process died, or ran out of time."""
     running = Part.state == "running"

@@ -22,7 +22,8 @@ def _define_part(stage: Stage) -> None:
     @shared_task(bind=True, name=stage.task, ignore_result=True, **RETRY)
     def part(self: Task, job_id: str, attempt: int, number: int) -> dict[str, Any]:
         if stage.queue != "group":
-            return do_part(get_context(), job_id, attempt, stage.name, number)
+            done = do_part(get_context(), job_id, attempt, stage.name, number)
+            return put_off(self) if done.get("more") else done
         # Scans come on the same queues: the last thread is left to them.
         result = do_group_part(get_context(), job_id, attempt, stage.name, number)
         return put_off(self) if result is None else result

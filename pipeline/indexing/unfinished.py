@@ -1,0 +1,96 @@
+"""What is known of a batch that is not finished: it outlives the process that worked on it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterator, Sequence
+
+from pipeline.config import ExtractorConfig
+from pipeline.containers import container_arrays, container_key, read_container
+from pipeline.extraction.features import Extracted
+from pipeline.records import Features, ImageFailure
+from pipeline.storage import Storage
+
+KEEP_EVERY_S = 10.0
+"""Seconds of work that a kill may cost. A batch of ordinary photographs takes less, and keeps
+nothing."""
+
+
+class UnfinishedBatch:
+    """Features and failures of a batch so far, kept in the store under the name of the batch.
+
+    Parameters
+    ----------
+    storage : Storage
+    config : ExtractorConfig
+    images : sequence of str
+        SHA-256 of the batch's images.
+    dimensions : int
+        Length of a descriptor.
+
+    Attributes
+    ----------
+    done : dict of str to Features
+    failures : dict of str to ImageFailure
+    exceeded : dict of str to ImageFailure
+        Images that are to be tried again, alone.
+    """
+
+    def __init__(
+        self, storage: Storage, config: ExtractorConfig, images: Sequence[str], dimensions: int
+    ) -> None:
+        name = container_key(config, images).removeprefix("containers/").removesuffix(".npz")
+        self._names = f"unfinished/{name}-{{}}.npz"
+        self._storage = storage
+        self._dimensions = dimensions
+        self.done: dict[str, Features] = {}
+        self.failures: dict[str, ImageFailure] = {}
+        self.exceeded: dict[str, ImageFailure] = {}
+        self._count = 0
+        self._fresh: list[Extracted] = []
+        self._kept_at = time.monotonic()
+        for key in self._files():
+            arrays = storage.read_arrays(key)
+            kept = read_container(arrays, arrays.meta)
+            again = [ImageFailure(*failure) for failure in arrays.meta["exceeded"]]
+            self._take(Extracted(0, list(kept.items()), list(kept.failures), again))
+            self._count += 1
+
+    def add(self, extracted: Extracted) -> None:
+        """Take what came of some images, and keep it if there is much to lose."""
+        self._take(extracted)
+        self._fresh.append(extracted)
+        if time.monotonic() - self._kept_at > KEEP_EVERY_S:
+            self.keep()
+
+    def keep(self) -> None:
+        """Write what is not kept yet to the store."""
+        fresh, self._fresh = self._fresh, []
+        self._kept_at = time.monotonic()
+        done = [item for extracted in fresh for item in extracted.done]
+        failures = [failure for extracted in fresh for failure in extracted.failures]
+        again = [failure for extracted in fresh for failure in extracted.exceeded]
+        if not (done or failures or again):
+            return
+        arrays, meta = container_arrays(done, failures, self._dimensions)
+        meta["exceeded"] = [[f.sha256, f.code, f.sentence] for f in again]
+        self._storage.write_arrays(self._names.format(self._count), arrays, meta)
+        self._count += 1
+
+    def drop(self) -> None:
+        """Remove what was kept: the batch is finished."""
+        for number in range(self._count):
+            self._storage.delete(self._names.format(number))
+
+    def _take(self, extracted: Extracted) -> None:
+        self.done.update(extracted.done)
+        self.exceeded.update({failure.sha256: failure for failure in extracted.exceeded})
+        self.failures.update({failure.sha256: failure for failure in extracted.failures})
+        for sha256 in (*self.done, *self.failures):
+            self.exceeded.pop(sha256, None)
+
+    def _files(self) -> Iterator[str]:
+        """Yield the files that were kept, in their order; one that is damaged ends them."""
+        keys = (self._names.format(number) for number in itertools.count())
+        return itertools.takewhile(self._storage.find, keys)
