@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from pipeline.errors import StateError
+from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
 
 WorkQueue = Literal["extract", "reduce", "group"]
 
@@ -79,6 +80,8 @@ class Kind:
         At most 16 characters; in SQL.
     stages : tuple of Stage
         In their order.
+    params : type of JobParams
+        What a job is told.
     summary : str
         Tells people what came of it: (collection, counters, seconds) -> sentences.
     adds_segments : bool
@@ -96,6 +99,7 @@ class Kind:
 
     name: str
     stages: tuple[Stage, ...]
+    params: type[JobParams] = JobParams
     summary: str
     adds_segments: bool = False
     merges_segments: bool = False
@@ -197,6 +201,7 @@ INDEX = Kind(
     name="index",
     # Refused: the collection has another tree now, to assign to.
     stages=(_REGISTER, _EXTRACT, _TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="train")),
+    params=IndexParams,
     summary="pipeline.summaries:indexed",
     adds_segments=True,
 )
@@ -205,6 +210,7 @@ REBUILD = Kind(
     name="rebuild",
     # Refused: there are other containers now. Most are assigned already, so that it catches up.
     stages=(_TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="assign")),
+    params=RebuildParams,
     summary="pipeline.summaries:rebuilt",
     merges_segments=True,
     replaces=True,
@@ -227,6 +233,7 @@ COMPACT = Kind(
         # Refused: the segments changed, so it looks again what there is to merge.
         replace(_PUBLISH, work="pipeline.indexing.compact:publish", again="merge"),
     ),
+    params=CompactParams,
     summary="pipeline.summaries:compacted",
     merges_segments=True,
 )

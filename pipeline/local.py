@@ -18,21 +18,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pipeline import indexing
+from pipeline.abandoned import end_abandoned_jobs, this_process
 from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, Settings
 from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.errors import InputError, MissingRootError, StateError, VantageError
-from pipeline.local_jobs import end_abandoned_jobs, this_process
+from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
+from pipeline.kinds import COMPACT, INDEX, REBUILD, Kind
 from pipeline.metadata import collections, jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
 from pipeline.metadata.records import (
-    JobKind,
+    JobOrigin,
     JobProgress,
     JobRecord,
     JobStage,
@@ -177,7 +178,8 @@ class Collection:
         chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
         collection = open_collection(self._resources, self.name, chosen, index)
         self._resources.extractor(collection.extractor).warm_up()
-        finished = self._run(collection.id, "index", paths, report)
+        names = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 - keeps link names
+        finished = self._run(collection.id, INDEX, IndexParams(paths=names), report=report)
         self._keep_up(collection.id)
         return finished
 
@@ -185,7 +187,7 @@ class Collection:
         """Make a new tree and new segments from the feature containers."""
         with session_scope(self._resources.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
-        return self._run(collection.id, "rebuild", [], report)
+        return self._run(collection.id, REBUILD, RebuildParams(), report=report)
 
     def compact(self, report: Report | None = None) -> FinishedJob:
         """Merge the segments of every group into one, without the rows of removed images.
@@ -196,7 +198,7 @@ class Collection:
         """
         with session_scope(self._resources.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
-        return self._run(collection.id, "compact", [], report, {"all": True})
+        return self._run(collection.id, COMPACT, CompactParams(), report=report)
 
     def search(
         self,
@@ -284,22 +286,23 @@ class Collection:
     def _run(
         self,
         collection_id: int,
-        kind: JobKind,
-        paths: Sequence[str | Path],
-        report: Report | None,
-        more: Mapping[str, Any] | None = None,
+        kind: Kind,
+        params: JobParams,
+        *,
+        origin: JobOrigin = "request",
+        report: Report | None = None,
     ) -> FinishedJob:
         """Create a job and run all its stages."""
-        names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - keeps link names
         host = self._resources.settings.host
-        own = {"paths": names, "local": this_process(host), "run": uuid.uuid4().hex}
-        params = {**own, **(more or {})}
+        process = this_process(host)
         end_abandoned_jobs(self._resources.engine, collection_id, host)
         with session_scope(self._resources.engine) as session:
-            job = jobs.create_job(session, collection_id, kind, params)
-        if job.params.get("run") != params["run"]:
+            job = jobs.create_job(
+                session, collection_id, kind.name, params, process=process, origin=origin
+            )
+        if job.process != process:
             raise StateError(
-                f"collection {self.name!r} is worked on already, by the {kind} job {job.id}; "
+                f"collection {self.name!r} is worked on already, by the {kind.name} job {job.id}; "
                 "wait for it, see `vantage status`"
             )
         try:
@@ -319,12 +322,10 @@ class Collection:
 
     def _keep_up(self, collection_id: int) -> None:
         """Do what is due; trouble with it is no trouble of the job that was asked for."""
-        above = {"above": self._resources.settings.compact_above}
         try:
-            kind = indexing.due_upkeep(self._resources, collection_id)
-            if kind is None:
-                return
-            self._run(collection_id, kind, [], None, above)
+            due = indexing.due_upkeep(self._resources, collection_id)
+            if due is not None:
+                self._run(collection_id, *due, origin="upkeep")
         except Exception as exc:
             _log.warning("segments of collection %r were not merged: %s", self.name, exc)
 

@@ -26,6 +26,7 @@ from kombu.exceptions import OperationalError
 from PIL import Image
 from redis import RedisError
 
+from pipeline.abandoned import end_abandoned_jobs
 from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, Settings
 from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.errors import (
@@ -36,11 +37,11 @@ from pipeline.errors import (
     TransientError,
 )
 from pipeline.files import read_file
-from pipeline.kinds import COMPACT, INDEX, REBUILD
-from pipeline.local_jobs import end_abandoned_jobs
+from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
+from pipeline.kinds import COMPACT, INDEX, REBUILD, Kind
 from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import require_schema, session_scope
-from pipeline.metadata.records import JobKind, JobProgress
+from pipeline.metadata.records import JobProgress
 from pipeline.pixels import pixels_of_array
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
@@ -231,15 +232,15 @@ class Collection:
         self._require_workers(*INDEX.queues)
         chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
         collection = open_collection(self._context.resources, self.name, chosen, index)
-        names = [os.path.abspath(path) for path in paths]  # noqa: PTH100 - keeps link names
-        return self._enqueue(collection.id, "index", {"paths": names})
+        names = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 - keeps link names
+        return self._enqueue(collection.id, INDEX, IndexParams(paths=names))
 
     def rebuild(self) -> JobHandle:
         """Enqueue a new tree and new segments, made from the feature containers."""
         self._require_workers(*REBUILD.queues)
         with session_scope(self._context.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
-        return self._enqueue(collection.id, "rebuild", {})
+        return self._enqueue(collection.id, REBUILD, RebuildParams())
 
     def compact(self) -> JobHandle:
         """Enqueue the merge of every group's segments into one, without removed images' rows.
@@ -251,7 +252,7 @@ class Collection:
         self._require_workers(*COMPACT.queues)
         with session_scope(self._context.engine, write=False) as session:
             collection = collections.get_collection(session, self.name)
-        return self._enqueue(collection.id, "compact", {"all": True})
+        return self._enqueue(collection.id, COMPACT, CompactParams())
 
     def search(
         self,
@@ -392,7 +393,7 @@ class Collection:
             if kind not in live:
                 raise NoWorkersError(kind)
 
-    def _enqueue(self, collection_id: int, kind: JobKind, params: dict[str, object]) -> JobHandle:
+    def _enqueue(self, collection_id: int, kind: Kind, params: JobParams) -> JobHandle:
         """Create a job and send its first stage."""
         end_abandoned_jobs(self._context.engine, collection_id, self._context.settings.host)
         epoch = broker_epoch(self._context.redis)
@@ -400,11 +401,11 @@ class Collection:
             job = jobs.create_job(
                 session,
                 collection_id,
-                kind,
+                kind.name,
                 params,
                 broker_epoch=epoch,
             )
-        if job.params.get("local"):
+        if job.process is not None:
             raise StateError(
                 f"collection {self.name!r} is worked on already, by the {job.kind} job {job.id} of "
                 "another process; wait for it, see `vantage status`"

@@ -176,14 +176,16 @@ def send_stage(context: Context, job: JobRecord) -> None:
 
 def keep_up(context: Context, collection_id: int) -> bool:
     """Begin what is due where a group has too many segments (`pipeline.indexing.due_upkeep`)."""
-    kind = indexing.due_upkeep(context.resources, collection_id)
-    if kind is None:
+    due = indexing.due_upkeep(context.resources, collection_id)
+    if due is None:
         return False
-    params = {"above": context.settings.compact_above}
+    kind, params = due
     epoch = broker_epoch(context.redis)
     with session_scope(context.engine) as session:
-        job = jobs.create_job(session, collection_id, kind, params, broker_epoch=epoch)
-    if job.params.get("local"):
+        job = jobs.create_job(
+            session, collection_id, kind.name, params, origin="upkeep", broker_epoch=epoch
+        )
+    if job.process is not None:
         return False  # a process is at it, and sends itself no messages
     send_stage(context, job)
     return True

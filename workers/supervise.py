@@ -43,7 +43,7 @@ def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
     timeout_s = context.settings.host_timeout_s
     epoch = broker_epoch(context.redis)
     with session_scope(context.engine, write=False) as session:
-        unfinished = [job for job in jobs.unfinished_jobs(session) if not job.params.get("local")]
+        unfinished = [job for job in jobs.unfinished_jobs(session) if job.process is None]
         live = heartbeats.live_workers(session, now, timeout_s) if unfinished else []
         running = parts.running_parts(session) if unfinished else []
     renewed = 0
@@ -107,7 +107,7 @@ def _why_stopped(
 
 def _resume(context: Context, job: JobRecord) -> bool:
     """Go on with a paused job whose image folders are all there again."""
-    folders = [Path(path) for path in job.params.get("paths", [])]
+    folders = [Path(path) for path in job.params.folders]
     if not folders or not all(_is_filled(folder) for folder in folders):
         return False
     with session_scope(context.engine) as session:

@@ -6,6 +6,7 @@ After: 0001
 
 from __future__ import annotations
 
+import json
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -71,10 +72,37 @@ def _workers_and_hosts() -> None:
 
 def _jobs() -> None:
     with _altered("jobs") as batch:
-        batch.add_column(sa.Column("process", sa.String(length=255), nullable=True))
+        batch.add_column(sa.Column("process", sa.String(length=512), nullable=True))
         batch.add_column(
             sa.Column("origin", sa.String(length=16), server_default="request", nullable=False)
         )
+    jobs = sa.table(
+        "jobs",
+        sa.column("id", sa.String()),
+        sa.column("kind", sa.String()),
+        sa.column("params", sa.JSON()),
+        sa.column("process", sa.String()),
+        sa.column("origin", sa.String()),
+    )
+    connection = op.get_bind()
+    for job in connection.execute(sa.select(jobs.c.id, jobs.c.kind, jobs.c.params)).all():
+        values = _job_values(job.kind, job.params)
+        connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))
+
+
+def _job_values(kind: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Return what the former parameters of a job are now: its own ones, process and origin."""
+    owner = params.get("local")
+    told = {
+        "index": {"paths": params.get("paths", [])},
+        "rebuild": {},
+        "compact": {"everything": bool(params.get("all")), "above": params.get("above", 0)},
+    }
+    return {
+        "params": told[kind],
+        "process": json.dumps(owner) if owner else None,
+        "origin": "upkeep" if "above" in params else "request",
+    }
 
 
 def _images() -> None:

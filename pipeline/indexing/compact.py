@@ -1,8 +1,8 @@
 """Compaction: stages ``merge`` (reduce, one a group) and ``publish`` of a job that merges segments.
 
-Two kinds. A job that a caller asked for (``params["all"]``) merges every group into one segment,
-and leaves out the rows of removed images. One that began by itself (a group has more segments than
-``params["above"]``) unites the small segments only, so that additions one by one rewrite each row a
+Two ways (`CompactParams`). A job that a caller asked for merges every group into one segment, and
+leaves out the rows of removed images. One that began by itself, because a group has too many
+segments, unites the small ones only, so that additions one by one rewrite each row a
 logarithmic number of times; it keeps the rows of removed images: their rows lie in segments of
 several groups, and an image is in the index with all of them or with none.
 """
@@ -20,11 +20,11 @@ from pipeline.index.parts import GROWTH
 from pipeline.indexing.merge import store_segment
 from pipeline.indexing.publish import cell_stats
 from pipeline.indexing.train import sample_sizes
-from pipeline.kinds import DONE, Stage
+from pipeline.job_params import CompactParams, JobParams, RebuildParams
+from pipeline.kinds import COMPACT, DONE, REBUILD, Kind, Stage
 from pipeline.metadata import compaction, jobs, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
-    JobKind,
     JobRecord,
     PartRecord,
     PartResult,
@@ -41,7 +41,7 @@ REBUILD_AGAIN_S = 3600.0
 """Seconds that no rebuild begins by itself after one has failed."""
 
 
-def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
+def due_upkeep(resources: Resources, collection_id: int) -> tuple[Kind, JobParams] | None:
     """Return the job that shall begin by itself because a group has too many segments, if any.
 
     A compaction; or a rebuild, where the model was trained on few of the descriptors that there are
@@ -52,14 +52,17 @@ def due_upkeep(resources: Resources, collection_id: int) -> JobKind | None:
     background distance decides.
     """
     above = resources.settings.compact_above
+    compaction_due = (COMPACT, CompactParams(everything=False, above=above))
     with session_scope(resources.engine, write=False) as session:
         if not compaction.collections_to_compact(session, above, collection_id=collection_id):
             return None
         version = versions.current_version(session, collection_id)
         since = time.time() - REBUILD_AGAIN_S
         if compaction.last_rebuild_failed(session, collection_id, since):
-            return "compact"
-    return "rebuild" if _has_outgrown_its_model(resources, version) else "compact"
+            return compaction_due
+    if _has_outgrown_its_model(resources, version):
+        return REBUILD, RebuildParams()
+    return compaction_due
 
 
 def _has_outgrown_its_model(resources: Resources, version: VersionRecord) -> bool:
@@ -88,7 +91,8 @@ def after_merge(resources: Resources, job: JobRecord, stage: Stage) -> str | Non
 
 def _planned(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
     """Return the arguments of the merge of every group that has something to merge."""
-    everything = bool(job.params.get("all"))
+    params = job.params_as(CompactParams)
+    everything = params.everything
     with session_scope(resources.engine, write=False) as session:
         # Before the version is read, so that all rows of these images are in its segments.
         dropped = compaction.droppable_images(session, job.collection_id) if everything else []
@@ -104,7 +108,7 @@ def _planned(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
             with session_scope(resources.engine) as session:
                 jobs.set_counters(session, job.id, **told)
         return _merges(version, list, dropped)
-    return _merges(version, lambda found: small_segments(found, job.params["above"]), [])
+    return _merges(version, lambda found: small_segments(found, params.above), [])
 
 
 def _merges(

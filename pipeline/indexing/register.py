@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pipeline.containers import UNREADABLE_CODES
 from pipeline.errors import ImageReadError, StateError
 from pipeline.files import hash_bytes, read_file
+from pipeline.job_params import IndexParams
 from pipeline.metadata import extraction, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
@@ -33,7 +34,7 @@ def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResu
     registered. So no message is held longer than a broker waits for its acknowledgement.
     """
     until = time.monotonic() + REGISTER_SLICE_S
-    found = walk(job.params["paths"], roots=resources.settings.image_roots)
+    found = walk(job.params_as(IndexParams).paths, roots=resources.settings.image_roots)
     totals: dict[str, int] = {}
     for chunk in _chunks(found, REGISTER_CHUNK):
         for name, value in _register_chunk(resources, job, chunk).items():

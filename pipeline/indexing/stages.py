@@ -75,7 +75,7 @@ def advance(resources: Resources, job: JobRecord) -> JobRecord | None:
     """
     kind, stage = kind_of(job.kind), next_stage(resources, job)
     goes_back = job.stage in kind.from_stage(stage)
-    refused = goes_back and "above" in job.params and kind.refusals > 0
+    refused = goes_back and job.origin == "upkeep" and kind.refusals > 0
     refusals = job.counters.get("refusals", 0) + refused
     with session_scope(resources.engine) as session:
         if refused and refusals >= kind.refusals:

@@ -57,14 +57,14 @@ def collections_to_compact(
     unfinished = Job.state.in_(["running", "paused"])
     silent = and_(
         unfinished,
-        Job.params["local"].as_string().is_not(None),
+        Job.process.is_not(None),
         Job.progress_at < time.time() - LOCAL_SILENCE_S,
     )
     begun = exists().where(
         Job.collection_id == Collection.id,
         Job.kind.in_([kind.name for kind in KINDS.values() if kind.merges_segments]),
         unfinished | (Job.created_at >= Version.created_at),
-        not_(func.coalesce(silent, False)),
+        not_(silent),
     )
     statement = (
         select(Collection.id)

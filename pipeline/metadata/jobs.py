@@ -11,9 +11,10 @@ from sqlalchemy import Row, delete, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
+from pipeline.job_params import JobParams
 from pipeline.kinds import kind_of
 from pipeline.metadata.models import Job, Part, table
-from pipeline.metadata.records import JobKind, JobRecord, JobStage
+from pipeline.metadata.records import JobKind, JobOrigin, JobRecord, JobStage
 from pipeline.metadata.sql import changed_rows, lock_collection
 
 LOCAL_SILENCE_S = 600.0
@@ -23,41 +24,48 @@ its own host can see whether its process lives."""
 
 def is_silent(job: JobRecord) -> bool:
     """Say whether a job belongs to one process of which nothing was heard for long."""
-    return bool(job.params.get("local")) and time.time() - job.progress_at > LOCAL_SILENCE_S
+    return job.process is not None and time.time() - job.progress_at > LOCAL_SILENCE_S
 
 
 def create_job(
     session: Session,
     collection_id: int,
     kind: JobKind,
-    params: Mapping[str, Any],
+    params: JobParams,
     *,
+    process: str | None = None,
+    origin: JobOrigin = "request",
     broker_epoch: str | None = None,
 ) -> JobRecord:
     """Create a running job of attempt 1.
 
-    A collection has one rebuild at a time: while one is unfinished, that one is returned. The same
-    goes for a compaction, unless the unfinished one merges less than this one is to (``all``).
-    One that is silent (`is_silent`) does not count.
+    While an unfinished one does all that this one is to do (`JobParams.covers`: a collection has
+    one rebuild at a time), that one is returned. One that is silent (`is_silent`) does not count.
 
     Parameters
     ----------
-    params : mapping
-        JSON-serialisable; what the stages need to do the job again from nothing.
+    params : JobParams
+        Of the kind; what the stages need to do the job again from nothing.
+    process : str, optional
+        The one process that does it; default: the workers.
+    origin : {"request", "upkeep"}
+    broker_epoch : str, optional
+        Which life of the broker its messages are sent in.
     """
-    if kind != "index":
-        lock_collection(session, collection_id)
-        for job in unfinished_jobs(session, collection_id):
-            as_much = job.params.get("all") or not params.get("all")
-            if job.kind == kind and as_much and not is_silent(job):
-                return job
+    assert type(params) is kind_of(kind).params, f"{kind} jobs take no {type(params).__name__}"
+    lock_collection(session, collection_id)
+    for job in unfinished_jobs(session, collection_id):
+        if job.kind == kind and job.params.covers(params) and not is_silent(job):
+            return job
     now = time.time()
     job_id = uuid.uuid4().hex
     values = {
         "id": job_id,
         "collection_id": collection_id,
         "kind": kind,
-        "params": dict(params),
+        "params": params.to_dict(),
+        "process": process,
+        "origin": origin,
         "state": "running",
         "stage": kind_of(kind).first.name,
         "attempt": 1,
@@ -241,7 +249,9 @@ def _record(row: Row[Any]) -> JobRecord:
         id=row.id,
         collection_id=row.collection_id,
         kind=row.kind,
-        params=row.params,
+        params=kind_of(row.kind).params.from_dict(row.params),
+        process=row.process,
+        origin=row.origin,
         state=row.state,
         stage=row.stage,
         attempt=row.attempt,

@@ -86,7 +86,7 @@ class Job(Base):
     collection_id: Mapped[int] = mapped_column(ForeignKey("collections.id"))
     kind: Mapped[str] = mapped_column(String(16))
     params: Mapped[dict[str, Any]]
-    process: Mapped[str | None] = mapped_column(String(255))
+    process: Mapped[str | None] = mapped_column(String(512))
     origin: Mapped[str] = mapped_column(String(16), server_default="request")
     state: Mapped[str] = mapped_column(String(16))
     stage: Mapped[str] = mapped_column(String(16))

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pipeline.config import ExtractorConfig, IndexConfig
+from pipeline.job_params import JobParams
 from pipeline.kinds import Stage, kind_of
 
 ImageState = Literal["pending", "extracted", "indexed", "failed", "removed"]
 ContainerState = Literal["ready", "indexed"]
 JobKind = str
 """A name in `pipeline.kinds`."""
+JobOrigin = Literal["request", "upkeep"]
 JobState = Literal["running", "paused", "done", "failed"]
 JobStage = str
 """A stage of a kind of job, or ``done``."""
 PartState = Literal["planned", "running", "done"]
 WorkerState = Literal["starting", "ready", "draining"]
 PublishMode = Literal["append", "replace"]
+
+P = TypeVar("P", bound=JobParams)
 
 PartResult = dict[str, Any]
 """What a part came to: JSON-serialisable."""
@@ -279,10 +283,16 @@ class VersionRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """Work that a caller asked for.
+    """Work that a caller asked for, or that began by itself.
 
     Attributes
     ----------
+    params : JobParams
+        Of the kind's own class.
+    process : str or None
+        The one process that does it (`pipeline.abandoned`); None where the workers do.
+    origin : {"request", "upkeep"}
+        Whether somebody asked for it.
     attempt : int
         Rises by one with every stage and every new planning: messages of an older attempt are
         void.
@@ -298,7 +308,9 @@ class JobRecord:
     id: str
     collection_id: int
     kind: JobKind
-    params: dict[str, Any]
+    params: JobParams
+    process: str | None
+    origin: JobOrigin
     state: JobState
     stage: JobStage
     attempt: int
@@ -314,6 +326,11 @@ class JobRecord:
     def finished(self) -> bool:
         """Whether the job came to its end, good or bad."""
         return self.state in ("done", "failed")
+
+    def params_as(self, wanted: type[P]) -> P:
+        """Return the parameters as those of a kind that has such."""
+        assert isinstance(self.params, wanted), f"{self.kind} jobs have no {wanted.__name__}"
+        return self.params
 
 
 @dataclass(frozen=True)

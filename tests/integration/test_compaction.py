@@ -21,7 +21,8 @@ from pipeline.config import Settings
 from pipeline.errors import CorruptFileError, StateError, StorageUnavailableError
 from pipeline.indexing import compact as compaction_stages
 from pipeline.indexing import publish as publish_stage
-from pipeline.kinds import COMPACT, load
+from pipeline.job_params import CompactParams, RebuildParams
+from pipeline.kinds import COMPACT, REBUILD, load
 from pipeline.local import Collection
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
@@ -177,20 +178,24 @@ def test_a_large_model_and_one_whose_rebuild_failed_are_not_trained_again(
     limited = dataclasses.replace(settings, compact_above=2)
     add(collection, folder, small_photographs, *NAMES[:5])
     due = partial(indexing.due_upkeep, Resources(limited), version(collection).collection_id)
-    assert due() == "rebuild"
+    assert due() == (REBUILD, RebuildParams())
     with session_scope(collection._resources.engine) as session:
-        job = jobs.create_job(session, version(collection).collection_id, "rebuild", {})
+        job = jobs.create_job(
+            session, version(collection).collection_id, "rebuild", RebuildParams()
+        )
     assert due() is None
     with session_scope(collection._resources.engine) as session:
         jobs.finish_job(session, job.id, "failed", "a container is damaged")
     assert due() is None
     add(collection, folder, small_photographs, NAMES[5])
-    assert due() == "compact"
+    assert due() == (COMPACT, CompactParams(everything=False, above=2))
     small = dataclasses.replace(settings.index, sample_size=100)
     with Collection.open("sampled", settings) as sampled:
         for name in NAMES[:5]:
             sampled.index([folder / f"{name}.png"], index=small)
-        assert indexing.due_upkeep(Resources(limited), version(sampled).collection_id) == "compact"
+        due = indexing.due_upkeep(Resources(limited), version(sampled).collection_id)
+        assert due is not None
+        assert due[0] is COMPACT
 
 
 def test_a_model_of_as_many_descriptors_as_the_sample_takes_is_not_trained_again(
@@ -211,8 +216,10 @@ def test_a_model_of_as_many_descriptors_as_the_sample_takes_is_not_trained_again
         rows = sum(segment.descriptor_count for segment in now.segments)
         assert rows > 4 * now.tree.trained_on
         assert (now.tree.trained_on < 512, now.tree.trained_on < 700) == (name == "fewer", True)
-        due.append(indexing.due_upkeep(Resources(limited), now.collection_id))
-    assert due == ["rebuild", "compact"]
+        found = indexing.due_upkeep(Resources(limited), now.collection_id)
+        assert found is not None
+        due.append(found[0])
+    assert due == [REBUILD, COMPACT]
 
 
 def test_rows_of_removed_images_are_left_out_and_come_back_with_them(
@@ -399,7 +406,7 @@ def test_a_second_compaction_of_a_collection_is_refused_while_one_is_under_way(
     add(collection, folder, small_photographs, "coffee")
     with session_scope(collection._resources.engine) as session:
         found = collections.get_collection(session, "pictures")
-        other = jobs.create_job(session, found.id, "compact", {"all": True})
+        other = jobs.create_job(session, found.id, "compact", CompactParams())
     with pytest.raises(StateError, match=f"by the compact job {other.id}"):
         collection.compact()
 
@@ -595,7 +602,7 @@ def test_what_is_left_of_removed_images_is_told(
 
     with session_scope(collection._resources.engine) as session:
         found = collections.get_collection(session, "pictures")
-        rebuild = jobs.create_job(session, found.id, "rebuild", {})
+        rebuild = jobs.create_job(session, found.id, "rebuild", RebuildParams())
     done = collection.compact().wait().counters
     assert told(done) == [
         "Rows of 3 removed images kept: a rebuild is under way. Run it again after that."

@@ -16,6 +16,7 @@ from sqlalchemy import text
 
 from pipeline import indexing, local
 from pipeline.config import Settings
+from pipeline.job_params import CompactParams
 from pipeline.kinds import COMPACT
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
@@ -102,7 +103,7 @@ def begun(
     many_segments(settings, name, folder)
     with session_scope(context.engine) as session:
         found = collections.get_collection(session, name)
-        job = jobs.create_job(session, found.id, "compact", {"all": True}, broker_epoch=epoch)
+        job = jobs.create_job(session, found.id, "compact", CompactParams(), broker_epoch=epoch)
     indexing.open_stage(context.resources, job)
     return job
 

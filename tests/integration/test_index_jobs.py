@@ -16,6 +16,7 @@ from PIL import Image
 from sites import Eventually, Site, answer, files_below, found_names, frozen
 
 from pipeline.errors import StateError
+from pipeline.job_params import IndexParams
 from pipeline.kinds import INDEX
 from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope
@@ -207,7 +208,7 @@ def test_messages_of_a_former_attempt_are_void(
                 session,
                 _job(context, handle.id).collection_id,
                 "index",
-                {"paths": [str(path) for path in photographs]},
+                IndexParams(paths=tuple(map(str, photographs))),
                 broker_epoch=None,
             )
             renewed = jobs.new_attempt(session, job.id, job.attempt, None)

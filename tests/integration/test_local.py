@@ -29,6 +29,7 @@ from pipeline.errors import (
     StateError,
     UnknownNameError,
 )
+from pipeline.job_params import RebuildParams
 from pipeline.kinds import INDEX, load
 from pipeline.local import Collection
 from pipeline.metadata import collections, images, jobs, parts
@@ -303,7 +304,7 @@ def test_a_rebuild_that_runs_already_is_told_and_left_alone(
     engine = collection._resources.engine
     with session_scope(engine) as session:
         record = collections.get_collection(session, "pictures")
-        other = jobs.create_job(session, record.id, "rebuild", {})
+        other = jobs.create_job(session, record.id, "rebuild", RebuildParams())
     with pytest.raises(StateError, match=f"worked on already, by the rebuild job {other.id}"):
         collection.rebuild()
     with session_scope(engine, write=False) as session:

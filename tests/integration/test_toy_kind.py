@@ -15,6 +15,7 @@ from sites import Eventually
 from toy_kind import TOY
 
 from pipeline.config import Settings
+from pipeline.job_params import JobParams
 from pipeline.kinds import KINDS, load
 from pipeline.local import run_job
 from pipeline.metadata import collections, jobs, parts
@@ -42,7 +43,7 @@ def _job(resources: Resources, epoch: str | None = None) -> JobRecord:
         collection = collections.get_or_create_collection(
             session, "numbers", settings.extractor, settings.index
         )
-        return jobs.create_job(session, collection.id, TOY.name, {}, broker_epoch=epoch)
+        return jobs.create_job(session, collection.id, TOY.name, JobParams(), broker_epoch=epoch)
 
 
 def _progress(resources: Resources, job: JobRecord) -> JobProgress:

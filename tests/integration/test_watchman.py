@@ -17,6 +17,7 @@ from sites import Eventually, make_settings
 from sqlalchemy import update
 
 from pipeline import local
+from pipeline.abandoned import this_process
 from pipeline.config import Settings
 from pipeline.errors import (
     BrokerUnavailableError,
@@ -25,6 +26,8 @@ from pipeline.errors import (
     TransientError,
     UnknownNameError,
 )
+from pipeline.job_params import IndexParams
+from pipeline.kinds import COMPACT, REBUILD
 from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Collection as Collected
@@ -88,14 +91,17 @@ def _beat(
         heartbeats.beat(session, row)
 
 
-def _job(context: Context, **params: Any) -> JobRecord:
+def _job(
+    context: Context, paths: tuple[str, ...] = ("/nowhere at all",), process: str | None = None
+) -> JobRecord:
     """Make a job whose first message was sent."""
     with session_scope(context.engine) as session:
         job = jobs.create_job(
             session,
             collections.get_collection(session, "photographs").id,
             "index",
-            {"paths": ["/nowhere at all"], **params},
+            IndexParams(paths=paths),
+            process=process,
             broker_epoch=broker_epoch(context.redis),
         )
     send_stage(context, job)
@@ -153,7 +159,7 @@ class TestJobs:
     def test_jobs_that_have_ended_or_run_without_a_broker_are_not_touched(
         self, context: Context
     ) -> None:
-        ended, foreign = _job(context), _job(context, local={"host": "x", "pid": 1})
+        ended, foreign = _job(context), _job(context, process=this_process("x"))
         with session_scope(context.engine) as session:
             jobs.finish_job(session, ended.id, "failed", "why not")
         _messages(context, "reduce")
@@ -163,7 +169,7 @@ class TestJobs:
         assert _read(context, foreign).attempt == 1
 
     def test_a_broker_that_is_away_is_waited_for_and_ends_no_job(self, context: Context) -> None:
-        job = _job(context, paths=[])
+        job = _job(context, paths=())
         with session_scope(context.engine) as session:
             parts.finish_part(session, job.id, "register", 0, {})
         away = dataclasses.replace(context.settings, redis_url="redis://127.0.0.1:1/0")
@@ -235,10 +241,12 @@ class TestJobs:
         _beat(grown, "group@a", "group", (0, 1, 2, 3))
         with session_scope(grown.engine) as session:
             found = collections.get_collection(session, "sound")
-            params = {"all": True, "local": {"host": "elsewhere", "pid": 1, "started": 0.0}}
+            process = this_process("elsewhere")
             theirs = {
-                kind: jobs.create_job(session, found.id, kind, params)
-                for kind in ("compact", "rebuild")
+                kind.name: jobs.create_job(
+                    session, found.id, kind.name, kind.params(), process=process
+                )
+                for kind in (COMPACT, REBUILD)
             }
         with Collection.open("sound", grown.settings) as collection:
             for call in (collection.compact, collection.rebuild):
@@ -270,7 +278,7 @@ class TestJobs:
         self, context: Context, tmp_path: Path, photo_folder: Path
     ) -> None:
         folder = tmp_path / "mount"
-        job = _job(context, paths=[str(folder)])
+        job = _job(context, paths=(str(folder),))
         with session_scope(context.engine) as session:
             jobs.pause_job(session, job.id, "no folder")
         _messages(context, "reduce")

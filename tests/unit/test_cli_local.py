@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from pipeline.abandoned import end_abandoned_jobs, this_process
 from pipeline.config import Settings
 from pipeline.index.cells import cells_by_default
 from pipeline.indexing import open_stage, run_part
+from pipeline.job_params import IndexParams
 from pipeline.local import Collection
-from pipeline.local_jobs import end_abandoned_jobs, this_process
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.jobs import create_job, get_job, pause_job
 from pipeline.resources import Resources
@@ -322,9 +323,10 @@ def test_the_job_of_a_killed_process_does_not_keep_its_images(home: Path, photos
     with Collection.open("killed", settings) as collection:
         collection.index([photos / "coffee.png"])
     resources = Resources(settings)
-    gone = {"host": settings.host, "pid": os.getpid(), "started": 1.0}
+    gone = json.dumps({"host": settings.host, "pid": os.getpid(), "started": 1.0})
+    params = IndexParams(paths=(str(photos),))
     with session_scope(resources.engine) as session:
-        old = create_job(session, 1, "index", {"paths": [str(photos)], "local": gone})
+        old = create_job(session, 1, "index", params, process=gone)
     open_stage(resources, old)
     run_part(resources, old.id, "register", 0)
     summary = vantage_json(home, "index", "killed", photos, "--local")
@@ -340,9 +342,9 @@ def test_the_job_of_a_living_process_is_left_alone(home: Path, photos: Path) -> 
     with Collection.open("busy", settings) as collection:
         collection.index([photos / "coffee.png"])
     resources = Resources(settings)
-    params = {"paths": [], "local": this_process(settings.host)}
+    process = this_process(settings.host)
     with session_scope(resources.engine) as session:
-        job = create_job(session, 1, "index", params)
+        job = create_job(session, 1, "index", IndexParams(), process=process)
     assert end_abandoned_jobs(resources.engine, 1, settings.host) == []
     assert end_abandoned_jobs(resources.engine, 1, "another host") == []
     with session_scope(resources.engine) as session:
@@ -358,7 +360,7 @@ def test_an_unfinished_job_of_the_workers_is_told(home: Path, photos: Path) -> N
         collection.index([photos / "coffee.png"])
     resources = Resources(settings)
     with session_scope(resources.engine) as session:
-        job = create_job(session, 1, "index", {"paths": [str(photos)]})
+        job = create_job(session, 1, "index", IndexParams(paths=(str(photos),)))
     resources.close()
     result = vantage(home, "index", "shared", photos, "--local", "--json")
     assert json.loads(result.stdout)["unfinished_jobs"] == [job.id]

@@ -13,7 +13,10 @@ import pytest
 import pipeline
 
 ROOT = Path(pipeline.__file__).parent.parent
-FOUNDATION = {f"pipeline.{name}" for name in ("errors", "config", "records", "kinds", "request")}
+FOUNDATION = {
+    f"pipeline.{name}"
+    for name in ("errors", "config", "records", "kinds", "job_params", "request")
+}
 # What a stage may use beside the foundation and itself.
 STAGES = {
     "pipeline.index": {"pipeline.arrays"},
@@ -39,7 +42,8 @@ STAGES = {
     "pipeline.errors": set[str](),
     "pipeline.config": set[str](),
     "pipeline.records": set[str](),
-    "pipeline.kinds": set[str](),
+    "pipeline.kinds": {"pipeline.job_params"},
+    "pipeline.job_params": set[str](),
     "pipeline.request": {"pipeline.config"},
 }
 

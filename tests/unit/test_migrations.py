@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -17,12 +19,15 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
 
 from pipeline.errors import SchemaVersionError, StateError
+from pipeline.job_params import CompactParams, IndexParams, RebuildParams
+from pipeline.metadata import jobs
 from pipeline.metadata.engine import (
     alembic_config,
     create_metadata_engine,
     migration_connection,
     require_schema,
     schema_revision,
+    session_scope,
     upgrade,
 )
 from pipeline.metadata.models import SCHEMA_REVISION, Base
@@ -79,6 +84,51 @@ def test_models_equal_migrations_to_the_last_constraint(engine: Engine, tmp_path
     migrated = _definitions(engine)
     assert migrated == _definitions(other)
     other.dispose()
+
+
+def test_former_parameters_of_jobs_are_typed_ones_process_and_origin(engine: Engine) -> None:
+    owner = {"host": "a", "pid": 7, "started": 1.5}
+    local = {"local": owner, "run": "r"}
+    former: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("index", {"paths": ["/photos"]}),
+        "2": ("index", {"paths": ["/photos", "/more"], **local}),
+        "3": ("rebuild", {"above": 8}),
+        "4": ("rebuild", {"paths": [], **local}),
+        "5": ("compact", {"all": True}),
+        "6": ("compact", {"above": 8, "paths": [], **local}),
+    }
+    upgrade(engine, "0001")
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "INSERT INTO collections (id, name, extractor, extractor_id, index_config, "
+                "created_at) VALUES (1, 'c', '{}', 'e', '{}', 0)"
+            )
+        )
+        for job_id, (kind, params) in former.items():
+            connection.execute(
+                text(
+                    "INSERT INTO jobs (id, collection_id, kind, params, state, stage, attempt, "
+                    "counters, created_at, attempt_at, progress_at) "
+                    "VALUES (:id, 1, :kind, :params, 'running', 'merge', 1, '{}', 0, 0, 0)"
+                ),
+                {"id": job_id, "kind": kind, "params": json.dumps(params)},
+            )
+    upgrade(engine)
+    with session_scope(engine, write=False) as session:
+        found = {job.id: job for job in jobs.unfinished_jobs(session)}
+    assert [found[job_id].params for job_id in sorted(found)] == [
+        IndexParams(paths=("/photos",)),
+        IndexParams(paths=("/photos", "/more")),
+        RebuildParams(),
+        RebuildParams(),
+        CompactParams(everything=True),
+        CompactParams(everything=False, above=8),
+    ]
+    own = [None if job.process is None else json.loads(job.process) for job in found.values()]
+    assert own == [None, owner, None, owner, None, owner]
+    origins = [found[job_id].origin for job_id in sorted(found)]
+    assert origins == ["request", "request", "upkeep", "request", "request", "upkeep"]
 
 
 def test_the_program_names_the_newest_migration() -> None:

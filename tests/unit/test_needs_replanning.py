@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.job_params import IndexParams
 from pipeline.metadata.parts import needs_replanning, runs_on_live_worker
 from pipeline.metadata.records import JobRecord, PartRecord, WorkerRecord
 
@@ -13,7 +14,9 @@ JOB = JobRecord(
     id="j",
     collection_id=1,
     kind="index",
-    params={},
+    params=IndexParams(),
+    process=None,
+    origin="request",
     state="running",
     stage="extract",
     attempt=1,

@@ -9,6 +9,7 @@ import pytest
 from celery import Celery
 from celery.canvas import Signature
 
+from pipeline.job_params import IndexParams
 from pipeline.kinds import INDEX
 from pipeline.metadata.records import JobRecord, JobStage, PartRecord
 from workers.app import app
@@ -23,7 +24,9 @@ def _job(stage: JobStage) -> JobRecord:
         id=JOB_ID,
         collection_id=1,
         kind="index",
-        params={"paths": ["/photographs"] * 100},
+        params=IndexParams(paths=("/photographs",) * 100),
+        process=None,
+        origin="request",
         state="running",
         stage=stage,
         attempt=123,

@@ -146,7 +146,7 @@ class JobReader:
         from pipeline.metadata.jobs import get_job
 
         with session_scope(self._engine, write=False) as session:
-            if get_job(session, job_id).params.get("local"):
+            if get_job(session, job_id).process is not None:
                 return False
             return not live_workers(session, time.time(), self._host_timeout_s)
 

@@ -14,6 +14,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from pipeline.config import ExtractorConfig, IndexConfig
+from pipeline.kinds import kind_of
 from pipeline.metadata import collections, extraction, images, jobs, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Base
@@ -83,7 +84,9 @@ class Database:
         **options: Any,
     ) -> JobRecord:
         with self.write() as session:
-            return jobs.create_job(session, collection.id, kind, params or {}, **options)
+            return jobs.create_job(
+                session, collection.id, kind, params or kind_of(kind).params(), **options
+            )
 
     def register(
         self,

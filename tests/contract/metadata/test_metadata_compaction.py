@@ -10,6 +10,8 @@ import pytest
 from metadata_database import Database, content, file
 from sqlalchemy import update
 
+from pipeline.abandoned import this_process
+from pipeline.job_params import CompactParams
 from pipeline.metadata import compaction, jobs, versions
 from pipeline.metadata.models import Job
 from pipeline.metadata.records import CollectionRecord, JobRecord, SegmentRecord, VersionRecord
@@ -74,17 +76,16 @@ def test_a_local_job_that_says_nothing_any_more_holds_nobody_up(db: Database, ki
     _grown(db, collection)
     db.register(collection, db.job(collection), file("/0", holds="something else"))
     assert (_due(db, 2), len(_droppable(db, collection))) == ([collection.id], 1)
-    params = {"all": True, "local": {"host": "gone", "pid": 1, "started": 0.0}}
-    left = db.job(collection, kind, params)
+    left = db.job(collection, kind, process=this_process("gone"))
     for seconds, works in ((0.0, True), (590.0, True), (610.0, False)):
         _hear_nothing_of(db, left, seconds)
         assert _due(db, 2) == ([] if works else [collection.id])
         rebuilt = works and kind == "rebuild"
         assert len(_droppable(db, collection)) == (0 if rebuilt else 1)
-    assert db.job(collection, kind, {"all": True}).id != left.id
+    assert db.job(collection, kind).id != left.id
     _hear_nothing_of(db, left, 0.0)
     # Workers' jobs are their watchman's to mend, however long they take.
-    theirs = db.job(collection, kind, {"all": True})
+    theirs = db.job(collection, kind)
     _hear_nothing_of(db, theirs, 610.0)
     assert _due(db, 2) == []
 
@@ -166,8 +167,8 @@ def test_nothing_is_published_when_a_rebuild_or_another_compaction_came_first(
     collection = db.collection()
     before = _grown(db, collection)
     first, second = (
-        db.job(collection, "compact", {"above": 2}),
-        db.job(collection, "compact", {"all": True}),
+        db.job(collection, "compact", CompactParams(everything=False, above=2)),
+        db.job(collection, "compact"),
     )
     assert first.id != second.id
     merged = db.segment(collection, before.tree, "m")
@@ -205,7 +206,7 @@ def test_an_image_whose_rows_were_left_out_starts_again_when_it_returns(db: Data
     assert before is not None
     gone = _image(db, collection, "x")["id"]
     assert before.tombstones == {gone} == set(_droppable(db, collection))
-    job = db.job(collection, "compact", {"all": True})
+    job = db.job(collection, "compact")
     merged = db.segment(collection, before.tree, "m")
     version = _compact(db, job, before.segments, [merged], _droppable(db, collection))
     assert version is not None
@@ -239,7 +240,7 @@ def test_rows_are_not_left_out_when_their_image_returns_meanwhile(db: Database) 
     before = db.index(collection, file("/a", "y"), key="s2")
     assert before is not None
     dropped = _droppable(db, collection)
-    job = db.job(collection, "compact", {"all": True})
+    job = db.job(collection, "compact")
     db.register(collection, None, file("/c", "x"))
     merged = db.segment(collection, before.tree, "m")
     rows = db.rows()
@@ -258,7 +259,7 @@ def test_an_image_removed_meanwhile_keeps_its_rows_and_gets_a_tombstone(db: Data
     db.index(collection, file("/a", "x"), file("/b"), key="s1")
     before = db.index(collection, file("/c"), key="s2")
     assert before is not None
-    job = db.job(collection, "compact", {"all": True})
+    job = db.job(collection, "compact")
     db.register(collection, None, file("/a", "y"))
     version = _compact(db, job, before.segments, [db.segment(collection, before.tree, "m")])
     assert version is not None
@@ -276,7 +277,7 @@ def test_no_rows_are_left_out_while_a_rebuild_is_unfinished(db: Database) -> Non
     before = db.index(collection, file("/a", "y"), key="s2")
     assert before is not None
     assert _droppable(db, collection) == []
-    job = db.job(collection, "compact", {"all": True})
+    job = db.job(collection, "compact")
     gone = [int(str(_image(db, collection, "x")["id"]))]
     merged = db.segment(collection, before.tree, "m")
     assert _compact(db, job, before.segments, [merged], gone) is None
@@ -306,9 +307,9 @@ def test_a_collection_is_due_above_so_many_segments_until_somebody_begins(db: Da
 
 def test_a_compaction_that_does_less_does_not_stand_for_one_that_does_more(db: Database) -> None:
     collection = db.collection()
-    small = db.job(collection, "compact", {"above": 8})
-    assert db.job(collection, "compact", {"above": 8}).id == small.id
-    whole = db.job(collection, "compact", {"all": True})
+    small = db.job(collection, "compact", CompactParams(everything=False, above=8))
+    assert db.job(collection, "compact", CompactParams(everything=False, above=8)).id == small.id
+    whole = db.job(collection, "compact")
     assert whole.id != small.id
     assert (whole.stage, whole.kind) == ("merge", "compact")
-    assert db.job(collection, "compact", {"all": True}).id == whole.id
+    assert db.job(collection, "compact").id == whole.id

@@ -4,6 +4,7 @@ import pytest
 from metadata_database import Database, content, file
 
 from pipeline.errors import UnknownNameError
+from pipeline.job_params import CompactParams, IndexParams, RebuildParams
 from pipeline.metadata import heartbeats, jobs, parts
 from pipeline.metadata.records import JobRecord, WorkerRecord
 
@@ -15,11 +16,16 @@ def _get(db: Database, job: JobRecord) -> JobRecord:
 
 def test_a_job_keeps_its_parameters(db: Database) -> None:
     collection = db.collection()
-    params = {"paths": ["/photos/\udcff\n"], "retry": True}
+    params = IndexParams(paths=("/photos/\udcff\n", "/more"))
     with db.write() as session:
         job = jobs.create_job(session, collection.id, "index", params, broker_epoch="e1")
     assert job == _get(db, job)
     assert (job.params, job.broker_epoch) == (params, "e1")
+    assert (job.process, job.origin) == (None, "request")
+    assert job.params_as(IndexParams).folders == params.paths
+    own = db.job(collection, "compact", process="this one", origin="upkeep")
+    assert (_get(db, own).process, _get(db, own).origin) == ("this one", "upkeep")
+    assert _get(db, own).params == CompactParams(everything=True, above=0)
     assert (job.state, job.stage, job.attempt, job.counters) == ("running", "register", 1, {})
     assert not job.finished
 
@@ -102,7 +108,9 @@ def test_counters_added_at_once_are_all_counted(db: Database) -> None:
 
 def test_a_collection_has_one_rebuild_at_a_time(db: Database) -> None:
     collection = db.collection()
-    found = db.together(*[lambda s: jobs.create_job(s, collection.id, "rebuild", {})] * 3)
+    found = db.together(
+        *[lambda s: jobs.create_job(s, collection.id, "rebuild", RebuildParams())] * 3
+    )
     assert len({job.id for job in found}) == 1
     with db.write() as session:
         jobs.finish_job(session, found[0].id, "done")

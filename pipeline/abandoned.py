@@ -7,8 +7,9 @@ index ends it first; what it had extracted is then taken over (`extraction.adopt
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Any
+import uuid
 
 import psutil
 from sqlalchemy import Engine
@@ -20,9 +21,11 @@ from pipeline.metadata.records import JobRecord
 _CLOCK_S = 2.0  # a process's start is known to a tick, and the clock may be set meanwhile
 
 
-def this_process(host: str) -> dict[str, Any]:
-    """Return what tells this process from any other one: host, process id, start."""
-    return {"host": host, "pid": os.getpid(), "started": psutil.Process().create_time()}
+def this_process(host: str) -> str:
+    """Return a text for one run of a job that tells its process from any other: host, id, start."""
+    started = psutil.Process().create_time()
+    run = uuid.uuid4().hex
+    return json.dumps({"host": host, "pid": os.getpid(), "started": started, "run": run})
 
 
 def end_abandoned_jobs(engine: Engine, collection_id: int, host: str) -> list[JobRecord]:
@@ -42,7 +45,7 @@ def end_abandoned_jobs(engine: Engine, collection_id: int, host: str) -> list[Jo
     """
     with session_scope(engine, write=False) as session:
         unfinished = jobs.unfinished_jobs(session, collection_id)
-    left = [job for job in unfinished if job.params.get("local") and not _is_alive(job, host)]
+    left = [job for job in unfinished if job.process is not None and not _is_alive(job, host)]
     ended = []
     for job in left:
         with session_scope(engine) as session:
@@ -53,8 +56,10 @@ def end_abandoned_jobs(engine: Engine, collection_id: int, host: str) -> list[Jo
 
 def _is_alive(job: JobRecord, host: str) -> bool:
     """Whether a process works on the job, as far as can be known."""
-    owner = job.params["local"]
-    if job.state == "paused" or not isinstance(owner, dict):
+    if job.state == "paused" or job.process is None:
+        return False
+    owner = json.loads(job.process)
+    if not isinstance(owner, dict):
         return False
     if owner["host"] != host:
         return True
