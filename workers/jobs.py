@@ -37,6 +37,7 @@ __all__ = [
     "broker_epoch",
     "do_group_part",
     "do_part",
+    "give_back",
     "keep_up",
     "proceed",
     "release",
@@ -50,6 +51,8 @@ _log = logging.getLogger(__name__)
 PASSING = (TransientError, RedisError, OperationalError, SoftTimeLimitExceeded, MemoryError)
 """Errors of database, store and broker that the same work may not meet later; too long a batch,
 which is begun again with an eye on each image; no memory left."""
+
+_GIVE_BACK_AGAIN_S = 1.0
 
 VOID = {"void": True}
 """Result of a message whose attempt has passed."""
@@ -136,11 +139,34 @@ def waits_its_turn(redis: Redis, job_id: str) -> bool:
 
 
 def release(session: Session, task_name: str, args: list[Any]) -> None:
-    """Note that nobody works on the part that a task's message named; other tasks have none."""
+    """Note that nobody works on the part that a task's message named.
+
+    Other tasks have none, and a void message has none either: its part may be in other hands.
+    """
     stage = next((stage for stage in all_stages() if stage.task == task_name), None)
-    if stage is not None:
-        number = args[2] if len(args) > 2 else 0
-        parts.release_part(session, args[0], stage.name, number)
+    if stage is None:
+        return
+    job_id, attempt, number = args if stage.join else (*args, 0)
+    try:
+        job = jobs.get_job(session, job_id)
+    except UnknownNameError:
+        return
+    if job.attempt == attempt:
+        parts.release_part(session, job_id, stage.name, number)
+
+
+def give_back(context: Context, task_name: str, args: list[Any]) -> None:
+    """Release a part whose tries are used up, as soon as the database answers.
+
+    It is then planned again. While this worker lives it would else count as being worked on.
+    """
+    while True:
+        try:
+            with session_scope(context.engine) as session:
+                release(session, task_name, args)
+            return
+        except TransientError:
+            time.sleep(_GIVE_BACK_AGAIN_S)
 
 
 def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:

@@ -76,6 +76,12 @@ def _jobs() -> None:
         batch.add_column(
             sa.Column("origin", sa.String(length=16), server_default="request", nullable=False)
         )
+    if not op.get_context().as_sql:
+        _type_parameters(op.get_bind())
+
+
+def _type_parameters(connection: sa.Connection) -> None:
+    """Write the parameters of all jobs as their kinds have them now."""
     jobs = sa.table(
         "jobs",
         sa.column("id", sa.String()),
@@ -84,7 +90,6 @@ def _jobs() -> None:
         sa.column("process", sa.String()),
         sa.column("origin", sa.String()),
     )
-    connection = op.get_bind()
     for job in connection.execute(sa.select(jobs.c.id, jobs.c.kind, jobs.c.params)).all():
         values = _job_values(job.kind, job.params)
         connection.execute(sa.update(jobs).where(jobs.c.id == job.id).values(**values))

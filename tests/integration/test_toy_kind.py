@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from sites import Eventually
-from toy_kind import TOY
+from toy_kind import TOY, TRIES, TROUBLE
 
 from pipeline.config import Settings
 from pipeline.job_params import JobParams
@@ -26,6 +26,8 @@ from workers.context import Context
 from workers.environment import environment
 from workers.jobs import broker_epoch, send_stage
 from workers.processes import die_with_parent, stop_process
+from workers.supervise import watch_jobs
+from workers.tasks.base import RETRY
 
 _HERE = Path(__file__).parent
 
@@ -110,5 +112,29 @@ def worker(context: Context) -> Iterator[None]:
 def test_it_is_done_by_workers(context: Context, eventually: Eventually) -> None:
     job = _job(context.resources, broker_epoch(context.redis))
     send_stage(context, job)
+    eventually(lambda: _progress(context.resources, job).state != "running", 90)
+    _require_done(_progress(context.resources, job))
+
+
+@pytest.mark.usefixtures("worker")
+def test_parts_whose_tries_are_used_up_are_planned_again_when_the_trouble_is_over(
+    context: Context, eventually: Eventually
+) -> None:
+    """Their worker lives all the time, so that nothing but the parts themselves can tell."""
+    trouble, tries = context.settings.home / TROUBLE, context.settings.home / TRIES
+    trouble.touch()
+    job = _job(context.resources, broker_epoch(context.redis))
+    send_stage(context, job)
+    wanted = 3 * (1 + RETRY["max_retries"])
+    eventually(lambda: tries.exists() and len(tries.read_text().split()) == wanted, 90)
+
+    def states() -> set[str]:
+        with session_scope(context.engine, write=False) as session:
+            return {part.state for part in parts.parts(session, job.id, "add")}
+
+    eventually(lambda: states() == {"planned"}, 30)
+    trouble.unlink()
+    # Messages that were put off a moment ago are waited for.
+    eventually(lambda: watch_jobs(context, patience_s=0.0) == 1, 60)
     eventually(lambda: _progress(context.resources, job).state != "running", 90)
     _require_done(_progress(context.resources, job))

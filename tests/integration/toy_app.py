@@ -9,5 +9,8 @@ from pipeline.kinds import KINDS
 KINDS[TOY.name] = TOY
 
 from workers.app import app  # noqa: E402 - tasks are made from the table
+from workers.tasks.base import RETRY  # noqa: E402
+
+RETRY |= {"retry_backoff": False, "default_retry_delay": 0.05}
 
 __all__ = ["app"]

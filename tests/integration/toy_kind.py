@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pipeline.errors import TransientError
 from pipeline.kinds import Kind, Stage
 from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import session_scope
@@ -14,6 +15,10 @@ ROUNDS = 2
 """How often the numbers are added up: `again` is told of all but the last time."""
 
 
+TROUBLE, TRIES = "trouble", "tries"
+"""Files in the home."""
+
+
 def plan(resources: Resources, job: JobRecord) -> None:
     """Plan two numbers for each of three groups."""
     with session_scope(resources.engine) as session:
@@ -22,7 +27,12 @@ def plan(resources: Resources, job: JobRecord) -> None:
 
 
 def add(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
-    """Add up the numbers of a part."""
+    """Add up the numbers of a part, unless there is trouble; each try is noted then."""
+    home = resources.settings.home
+    if (home / TROUBLE).exists():
+        with (home / TRIES).open("a") as tries:
+            tries.write(f"{part.number}\n")
+        raise TransientError("there is trouble")
     result = {"sum": sum(part.args["numbers"])}
     with session_scope(resources.engine) as session:
         parts.finish_part(session, job.id, part.stage, part.number, result)

@@ -14,8 +14,7 @@ import pipeline
 
 ROOT = Path(pipeline.__file__).parent.parent
 FOUNDATION = {
-    f"pipeline.{name}"
-    for name in ("errors", "config", "records", "kinds", "job_params", "request")
+    f"pipeline.{name}" for name in ("errors", "config", "records", "kinds", "job_params", "request")
 }
 # What a stage may use beside the foundation and itself.
 STAGES = {

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, NoReturn
 
 from celery import Task
 from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 
-from workers.jobs import PASSING
+from workers.context import get_context
+from workers.jobs import PASSING, give_back
 
 PUT_OFF_S = 1.0
 """Seconds after which a message that was put off comes again."""
+
+
+class PartTask(Task):
+    """A task that does parts: it gives back one that it fails with when its tries are used up."""
+
+    def on_failure(
+        self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: object
+    ) -> None:
+        """Leave the part to the supervisor; what cannot be tried again has ended its job."""
+        if isinstance(exc, PASSING):
+            # In a thread: the database may be what does not answer.
+            work = (get_context(), self.name, list(args))
+            threading.Thread(target=give_back, args=work, name="give-back", daemon=True).start()
+
 
 RETRY: dict[str, Any] = {
     "autoretry_for": PASSING,

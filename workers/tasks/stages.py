@@ -12,14 +12,14 @@ from celery import Task, shared_task
 from pipeline.kinds import Stage, all_stages
 from workers.context import get_context
 from workers.jobs import do_group_part, do_part, proceed
-from workers.tasks.base import RETRY, put_off
+from workers.tasks.base import RETRY, PartTask, put_off
 from workers.workflows import task
 
 
 def _define_part(stage: Stage) -> None:
     """Define the task that does one part of a stage (map)."""
 
-    @shared_task(bind=True, name=stage.task, ignore_result=True, **RETRY)
+    @shared_task(bind=True, base=PartTask, name=stage.task, ignore_result=True, **RETRY)
     def part(self: Task, job_id: str, attempt: int, number: int) -> dict[str, Any]:
         if stage.queue != "group":
             done = do_part(get_context(), job_id, attempt, stage.name, number)
@@ -35,7 +35,7 @@ def _define_whole(stage: Stage) -> None:
     Work that would hold its message for too long says ``more`` and goes on with another message.
     """
 
-    @shared_task(name=stage.task, **RETRY)
+    @shared_task(base=PartTask, name=stage.task, **RETRY)
     def whole(job_id: str, attempt: int) -> dict[str, Any]:
         context = get_context()
         result = do_part(context, job_id, attempt, stage.name, 0)
