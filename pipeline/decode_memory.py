@@ -59,6 +59,23 @@ def decoding_bytes(
     return int(conversion + _decoder_bytes(image) * stored) + 2 * file_bytes
 
 
+def samples_bytes(pixels: int, channels: int, width: int, file_bytes: int) -> int:
+    """Return about how many bytes it takes to read samples that Pillow does not.
+
+    Parameters
+    ----------
+    pixels : int
+    channels : int
+        Samples of a pixel that are kept.
+    width : int
+        Bytes of a sample.
+    file_bytes : int
+    """
+    kept = channels * width
+    # The samples, a copy in another meaning, and 8 bits of them in two images.
+    return pixels * (2 * kept + 4 * channels + 4) + 2 * file_bytes + (32 << 20)
+
+
 def opening_bytes(data: bytes) -> int:
     """Return about how many bytes it takes to look at a file's header: much for a WebP only.
 

@@ -94,19 +94,20 @@ class ImageReadError(InputError):
 
 
 class NoFeaturesError(InputError):
-    """An image has nothing that the extractor could describe: its name, the extractor."""
+    """An image has nothing that the extractor could describe: its name, the extractor, why."""
 
     code = "no-features"
 
-    def __init__(self, path: str, extractor: str) -> None:
-        super().__init__(path, extractor)
+    def __init__(
+        self, path: str, extractor: str, cause: str = "too small, or one flat colour"
+    ) -> None:
+        super().__init__(path, extractor, cause)
 
     @property
     def sentence(self) -> str:
         """Reason for people, without the path."""
-        return (
-            f"the {self.args[1]} extractor found no keypoint in it (too small, or one flat colour)"
-        )
+        _, extractor, cause = self.args
+        return f"the {extractor} extractor found no keypoint in it ({cause})"
 
     def __str__(self) -> str:
         return f"{self.args[0]!r} cannot be used: {self.sentence}"

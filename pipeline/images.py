@@ -5,31 +5,23 @@ Whatever is wrong with an image becomes an `ImageReadError` with a code of `FAIL
 
 from __future__ import annotations
 
-import io
-import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from pipeline.config import ImageLimits
-from pipeline.decode_memory import decoding_bytes, opening_bytes
+from pipeline.decode_memory import opening_bytes
 from pipeline.errors import ImageReadError
 from pipeline.files import hash_bytes, require_bytes
-from pipeline.pixels import (
-    SWAPPED_ORIENTATIONS,
-    oriented,
-    pixels_of,
-    pixels_of_array,
-    reduced,
-    reduced_size,
-)
-from pipeline.signatures import foreign_format, is_cut_off, known_format, odd_samples
+from pipeline.pictures.errors import PictureError
+from pipeline.pictures.frames import Wanted, frame_with_content
+from pipeline.pixels import pixels_of_array, reduced
+from pipeline.signatures import foreign_format, is_cut_off, known_format, odd_flavour
 
 __all__ = [
     "FAILURE_CODES",
@@ -61,14 +53,8 @@ FAILURE_CODES: dict[str, str] = {
 }
 """Machine-readable reason -> what it means in general; an error's own sentence says more."""
 
-# Formats whose decoders are kept safe and current; others that Pillow knows run outside programs
-# (EPS), have no signature (TGA) or do not hold photographs.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000")
 
 _TRUNCATED = "the file ends before the picture is complete; copy it again"
-
-# Pillow's pixel limit and Python's warning filters belong to the whole process.
-_PROCESS_STATE = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -140,8 +126,9 @@ def decode_image(
 
     In this process, which a file can bring down: `pipeline.decoders` is for bytes from outside.
 
-    The header is judged before anything is decoded. Animations give their first frame, EXIF
-    orientation is applied, transparent parts become white.
+    The header is judged before anything is decoded. Animations and documents give their first
+    frame that is not flat, EXIF orientation is applied, transparent parts become white (or black
+    or grey where white would hide the artwork).
 
     Parameters
     ----------
@@ -164,29 +151,11 @@ def decode_image(
     if not data:
         raise ImageReadError(name, "empty-file", "the file is empty (0 bytes)")
     require_bytes(name, len(data), limits)
-
-    def take(needed: int) -> None:
-        if needed > limits.decode_memory:
-            _refuse_memory(name, needed, limits)
-        if admit is not None:
-            admit(needed)
-
-    take(opening_bytes(data))
-    with _decoder_errors(name, data, limits), _open(io.BytesIO(data), limits) as image:
-        width, height = image.size
-        if width * height > limits.max_pixels:
-            _refuse_pixels(name, f"{width:,} x {height:,} pixels", limits)
-        if image.format in ("JPEG", "MPO"):
-            # The decoder itself leaves out detail (and colour) that would be thrown away.
-            image.draft(None if color else "L", reduced_size(width, height, max_side))
-        take(decoding_bytes(image, (width, height), len(data), color=color))
-        image.load()
-        orientation = _orientation(image)
-        pixels = reduced(pixels_of(image, color=color), max_side)
-        pixels = _as_opencv(oriented(pixels, orientation))
-    if orientation in SWAPPED_ORIENTATIONS:
-        width, height = height, width
-    return DecodedImage(pixels, width, height, name)
+    wanted = Wanted(limits, max_side, color, admit)
+    with _decoder_errors(name, data, limits):
+        wanted.take(opening_bytes(data))
+        frame = frame_with_content(data, wanted)
+    return DecodedImage(_as_opencv(frame.pixels), frame.width, frame.height, name)
 
 
 def _as_opencv(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -195,44 +164,13 @@ def _as_opencv(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 @contextmanager
-def _pillow_state(max_pixels: int) -> Iterator[None]:
-    """Set Pillow's pixel limit and silence its warnings: our own limits and errors hold."""
-    with _PROCESS_STATE, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _open(stream: io.BytesIO, limits: ImageLimits) -> Image.Image:
-    """Read the header."""
-    with _pillow_state(limits.max_pixels):
-        image = Image.open(stream, formats=_FORMATS)
-        if image.format == "TIFF":
-            # Loading a TIFF reads its EXIF, which may warn: have it read here.
-            image.getexif()
-    return image
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded image; 1 where there is none or it is damaged."""
-    try:
-        with _pillow_state(max_pixels=1):
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:
-        # Damaged metadata is no reason to refuse a sound picture.
-        return 1
-    return orientation if isinstance(orientation, int) else 1
-
-
-@contextmanager
 def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[None]:
     """Turn whatever a decoder raises into an `ImageReadError`."""
     try:
         yield
-    except (ImageReadError, MemoryError):
+    except PictureError as error:
+        raise ImageReadError(name, error.code, error.sentence) from error
+    except MemoryError:
         # No memory is no fault of the file; whoever limits it knows what it means.
         raise
     except UnidentifiedImageError as error:
@@ -251,26 +189,6 @@ def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[Non
         raise ImageReadError(name, "corrupt", f"the image data is damaged ({text})") from error
 
 
-def _refuse_pixels(name: str, size: str, limits: ImageLimits) -> NoReturn:
-    """Say that a picture is too large."""
-    raise ImageReadError(
-        name,
-        "too-many-pixels",
-        f"it has {size}, more than the limit of {limits.max_pixels:,} "
-        "(VANTAGE_MAX_PIXELS raises it)",
-    )
-
-
-def _refuse_memory(name: str, needed: int, limits: ImageLimits) -> NoReturn:
-    """Say that a picture takes too much memory."""
-    raise ImageReadError(
-        name,
-        "too-much-memory",
-        f"decoding it takes about {needed / 2**20:,.0f} MiB of memory, more than the limit of "
-        f"{limits.decode_memory / 2**20:,.0f} MiB (VANTAGE_DECODE_MEMORY raises it)",
-    )
-
-
 def _unidentified(data: bytes) -> tuple[str, str]:
     """Say what bytes are that no decoder took: code and sentence."""
     foreign, known = foreign_format(data), known_format(data)
@@ -278,10 +196,9 @@ def _unidentified(data: bytes) -> tuple[str, str]:
         return "unsupported-format", f"{foreign} files are not supported; convert it to JPEG or PNG"
     if is_cut_off(data):
         return "truncated", _TRUNCATED
-    samples = odd_samples(data)
-    if samples:
-        wanted = "save it with whole numbers of 8 or 16 bits a channel"
-        return "unsupported-format", f"TIFF files of {samples} are not supported; {wanted}"
+    flavour = odd_flavour(data)
+    if flavour:
+        return "unsupported-format", f"{flavour}, is not supported; convert it to JPEG or PNG"
     if known:
         return "corrupt", f"it starts as {known} files do, but its header is damaged or cut off"
     return "not-an-image", "its content is not an image of a format that Vantage knows"

@@ -1,7 +1,8 @@
 """Pixels of every kind to 8-bit grey or RGB: depth, transparency, orientation, size.
 
-A picture becomes what an eye sees on white paper: transparent parts are white, 16-bit values are
-scaled (never clipped) to 8 bit, CMYK and palettes become RGB, grey is the ITU-R 601 luma.
+A picture becomes what an eye sees on paper: transparent parts are white, or what shows the artwork;
+wide values are scaled to 8 bit, by their own range where it is small; CMYK and palettes become RGB,
+grey is the ITU-R 601 luma.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.errors import InputError
+from pipeline.pictures.contrast import divide_by_257, to_8_bits
+from pipeline.pictures.paper import on_paper
+from pipeline.pictures.samples import Samples
 
 # EXIF orientation -> (transpose, flip vertically, flip horizontally), applied in this order.
 _ORIENTATIONS = {
@@ -48,14 +52,15 @@ def pixels_of(image: Image.Image, *, color: bool) -> NDArray[np.uint8]:
     """
     if image.mode in _WIDE_MODES:
         # I;16 of either byte order becomes native here.
-        grey = _depth_to_uint8(np.asarray(image))
-        return np.repeat(grey[:, :, None], 3, axis=2) if color else grey
+        values = np.asarray(image)
+        full = (0.0, 65535.0) if values.dtype == np.uint16 else None
+        image = image_of(Samples(values, None, full))
     if image.mode == "LAB":
         # Pillow has no plain conversion from LAB; its lightness is the grey picture.
         image = image.getchannel("L")
     mode = "RGB" if color else "L"
     if image.has_transparency_data:
-        image = _on_white(image)
+        image = on_paper(image)
     if image.mode not in (mode, "L", "RGB", "1"):
         # CMYK, YCbCr, HSV and palettes convert to grey by way of RGB, as Pillow's luma needs.
         image = image.convert("RGB")
@@ -64,40 +69,14 @@ def pixels_of(image: Image.Image, *, color: bool) -> NDArray[np.uint8]:
     return np.asarray(image)
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """Lay a picture with transparency on white paper."""
-    rgba = image.convert("RGBA")
-    paper = Image.new("RGB", rgba.size, (255, 255, 255))
-    paper.paste(rgba, mask=rgba.getchannel("A"))
-    return paper
-
-
-def _depth_to_uint8(values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale 16-bit, 32-bit or floating grey to 8 bit.
-
-    16 bit means 0 to 65535. Formats with 32 bits have no agreed white: values within 16 bits are
-    taken as such, floats within 0..1 as such, anything else is stretched from its least to its
-    greatest value.
-    """
-    if values.dtype == np.uint16:
-        return _divide_by_257(values)
-    finite = np.isfinite(values)
-    if not finite.all():
-        values = np.where(finite, values, values[finite].min() if finite.any() else 0)
-    low, high = float(values.min()), float(values.max())
-    if np.issubdtype(values.dtype, np.integer) and low >= 0 and high <= 65535:
-        return _divide_by_257(values.astype(np.uint16))
-    if np.issubdtype(values.dtype, np.floating) and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    if high == low:
-        return np.zeros(values.shape, np.uint8)
-    scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
-    return np.rint(scaled).astype(np.uint8)
-
-
-def _divide_by_257(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
-    """Scale 0..65535 to 0..255, rounding to the nearest."""
-    return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def image_of(samples: Samples) -> Image.Image:
+    """Return samples as a Pillow image of 8 bits: L, RGB, LA or RGBA."""
+    alpha = samples.alpha
+    visible = None if alpha is None else alpha > 0
+    image = Image.fromarray(to_8_bits(samples.values, samples.full, visible))
+    if alpha is not None:
+        image.putalpha(Image.fromarray(alpha))
+    return image
 
 
 def pixels_of_array(array: NDArray[Any], *, color: bool) -> NDArray[np.uint8]:
@@ -135,7 +114,7 @@ def _array_to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.bool_:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype == np.uint16:
-        return _divide_by_257(array)
+        return divide_by_257(array)
     if np.issubdtype(array.dtype, np.floating):
         # Written so that a NaN fails it too.
         if not (array.min() >= 0 and array.max() <= 1):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterable
 
 # What is often found in a photo folder and cannot be decoded: (offset, signature, name).
@@ -72,45 +71,45 @@ def is_cut_off(data: bytes) -> bool:
     return False
 
 
-def odd_samples(data: bytes) -> str | None:
-    """Name the samples of a TIFF that has others than whole numbers of up to 16 bits.
-
-    Returns
-    -------
-    str or None
-        As ``float32 samples (RGB)``; None of any other file, and of one that cannot be followed.
-    """
-    if known_format(data) != "TIFF":
+def odd_flavour(data: bytes) -> str | None:
+    """Name the flavour of a sound JPEG that no decoder here reads, else None."""
+    if known_format(data) != "JPEG":
         return None
-    try:
-        tags = _first_directory(data, "<" if data[:2] == b"II" else ">")
-    except struct.error:
-        return None
-    bits, kind = tags.get(258, 1), _SAMPLE_KINDS.get(tags.get(339, 1), "unknown")
-    if kind == "uint" and bits <= 16:
-        return None
-    channels = tags.get(277, 1)
-    layout = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
-    return f"{kind}{bits} samples ({layout})"
+    at = 2
+    while at + 10 <= len(data):
+        at = data.find(b"\xff", at)
+        if at < 0 or at + 10 > len(data):
+            return None
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0x00, 0xFF):
+            at += 1
+        elif marker in _JPEG_FRAMES:
+            samples = data[at + 9]
+            count = f"{samples} sample{'s' * (samples != 1)}"
+            return f"JPEG, {data[at + 4]}-bit {_JPEG_FRAMES[marker]}, {count}"
+        elif marker == 0xDA:
+            return None
+        else:
+            at += 2 + max(length, 2)
+    return None
 
 
-_SAMPLE_KINDS = {1: "uint", 2: "int", 3: "float", 5: "complex int", 6: "complex float"}
-
-
-def _first_directory(data: bytes, order: str) -> dict[int, int]:
-    """Return the tags of a TIFF's first directory that hold 16-bit numbers, each with its first."""
-    (at,) = struct.unpack_from(f"{order}I", data, 4)
-    (count,) = struct.unpack_from(f"{order}H", data, at)
-    tags: dict[int, int] = {}
-    for entry in range(at + 2, at + 2 + 12 * count, 12):
-        tag, kind, values = struct.unpack_from(f"{order}HHI", data, entry)
-        if kind == 3:
-            # Up to two numbers lie in the entry itself, more of them elsewhere.
-            place = entry + 8
-            if values > 2:
-                (place,) = struct.unpack_from(f"{order}I", data, place)
-            (tags[tag],) = struct.unpack_from(f"{order}H", data, place)
-    return tags
+_JPEG_FRAMES = {
+    0xC0: "baseline",
+    0xC1: "extended",
+    0xC2: "progressive",
+    0xC3: "lossless",
+    0xC5: "differential",
+    0xC6: "differential progressive",
+    0xC7: "differential lossless",
+    0xC9: "arithmetic",
+    0xCA: "arithmetic progressive",
+    0xCB: "arithmetic lossless",
+    0xCD: "differential arithmetic",
+    0xCE: "differential arithmetic progressive",
+    0xCF: "differential arithmetic lossless",
+    0xF7: "LS",
+}
 
 
 def _last_box_is_cut_off(data: bytes) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.config import ExtractorConfig, ImageLimits
 from pipeline.decoders import BudgetExceededError, decode, try_decode
@@ -13,6 +13,7 @@ from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor
 from pipeline.files import hash_bytes
 from pipeline.images import DecodedImage
+from pipeline.pictures.contrast import has_structure, levels, stretched
 from pipeline.records import Features, ImageFailure
 
 DECODED_AT_ONCE = 16
@@ -21,6 +22,15 @@ batch."""
 
 DECODING_S = 5.0
 """Seconds of decoding after which no more images join those that are decoded."""
+
+FEW_FEATURES = 40
+"""An image of fewer keypoints and low contrast is stretched and tried again."""
+
+_SMALL_SIDE = 16
+"""Pixels of the shorter side below which a picture is too small for a keypoint."""
+
+_FLAT_LEVELS = 12
+"""Fewer levels of 255 are said to be nearly flat."""
 
 BatchItem = tuple[str, Callable[[], bytes], str]
 """SHA-256 of an image's bytes, a function that reads them, a name for messages."""
@@ -71,9 +81,11 @@ def extract_decoded(image: DecodedImage, extractor: Extractor, max_features: int
     NoFeaturesError
         It has no keypoint.
     """
-    features = extractor.extract(image, max_features)
+    features = _with_contrast(
+        extractor.extract(image, max_features), image, extractor, max_features
+    )
     if not len(features):
-        raise NoFeaturesError(image.name, extractor.name)
+        raise NoFeaturesError(image.name, extractor.name, _cause(image))
     return features
 
 
@@ -96,6 +108,34 @@ class Extracted:
     done: list[tuple[str, Features]]
     failures: list[ImageFailure]
     exceeded: list[ImageFailure]
+
+
+def _with_contrast(
+    features: Features, image: DecodedImage, extractor: Extractor, max_features: int
+) -> Features:
+    """Return the features of the stretched picture where an image of low contrast has few."""
+    if extractor.one_vector or len(features) >= FEW_FEATURES:
+        return features
+    pixels = stretched(image.pixels)
+    if pixels is None:
+        return features
+    again = extractor.extract(replace(image, pixels=pixels), max_features)
+    return again if len(again) > len(features) else features
+
+
+def _cause(image: DecodedImage) -> str:
+    """Say what was the matter with an image that has no keypoint."""
+    height, width = image.pixels.shape[:2]
+    used = levels(image.pixels)
+    if not used:
+        return "one flat colour"
+    if min(height, width) < _SMALL_SIDE:
+        return f"too small: {image.width:,} x {image.height:,} pixels"
+    if used < _FLAT_LEVELS:
+        return f"nearly one flat colour: {used} of 255 levels"
+    if not has_structure(image.pixels):
+        return "nothing but noise"
+    return "smooth: nothing in it stands out"
 
 
 def extract_batch(
@@ -208,9 +248,13 @@ def _extract_each(
     except InputError:
         # One of them is not to the extractor's liking: find out which.
         return [_extract_one(image, extractor, max_features) for image in images]
-    return [
-        features if len(features) else NoFeaturesError(image.name, extractor.name)
+    found = [
+        _with_contrast(features, image, extractor, max_features)
         for image, features in zip(images, together, strict=True)
+    ]
+    return [
+        features if len(features) else NoFeaturesError(image.name, extractor.name, _cause(image))
+        for image, features in zip(images, found, strict=True)
     ]
 
 

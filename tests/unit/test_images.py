@@ -8,7 +8,6 @@ import time
 import zlib
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -304,22 +303,6 @@ class TestFailures:
         error = failure(data)
         assert error.code == "unsupported-format"
         assert kind in error.sentence
-
-    @pytest.mark.parametrize(
-        ("dtype", "shape", "samples"),
-        [
-            (np.float32, (20, 30, 3), "float32 samples (RGB)"),
-            (np.float32, (20, 30, 4), "float32 samples (4 channels)"),
-            (np.float64, (20, 30), "float64 samples (grey)"),
-        ],
-    )
-    def test_a_tiff_of_samples_that_nobody_decodes_is_sound_and_named(
-        self, dtype: type, shape: tuple[int, ...], samples: str
-    ) -> None:
-        written, data = cv2.imencode(".tiff", np.full(shape, 0.5, dtype))
-        error = failure(data.tobytes())
-        assert (written, error.code) == (True, "unsupported-format")
-        assert f"TIFF files of {samples} are not supported" in error.sentence
 
     @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
     @pytest.mark.parametrize("kind", FORMATS)

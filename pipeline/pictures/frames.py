@@ -1,0 +1,219 @@
+"""The frames of a picture file: which of them shows the picture, and its pixels.
+
+Pillow decodes; `pipeline.pictures.samples` and `pipeline.pictures.wide` read what it gets wrong.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from pipeline.config import ImageLimits
+from pipeline.decode_memory import decoding_bytes, samples_bytes
+from pipeline.pictures.errors import PictureError
+from pipeline.pictures.pillow import pillow_state
+from pipeline.pictures.samples import read_page, sample_size
+from pipeline.pictures.sidedata import without_side_data
+from pipeline.pictures.tiff import TiffPage, alone, pages
+from pipeline.pictures.wide import wide_samples
+from pipeline.pixels import (
+    SWAPPED_ORIENTATIONS,
+    image_of,
+    oriented,
+    pixels_of,
+    reduced,
+    reduced_size,
+)
+from pipeline.signatures import known_format
+
+__all__ = ["Frame", "Wanted", "frame_with_content"]
+
+# Formats whose decoders are kept safe and current; others that Pillow knows run outside programs
+# (EPS), have no signature (TGA) or do not hold photographs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000")
+
+_FLAT = 8.0
+"""Standard deviation, levels, below which a frame is passed over for the next one: a page of
+a few words has more, the first frame of a slow fade less."""
+
+_MOST_FRAMES = 256
+"""Frames that are looked at."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A picture: grey or RGB pixels, upright and reduced, and the original's size."""
+
+    pixels: NDArray[np.uint8]
+    width: int
+    height: int
+
+
+class Wanted:
+    """How frames are decoded, and within which limits.
+
+    Parameters
+    ----------
+    limits : ImageLimits
+    max_side : int
+        Longer side of the result, pixels.
+    color : bool
+        RGB instead of grey.
+    admit : callable, optional
+        Called with the bytes of memory that decoding is about to take.
+    """
+
+    def __init__(
+        self,
+        limits: ImageLimits,
+        max_side: int,
+        color: bool,
+        admit: Callable[[int], None] | None = None,
+    ) -> None:
+        self.limits = limits
+        self.max_side = max_side
+        self.color = color
+        self._admit = admit
+
+    def take(self, needed: int) -> None:
+        """Ask for memory; refuse a picture that needs more than the limit."""
+        if needed > self.limits.decode_memory:
+            raise PictureError(
+                "too-much-memory",
+                f"decoding it takes about {needed / 2**20:,.0f} MiB of memory, more than the "
+                f"limit of {self.limits.decode_memory / 2**20:,.0f} MiB "
+                "(VANTAGE_DECODE_MEMORY raises it)",
+            )
+        if self._admit is not None:
+            self._admit(needed)
+
+    def take_if_possible(self, needed: int) -> bool:
+        """Ask for memory where it is within the limit, and say whether it is."""
+        if needed > self.limits.decode_memory:
+            return False
+        self.take(needed)
+        return True
+
+    def check_size(self, width: int, height: int) -> None:
+        """Refuse a picture of too many pixels."""
+        if width * height > self.limits.max_pixels:
+            raise PictureError(
+                "too-many-pixels",
+                f"it has {width:,} x {height:,} pixels, more than the limit of "
+                f"{self.limits.max_pixels:,} (VANTAGE_MAX_PIXELS raises it)",
+            )
+
+    def frame(self, image: Image.Image, size: tuple[int, int], orientation: int) -> Frame:
+        """Return a loaded image as a frame; `size` is that of the file, not of a draft."""
+        pixels = oriented(reduced(pixels_of(image, color=self.color), self.max_side), orientation)
+        width, height = size[::-1] if orientation in SWAPPED_ORIENTATIONS else size
+        return Frame(pixels, width, height)
+
+
+def frame_with_content(data: bytes, wanted: Wanted) -> Frame:
+    """Return the first frame that is not flat; where all are, the one with the most contrast.
+
+    Raises
+    ------
+    PictureError
+    Exception
+        Whatever a decoder raises of damaged bytes.
+    """
+    found = _tiff_frames(data, wanted) if known_format(data) == "TIFF" else _frames(data, wanted)
+    best, most = next(found, None), 0.0
+    if best is None:
+        raise PictureError("corrupt", "the image data is damaged (it has no picture)")
+    try:
+        most = float(best.pixels.std())
+        while most < _FLAT and (frame := next(found, None)) is not None:
+            contrast = float(frame.pixels.std())
+            if contrast > most:
+                best, most = frame, contrast
+    except MemoryError:
+        raise
+    except Exception:
+        # Damage behind a picture does not matter, behind a blank page it hides the picture.
+        if not most:
+            raise
+    return best
+
+
+def _frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
+    """Decode one frame after the other of all formats but TIFF."""
+    data = without_side_data(data)
+    with _open(data, wanted) as image:
+        size = image.size
+        wanted.check_size(*size)
+        if image.format in ("JPEG", "MPO"):
+            # The decoder itself leaves out detail (and colour) that would be thrown away.
+            reduced_to = reduced_size(*size, wanted.max_side)
+            image.draft(None if wanted.color else "L", reduced_to)
+        wanted.take(decoding_bytes(image, size, len(data), color=wanted.color))
+        image.load()
+        orientation = _orientation(image)
+        wide = wide_samples(data, image, wanted.take_if_possible)
+        yield wanted.frame(image if wide is None else image_of(wide), size, orientation)
+        # The other pictures of a JPEG are other views of it.
+        if image.format in ("JPEG", "MPO"):
+            return
+        for number in range(1, _MOST_FRAMES):
+            try:
+                image.seek(number)
+            except EOFError:
+                return
+            wanted.check_size(*image.size)
+            image.load()
+            yield wanted.frame(image, image.size, orientation)
+
+
+def _tiff_frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
+    """Decode one page after the other, those by Pillow that it reads rightly."""
+    number = -1
+    for number, page in enumerate(pages(data)):
+        wanted.check_size(page.width, page.height)
+        yield _tiff_page(data, page, wanted)
+        if number + 1 == _MOST_FRAMES:
+            return
+    if number < 0:
+        # No directory can be followed: Pillow says what is wrong.
+        yield from _frames(data, wanted)
+
+
+def _tiff_page(data: bytes, page: TiffPage, wanted: Wanted) -> Frame:
+    size = (page.width, page.height)
+    if page.is_common:
+        try:
+            with _open(alone(data, page), wanted) as image:
+                wanted.take(decoding_bytes(image, size, len(data), color=wanted.color))
+                image.load()
+                return wanted.frame(image, size, page.first(274, 1))
+        except UnidentifiedImageError:
+            pass
+    wanted.take(samples_bytes(page.width * page.height, *sample_size(page), len(data)))
+    return wanted.frame(image_of(read_page(data, page)), size, page.first(274, 1))
+
+
+def _open(data: bytes, wanted: Wanted) -> Image.Image:
+    """Read the header."""
+    with pillow_state(wanted.limits.max_pixels):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        if image.format == "TIFF":
+            # Loading a TIFF reads its EXIF, which may warn: have it read here.
+            image.getexif()
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of a loaded image; 1 where there is none or it is damaged."""
+    try:
+        with pillow_state(max_pixels=1):
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        # Damaged metadata is no reason to refuse a sound picture.
+        return 1
+    return orientation if isinstance(orientation, int) else 1

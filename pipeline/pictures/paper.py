@@ -1,0 +1,64 @@
+"""The paper behind transparent parts: white, unless the artwork would not be seen on it."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+_PAPERS = (255, 0, 128)
+_CONTRAST = 32
+"""Levels between an outline and the paper that make it seen."""
+_ENOUGH = 0.7
+"""White is kept where it shows this share of the outline."""
+_SIDE = 2048
+"""Pixels of the longer side of what is looked at."""
+
+
+def on_paper(image: Image.Image) -> Image.Image:
+    """Lay a picture with transparency on paper that shows it.
+
+    A viewer may have any ground. White shows most artwork; where it hides the outline of the
+    visible parts, black or grey is taken, whichever shows most of it.
+
+    Parameters
+    ----------
+    image : PIL.Image.Image
+
+    Returns
+    -------
+    PIL.Image.Image
+        RGB.
+    """
+    rgba = image.convert("RGBA")
+    alpha = rgba.getchannel("A")
+    paper = Image.new("RGB", rgba.size, (_paper(rgba),) * 3)
+    paper.paste(rgba, mask=alpha)
+    return paper
+
+
+def _paper(rgba: Image.Image) -> int:
+    """Return the grey of the paper."""
+    step = max(1, -(-max(rgba.size) // _SIDE))
+    if step > 1:
+        size = (max(1, rgba.width // step), max(1, rgba.height // step))
+        rgba = rgba.resize(size, Image.Resampling.NEAREST)
+    luma = np.asarray(rgba.convert("RGB").convert("L"))
+    outline = _outline(np.asarray(rgba.getchannel("A")))
+    edge = luma[outline].astype(int)
+    if not edge.size:
+        return 255
+    shares = [float((np.abs(edge - grey) >= _CONTRAST).mean()) for grey in _PAPERS]
+    return 255 if shares[0] >= _ENOUGH else _PAPERS[int(np.argmax(shares))]
+
+
+def _outline(alpha: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Return the visible pixels next to transparent ones; of a picture without such, all."""
+    most = int(alpha.max())
+    if not most:
+        return np.zeros(alpha.shape, bool)
+    visible = (alpha > most // 2).astype(np.uint8)
+    inner = np.asarray(cv2.erode(visible, np.ones((5, 5), np.uint8)))
+    outline: NDArray[np.bool_] = visible > inner
+    return outline if outline.any() else visible.astype(bool)

@@ -1,0 +1,121 @@
+"""Colours of 16 bits in PNG and PPM, of which Pillow gives the high bytes.
+
+They are read whole where the high bytes hold too little of the picture: ten bits in sixteen.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from pipeline.pictures.contrast import SMALL_RANGE, levels
+from pipeline.pictures.pillow import pillow_state
+from pipeline.pictures.samples import Samples
+
+__all__ = ["wide_samples"]
+
+_BYTES = 40
+"""Bytes a pixel that reading it whole takes: Pillow's image, two more, two wide arrays."""
+_CHANNELS = {2: 3, 4: 2, 6: 4}
+
+
+def wide_samples(data: bytes, image: Image.Image, admit: Callable[[int], bool]) -> Samples | None:
+    """Return the 16-bit samples of a loaded picture, None where its own pixels are good enough.
+
+    Parameters
+    ----------
+    data : bytes
+        The file, which Pillow has decoded.
+    image : PIL.Image.Image
+        Loaded, at its first frame.
+    admit : callable
+        Says whether so many bytes of memory may be taken, and takes them.
+    """
+    needed = _BYTES * image.width * image.height + 2 * len(data)
+    if image.format == "PNG" and data[24] == 16:
+        if data[25] == 0:
+            return _keyed_grey(image)
+        key = image.info.get("transparency")
+        if data[25] in _CHANNELS and (isinstance(key, tuple) or _is_small(image)) and admit(needed):
+            return _png(data, _CHANNELS[data[25]], key)
+    if (
+        image.format == "PPM"
+        and image.mode == "RGB"
+        and data[:2] == b"P6"
+        and _is_small(image)
+        and admit(needed)
+    ):
+        return _ppm(data, image.size)
+    return None
+
+
+def _is_small(image: Image.Image) -> bool:
+    """Say whether the high bytes use a small part of their range."""
+    colours = np.asarray(image)
+    if image.mode in ("LA", "RGBA"):
+        shown = colours[colours[:, :, -1] > 0][:, :-1]
+        colours = shown if shown.size else colours[:, :, :-1]
+    # A few pixels beyond (a dead one) do not decide here either.
+    low, high = np.percentile(colours.reshape(-1)[:: max(1, colours.size >> 20)], (0.05, 99.95))
+    return levels(colours) < 255 * SMALL_RANGE or bool(high - low < 255 * SMALL_RANGE)
+
+
+def _keyed_grey(image: Image.Image) -> Samples | None:
+    """Return grey of which one value is transparent."""
+    key = image.info.get("transparency")
+    if not isinstance(key, int):
+        return None
+    values = np.asarray(image).astype(np.uint16)
+    return Samples(values, (values != key) * np.uint8(255), (0.0, 65535.0))
+
+
+def _png(data: bytes, channels: int, key: object) -> Samples:
+    """Decode it again as bytes: the low ones, or grey and alpha as four channels."""
+    if channels == 2:
+        four = _raw(data, "RGBA", "RGBA")
+        alpha: NDArray[np.uint8] | None
+        values, alpha = _joined(four[:, :, 0], four[:, :, 1]), four[:, :, 2]
+    else:
+        mode = "RGB" if channels == 3 else "RGBA"
+        wide = _joined(_raw(data, mode, f"{mode};16B"), _raw(data, mode, f"{mode};16L"))
+        values = wide[:, :, :3]
+        alpha = (wide[:, :, 3] >> 8).astype(np.uint8) if channels == 4 else None
+    if channels == 3 and isinstance(key, tuple):
+        alpha = (values != np.array(key, np.uint16)).any(axis=2) * np.uint8(255)
+    return Samples(values, alpha, (0.0, 65535.0))
+
+
+def _raw(data: bytes, mode: str, raw_mode: str) -> NDArray[np.uint8]:
+    """Decode a PNG with its bytes taken as others than its header says."""
+    with _open(data) as image:
+        image._mode = mode
+        image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
+        image.load()
+        return np.asarray(image)
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    with pillow_state(2**31):
+        return Image.open(io.BytesIO(data), formats=("PNG", "PPM"))
+
+
+def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint16]:
+    """Return numbers of two bytes."""
+    joined: NDArray[np.uint16] = high.astype(np.uint16) << np.uint16(8) | low
+    return joined
+
+
+def _ppm(data: bytes, size: tuple[int, int]) -> Samples | None:
+    """Read a binary PPM of 16 bits."""
+    with _open(data) as image:
+        _, _, offset, arguments = image.tile[0]
+    most = arguments[-1] if isinstance(arguments, tuple) else 255
+    if not isinstance(most, int) or most < 256:
+        return None
+    count = size[0] * size[1] * 3
+    values = np.frombuffer(data, ">u2", count, offset).astype(np.uint16)
+    return Samples(values.reshape(size[1], size[0], 3), None, (0.0, float(most)))
