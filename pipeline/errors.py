@@ -13,11 +13,13 @@
         SchemaVersionError
         MissingRootError
         CorruptFileError
+          DamagedIndexError
         NoWorkersError
       TransientError                 retried with backoff
         StorageUnavailableError
         DatabaseUnavailableError
         BrokerUnavailableError
+        DeadlinePassedError
         DecoderUnavailableError
 
 Every constructor takes positional arguments and hands all of them to ``super().__init__``, so that
@@ -33,7 +35,9 @@ __all__ = [
     "BrokerUnavailableError",
     "ConfigError",
     "CorruptFileError",
+    "DamagedIndexError",
     "DatabaseUnavailableError",
+    "DeadlinePassedError",
     "DecoderUnavailableError",
     "ImageReadError",
     "IndexNotBuiltError",
@@ -188,6 +192,17 @@ class CorruptFileError(StateError):
         )
 
 
+class DamagedIndexError(CorruptFileError):
+    """A saved index of the engine is not what was written: its path, what is wrong."""
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return (
+            f"the saved index {path!r} is damaged ({reason}); take it from a backup, or build it "
+            "again from the vectors"
+        )
+
+
 class NoWorkersError(StateError):
     """Nobody is there to do the work: the kind of worker that is missing."""
 
@@ -254,3 +269,10 @@ class DecoderUnavailableError(TransientError):
             f"the child process that decodes images does not work ({self.args[0]}); is there "
             "memory left, and may this user start processes?"
         )
+
+
+class DeadlinePassedError(TransientError):
+    """A scan was given up because its search is over."""
+
+    def __str__(self) -> str:
+        return "the search's deadline passed before its rows were scanned"

@@ -30,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.config import IndexConfig
-from pipeline.errors import CorruptFileError, InputError
+from pipeline.errors import CorruptFileError, DamagedIndexError, InputError
 from pipeline.index.cells import (
     ROWS_A_CELL,
     MeanCells,
@@ -59,17 +59,6 @@ REGROWTH = 4
 
 FORMAT = 1
 """Number of the file format that `VantageIndex.save` writes."""
-
-
-class DamagedIndexError(CorruptFileError):
-    """A saved index is not what was written: its path, what is wrong."""
-
-    def __str__(self) -> str:
-        path, reason = self.args
-        return (
-            f"the saved index {path!r} is damaged ({reason}); take it from a backup, or build it "
-            "again from the vectors"
-        )
 
 
 class VantageIndex:

@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.config import IndexConfig
-from pipeline.errors import InputError
+from pipeline.errors import DamagedIndexError, InputError
 from pipeline.index import VantageIndex
-from pipeline.index.engine import DamagedIndexError
 
 SMALL = IndexConfig(cell_size=40, dimensions=64)
 

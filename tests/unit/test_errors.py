@@ -28,10 +28,12 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "SchemaVersionError": (None, "0001"),
     "MissingRootError": ("/photos",),
     "CorruptFileError": ("/store/a.npz", "cut off"),
+    "DamagedIndexError": ("/here/a.vantage", "cut off"),
     "NoWorkersError": ("extract",),
     "TransientError": ("later",),
     "StorageUnavailableError": ("groups/0/a.npz", "timed out"),
     "DatabaseUnavailableError": ("locked",),
+    "DeadlinePassedError": (),
     "BrokerUnavailableError": ("redis://host:6379", "refused"),
 }
 
