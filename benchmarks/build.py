@@ -26,8 +26,10 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import parser, photographs, show
+from benchmarks.engine_data import numbered_images
 from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.config import Settings
+from pipeline.index.identities import unite
 from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.index.rows import pack_rows
 from pipeline.index.segments import AssignedRows, Segment
@@ -96,6 +98,9 @@ def write_parts(folder: Path, rows: int) -> None:
         rng = np.random.default_rng(number)
         count = rows // PARTS
         images = np.arange(number * count, (number + 1) * count, dtype=np.uint32) // DESCRIPTORS
+        first = int(images[0])
+        images -= first
+        known = numbered_images(first + int(images.max()) + 1)
         cells = rng.integers(0, CELLS, count, dtype=np.uint32)
         order = np.lexsort((images, cells))
         assigned = AssignedRows(
@@ -104,6 +109,7 @@ def write_parts(folder: Path, rows: int) -> None:
             images[order],
             rng.integers(0, 65536, (count, 4), dtype=np.uint16),
             np.array([0, count], np.int64),
+            known.some(np.arange(first, len(known))),
         )
         with (folder / f"{number:03}.npz").open("w+b") as stream:
             write_arrays(stream, assigned.to_arrays(), {})
@@ -153,14 +159,16 @@ def merge_at_once(files: list[Path], target: Path) -> None:
     """Merge with every row in memory."""
     parts = [AssignedRows.from_arrays(ArrayFile(path)) for path in files]
     cells = np.concatenate([part.cells for part in parts])
-    images = np.concatenate([part.images for part in parts])
+    table = unite(part.table for part in parts)
+    images = np.concatenate([table.numbers_of(part.table)[part.images] for part in parts])
     order = np.lexsort((images, cells))
     segment = Segment(
         pack_rows(np.concatenate([part.codes for part in parts])[order]),
-        images[order],
+        images[order].astype(np.uint32),
         np.concatenate([part.geometry for part in parts])[order],
         np.searchsorted(cells[order], np.arange(CELLS + 1)).astype(np.int64),
         0,
+        table,
     )
     with target.open("w+b") as stream:
         write_arrays(stream, segment.to_arrays(), {"group": 0})

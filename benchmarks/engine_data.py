@@ -23,6 +23,7 @@ from pipeline.evaluation.dataset import Dataset, read_dataset
 from pipeline.extraction.features import extract_image
 from pipeline.extraction.sift import SiftExtractor
 from pipeline.files import hash_bytes
+from pipeline.index.identities import Identities
 from pipeline.index.quantizer import Quantizer, train_quantizer
 
 PER_IMAGE = 1000
@@ -45,6 +46,13 @@ BATCH = 250
 """Descriptors of a query photograph that are searched for together."""
 
 Floats = NDArray[np.float32]
+
+
+def numbered_images(count: int) -> Identities:
+    """Return a table of images that are what their numbers say."""
+    hashes = np.zeros((count, 32), np.uint8)
+    hashes[:, -4:] = np.arange(count, dtype=">u4").view(np.uint8).reshape(-1, 4)
+    return Identities(hashes, np.zeros(count, np.uint32))
 
 
 class Descriptors:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.common import show
-from benchmarks.engine_data import read_data
+from benchmarks.engine_data import numbered_images, read_data
 from pipeline.config import IndexConfig, PlanKind
 from pipeline.evaluation.dataset import read_dataset
 from pipeline.extraction.sift import SiftExtractor
@@ -36,14 +36,16 @@ from pipeline.index.kernels import PATH
 from pipeline.index.merge import Merge, assigned_rows
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import ROW_UNIT, to_unsigned
-from pipeline.index.segments import AssignedRows, Segment
+from pipeline.index.segments import AssignedRows
 from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
 from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, join_batches
+from pipeline.retrieval.blocks import ScanCounts, merge_blocks
 from pipeline.retrieval.cost import Extent, Machine, probed_cost, tile_places
+from pipeline.retrieval.opened import OpenSegment
 from pipeline.retrieval.plan import make_plan, plan_work
-from pipeline.retrieval.scan import ScanCounts, merge_blocks, scan_segment
+from pipeline.retrieval.scan import scan_opened
 from pipeline.retrieval.score import rank_images
 
 SIZES = (100_000, 300_000, 1_000_000)
@@ -61,7 +63,7 @@ class Collection:
     """An index in memory."""
 
     model: Model
-    segments: tuple[Segment, ...]
+    segments: tuple[OpenSegment, ...]
     rows: int
 
 
@@ -74,6 +76,7 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
     behind = np.sort(rng.choice(len(native), min(len(native), config.background_size), False))
     model = train_model(normalize(native[chosen]), normalize(native[behind]), len(native), config)
     step = 100_000
+    table = numbered_images(int(images.max()) + 1)
     parts = []
     for at in range(0, len(native), step):
         codes = model.quantizer.encode(normalize(native[at : at + step]))
@@ -89,6 +92,7 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
                 images[at : at + step][order],
                 geometry[order],
                 np.searchsorted(cells[order], firsts).astype(np.int64),
+                table,
             )
         )
     segments = tuple(_group(model, group, parts) for group in range(model.groups))
@@ -111,7 +115,7 @@ def scan(collection: Collection, batch: Batch, path: str) -> None:
     """Scan all groups one after the other, with a plan that nothing is known of yet."""
     plan = replace(batch.plan)
     for segment in collection.segments:
-        scan_segment(segment, plan, path=path)
+        scan_opened(segment, plan, path=path)
 
 
 def spent_ms(step: Callable[[], object]) -> float:
@@ -146,6 +150,7 @@ def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, N
         np.arange(rows, dtype=np.uint32)[order],
         np.zeros((rows, 4), np.uint16),
         np.searchsorted(cells[order], firsts).astype(np.int64),
+        numbered_images(rows),
     )
     segments = tuple(_group(model, group, [part]) for group in range(model.groups))
     return Collection(model, segments, rows), codes[rows:]
@@ -249,7 +254,7 @@ def listing(collection: Collection, native: NDArray[np.generic], rounds: int) ->
     def listed() -> None:
         plan = replace(batch.plan)
         for segment in collection.segments:
-            plan_work(plan, segment)
+            plan_work(plan, segment.segment)
 
     (ms,) = rounds_of([listed], rounds)
     return ms * 1e6 / batch.plan.cells.size
@@ -326,22 +331,24 @@ def together(
     return found
 
 
-def _group(model: Model, group: int, parts: Sequence[AssignedRows]) -> Segment:
+def _group(model: Model, group: int, parts: Sequence[AssignedRows]) -> OpenSegment:
     """Return the segment of a group."""
     cells = model.cells_per_group
     inputs = [assigned_rows(part, group, cells) for part in parts]
-    return Merge(inputs, group * cells).in_memory()
+    segment = Merge(inputs, group * cells).in_memory()
+    ids = segment.table.sha256[:, -4:].copy().view(">u4")[:, 0].astype(np.uint32) + 1
+    return OpenSegment(f"group {group}", segment, ids)
 
 
 def _counts(collection: Collection, batch: Batch) -> ScanCounts:
     """Return what a pass visits."""
-    blocks = [scan_segment(segment, batch.plan) for segment in collection.segments]
+    blocks = [scan_opened(segment, batch.plan) for segment in collection.segments]
     return merge_blocks(blocks).counts
 
 
 def _answer(collection: Collection, batch: Batch, offsets: Sequence[int]) -> None:
     """Scan, and rank for every image."""
-    blocks = [scan_segment(segment, batch.plan) for segment in collection.segments]
+    blocks = [scan_opened(segment, batch.plan) for segment in collection.segments]
     rank_images(blocks, batch.plan.radius, offsets)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from pipeline.index.simd import BLOCK, PATHS
 from pipeline.metadata.records import VersionRecord
 from pipeline.retrieval.batch import Batch
+from pipeline.retrieval.blocks import GroupScan, ScanCounts
 from pipeline.retrieval.cost import (
     EXHAUSTIVE_WITHIN_BYTES,
     EXHAUSTIVE_WITHIN_MS,
@@ -19,7 +20,6 @@ from pipeline.retrieval.cost import (
     probed_cost,
 )
 from pipeline.retrieval.plan import cells_to_open
-from pipeline.retrieval.scan import GroupScan, ScanCounts
 
 _MIB = 2**20
 
@@ -41,8 +41,8 @@ def explain(version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]) ->
         ``queries`` (query images and descriptors of the pass), ``machine`` (code path, threads and
         tile that the prediction is for), ``tree`` (levels, cells, groups, rows), ``groups`` (of
         each: cells wanted and the different ones among them, and what its scan counted, see
-        `pipeline.retrieval.scan.ScanCounts`, matches, ms, code path), ``predicted``, ``actual`` and
-        ``other`` (what the other plan was predicted to cost).
+        `pipeline.retrieval.blocks.ScanCounts`, matches, ms, code path), ``predicted``, ``actual``
+        and ``other`` (what the other plan was predicted to cost).
     """
     found = sorted(scans, key=lambda scan: scan.group)
     return {

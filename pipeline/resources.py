@@ -10,21 +10,26 @@ import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import Engine
 
-from pipeline.config import ExtractorConfig, Settings
+from pipeline.config import ExtractorConfig, Settings, digest
 from pipeline.containers import Container, read_container
 from pipeline.errors import IndexNotBuiltError
 from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor
+from pipeline.index.identities import Identities
 from pipeline.index.merge import join_segments
 from pipeline.index.model import Model
 from pipeline.index.segments import AssignedRows, Segment
-from pipeline.metadata import versions
+from pipeline.metadata import identities, versions
 from pipeline.metadata.engine import create_metadata_engine, session_scope
-from pipeline.metadata.records import VersionRecord
+from pipeline.metadata.records import SegmentRecord, VersionRecord
+from pipeline.retrieval.opened import UNKNOWN, OpenSegment
 from pipeline.storage import Storage
 
 T = TypeVar("T")
@@ -38,18 +43,15 @@ KEPT_OF_COLLECTION = 2
 """Versions at hand of one collection: searches that began before a publication use the former."""
 
 KEPT_SEGMENTS = 4096
-"""Open segments. Each holds a file open and mapped, and a byte a row of those that live."""
+"""Open segments. Each holds a file open and mapped, and four bytes an image."""
 
 JOINED_ROWS = 4096
 """Segments of fewer rows are scanned as one, from a copy in memory. A scan of a segment costs up to
 a quarter of a millisecond however few rows it has, as much as that of so many."""
 
 JOINED_IN_ALL = 65_536
-"""Rows of a group that are copied so, the smallest segments first: 5 MiB. They are joined for each
-version, by the first search that uses it."""
-
-KEPT_JOINED = 1024
-"""Joined segments at hand, one of each version and group."""
+"""Rows of a group that are copied so, the smallest segments first: 5 MiB. They are joined by the
+first search that uses them."""
 
 
 class _Recent:
@@ -105,7 +107,7 @@ class Resources:
         self._versions = _Recent(KEPT_VERSIONS)
         self._models = _Recent(KEPT_MODELS)
         self._segments = _Recent(KEPT_SEGMENTS)
-        self._joined = _Recent(KEPT_JOINED)
+        self._opened = _Recent(KEPT_SEGMENTS)
 
     def close(self) -> None:
         """Close the database connections."""
@@ -137,8 +139,13 @@ class Resources:
         kept = [version for version in known if version.id not in former]
         self._versions.keep({str(version.id) for version in kept})
         self._segments.keep({segment.key for version in kept for segment in version.segments})
-        self._joined.keep(
-            {_joined_key(version, group) for version in kept for group in version.groups}
+        self._opened.keep(
+            {
+                _opened_key(version, source)
+                for version in kept
+                for group in version.groups
+                for source in _sources(version, group)
+            }
         )
 
     def current_version(self, collection: str) -> VersionRecord:
@@ -172,32 +179,38 @@ class Resources:
             key, lambda: Model.from_arrays(self.storage.open_arrays(key, checksum))
         )
 
-    def segment(self, key: str, checksum: str | None = None) -> Segment:
-        """Return a segment, fetched to this host if it is not here yet, and keep it open."""
-        return self._segments.get(key, lambda: self.open_segment(key, checksum))
-
-    def group_segments(self, version: VersionRecord, group: int) -> list[Segment]:
+    def group_segments(self, version: VersionRecord, group: int) -> list[OpenSegment]:
         """Return what a scan of a group visits: its segments, small ones joined to one.
 
         Images that were added one by one lie in a segment each until they are compacted.
         """
-        records = version.group_segments(group)
-        segments = sorted(
-            (self.segment(record.key, record.checksum) for record in records),
-            key=lambda segment: segment.rows.size,
-        )
-        small = _count_small([segment.rows.size for segment in segments])
-        if small < 2:
-            return segments
-        key = _joined_key(version, group)
         return [
-            self._joined.get(key, lambda: join_segments(segments[:small])),
-            *segments[small:],
+            self._opened.get(
+                _opened_key(version, source), partial(self._open, version.collection_id, source)
+            )
+            for source in _sources(version, group)
         ]
+
+    def _open(self, collection_id: int, source: _Source) -> OpenSegment:
+        """Open segments, fetched to this host if they are not here yet, to be scanned as one."""
+        segments = [
+            self._segments.get(record.key, partial(self.open_segment, record.key, record.checksum))
+            for record in source.records
+        ]
+        segment = segments[0] if len(segments) == 1 else join_segments(segments)
+        with session_scope(self.engine, write=False) as session:
+            found = identities.ids_of(session, collection_id, segment.table.pairs())
+        ids = [UNKNOWN if image_id is None else image_id for image_id in found]
+        return OpenSegment(source.name, segment, np.array(ids, np.uint32))
 
     def open_segment(self, key: str, checksum: str | None = None) -> Segment:
         """Return a segment, fetched to this host, for one use: to merge it, or to look at it."""
-        return Segment.from_arrays(self.storage.open_arrays(key, checksum))
+        return Segment.from_arrays(self.storage.open_arrays(key, checksum), self._former)
+
+    def _former(self, ids: NDArray[np.uint32]) -> Identities:
+        """Return which images the ids are that files carried before they had tables."""
+        with session_scope(self.engine, write=False) as session:
+            return Identities.of(identities.identities_of(session, ids.tolist()))
 
     def container(self, key: str, checksum: str | None = None) -> Container:
         """Return a feature container, read in the store: a job reads each a time or two."""
@@ -206,7 +219,7 @@ class Resources:
 
     def assigned(self, key: str, checksum: str | None = None) -> AssignedRows:
         """Return the rows that one assignment made, read in the store."""
-        return AssignedRows.from_arrays(self.storage.read_arrays(key, checksum))
+        return AssignedRows.from_arrays(self.storage.read_arrays(key, checksum), self._former)
 
 
 def _count_small(rows: Sequence[int]) -> int:
@@ -215,6 +228,24 @@ def _count_small(rows: Sequence[int]) -> int:
     return bisect.bisect_right(list(itertools.accumulate(rows[:small])), JOINED_IN_ALL)
 
 
-def _joined_key(version: VersionRecord, group: int) -> str:
-    """Return what names the joined segment of a group."""
-    return f"{version.id}/{group}"
+class _Source(NamedTuple):
+    """Segments that are scanned as one, and what names their content."""
+
+    name: str
+    records: tuple[SegmentRecord, ...]
+
+
+def _sources(version: VersionRecord, group: int) -> list[_Source]:
+    """Return what a scan of a group opens, the smallest first."""
+    records = sorted(version.group_segments(group), key=lambda record: record.descriptor_count)
+    small = _count_small([record.descriptor_count for record in records])
+    if small < 2:
+        return [_Source(record.key, (record,)) for record in records]
+    joined = tuple(sorted(records[:small], key=lambda record: record.key))
+    name = f"joined/{digest([record.key for record in joined])}"
+    return [_Source(name, joined), *(_Source(record.key, (record,)) for record in records[small:])]
+
+
+def _opened_key(version: VersionRecord, source: _Source) -> str:
+    """Return what names an opened segment: collections may share its file, and not their ids."""
+    return f"{version.collection_id}/{source.name}"

@@ -1,6 +1,6 @@
 """The steps of a search: where extraction, index, retrieval and metadata meet.
 
-``prepare_query`` (features, plan) for every image, ``join_batches`` -> ``scan_group`` for every
+``extract_query``, ``plan_query`` for every image, ``join_batches`` -> ``scan_group`` for every
 group of the plan (map) -> ``finish_batch`` (reduce). `pipeline.local` calls them in a loop,
 `workers.tasks` one a message. A search of one image is a batch of one.
 """
@@ -9,31 +9,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import digest
+from pipeline.config import ExtractorConfig, digest
 from pipeline.decoders import open_query
 from pipeline.errors import InputError, UnknownNameError
 from pipeline.explain import explain
 from pipeline.extraction.features import extract_decoded
 from pipeline.index.kernels import PATH
-from pipeline.metadata import images
+from pipeline.metadata import identities, images
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import FusedResult, SearchResult
 from pipeline.request import SearchRequest
 from pipeline.resources import Resources
 from pipeline.retrieval.batch import BATCH_IMAGES, Batch, QueryImage, cut_batches, join_batches
+from pipeline.retrieval.blocks import GroupScan, merge_blocks, split_block
 from pipeline.retrieval.cost import Extent, Machine
+from pipeline.retrieval.opened import ImageSet
+from pipeline.retrieval.pairs import Pairs, pairs_of
 from pipeline.retrieval.plan import QueryPlan, make_plan
-from pipeline.retrieval.scan import (
-    GroupScan,
-    merge_blocks,
-    scan_segment,
-)
+from pipeline.retrieval.scan import scan_opened
 from pipeline.retrieval.score import make_matches, rank_images
 
 Answer = TypeVar("Answer", SearchResult, FusedResult)
@@ -41,20 +42,80 @@ ImageSource = str | Path | bytes | NDArray[Any]
 """A query image: a file, a file's bytes, or pixels."""
 
 
-def prepare_query(
+@dataclass(frozen=True)
+class QueryFeatures:
+    """What was taken of a query image, whatever it is compared with.
+
+    Attributes
+    ----------
+    digest : str
+        Names the image's content and its extractor.
+    width, height : int
+        Pixels.
+    keypoints : ndarray of shape (Q, 4), float32
+        x, y, size (original pixels) and angle (degrees).
+    descriptors : ndarray of shape (Q, D), float32
+        Normalised by their extractor.
+    extract_ms : float
+        Milliseconds that it took.
+    """
+
+    digest: str
+    width: int
+    height: int
+    keypoints: NDArray[np.float32]
+    descriptors: NDArray[np.float32]
+    extract_ms: float
+
+
+def extract_query(
+    resources: Resources, wanted: ExtractorConfig, source: ImageSource
+) -> QueryFeatures:
+    """Take a query image's features.
+
+    Parameters
+    ----------
+    resources : Resources
+    wanted : ExtractorConfig
+    source : image
+
+    Raises
+    ------
+    ImageReadError, NoFeaturesError, InputError
+        The image cannot be used.
+    """
+    started = time.perf_counter()
+    extractor = resources.extractor(wanted)
+    limits = resources.settings.image_limits
+    image, content = open_query(
+        source, limits=limits, max_side=wanted.max_side, color=extractor.color
+    )
+    features = extract_decoded(image, extractor, wanted.query_max_features)
+    return QueryFeatures(
+        digest(content, wanted.to_dict()),
+        features.width,
+        features.height,
+        np.ascontiguousarray(features.keypoints[:, :4], np.float32),
+        extractor.normalize(features.descriptors),
+        (time.perf_counter() - started) * 1e3,
+    )
+
+
+def plan_query(
     resources: Resources,
     version: VersionRecord,
-    source: ImageSource,
+    query: QueryFeatures,
     request: SearchRequest,
     threads: int | None = None,
 ) -> Batch:
-    """Extract a query image's features and plan its search.
+    """Plan the search for a query image.
 
     Parameters
     ----------
     resources : Resources
     version : VersionRecord
-    source : image
+    query : QueryFeatures
+        Taken by the version's extractor.
     request : SearchRequest
     threads : int, optional
         Groups that are scanned at the same time, for the predicted time. Default: those of a group
@@ -64,41 +125,35 @@ def prepare_query(
     -------
     Batch
         Of this image alone.
-
-    Raises
-    ------
-    ImageReadError, NoFeaturesError, InputError
-        The image cannot be used.
     """
     started = time.perf_counter()
-    wanted = version.extractor
-    settings = resources.settings
-    extractor = resources.extractor(wanted)
-    image, content = open_query(
-        source, limits=settings.image_limits, max_side=wanted.max_side, color=extractor.color
-    )
-    features = extract_decoded(image, extractor, wanted.query_max_features)
-    extracted = time.perf_counter()
+    one_vector = resources.extractor(version.extractor).one_vector
     model = resources.model(version.tree.key, version.tree.checksum)
-    codes = model.quantizer.encode(extractor.normalize(features.descriptors))
+    codes = model.quantizer.encode(query.descriptors)
     rows = _row_count(version)
-    plan = make_plan(model, codes, rows, request, extractor.one_vector)
-    planned = time.perf_counter()
-    key = (plan.kind, int(plan.cells.shape[1]), plan.neighbours)
-    query = QueryImage(
-        digest(content, wanted.to_dict(), version.tree.key, *key),
-        features.width,
-        features.height,
-        len(codes),
-        {"extract": (extracted - started) * 1e3, "plan": (planned - extracted) * 1e3},
-    )
+    plan = make_plan(model, codes, rows, request, one_vector)
+    timings = {"extract": query.extract_ms, "plan": (time.perf_counter() - started) * 1e3}
+    threads = min(threads or resources.settings.group_threads, model.groups)
     return Batch(
         plan,
-        (query,),
-        Extent(len(codes), rows, codes.shape[1], model.tree.cells, extractor.one_vector),
+        (QueryImage(query.digest, query.width, query.height, len(codes), timings),),
+        Extent(len(codes), rows, codes.shape[1], model.tree.cells, one_vector),
         request,
-        Machine(PATH, max(1, min(threads or settings.group_threads, model.groups))),
+        Machine(PATH, max(1, threads)),
+        query.keypoints,
     )
+
+
+def prepare_query(
+    resources: Resources,
+    version: VersionRecord,
+    source: ImageSource,
+    request: SearchRequest,
+    threads: int | None = None,
+) -> Batch:
+    """Take a query image's features and plan its search; see `extract_query`, `plan_query`."""
+    query = extract_query(resources, version.extractor, source)
+    return plan_query(resources, version, query, request, threads)
 
 
 def search_images(
@@ -188,7 +243,8 @@ def scan_group(
     """
     segments = resources.group_segments(version, group)
     started = time.perf_counter()
-    blocks = [scan_segment(segment, plan, version.tombstones, until) for segment in segments]
+    sets = (ImageSet(version.tombstones),)
+    blocks = [scan_opened(segment, plan, sets, until) for segment in segments]
     block = blocks[0] if len(blocks) == 1 else merge_blocks(blocks, plan.neighbours)
     return GroupScan(group, block, (time.perf_counter() - started) * 1e3, PATH)
 
@@ -250,6 +306,38 @@ def finish_batch(
         )
         for image, found in zip(batch.images, matches, strict=True)
     ]
+
+
+def find_pairs(
+    resources: Resources,
+    version: VersionRecord,
+    batch: Batch,
+    scans: Sequence[GroupScan],
+    chosen: Sequence[str],
+    number: int = 0,
+) -> dict[str, Pairs]:
+    """Return the pairs of keypoints that one query image has with chosen images.
+
+    Parameters
+    ----------
+    resources : Resources
+    version : VersionRecord
+    batch : Batch
+    scans : sequence of GroupScan
+        Those that are there; their order does not matter.
+    chosen : sequence of str
+        SHA-256 of the images, as in `pipeline.records.Match.image`. Unknown ones are left out.
+    number : int
+        Of the query image in the batch.
+    """
+    with session_scope(resources.engine, write=False) as session:
+        known = identities.ids_of(session, version.collection_id, [(one, 0) for one in chosen])
+        rows = images.image_rows(session, [one for one in known if one is not None])
+    start, stop = batch.offsets[number : number + 2]
+    blocks = [split_block(scan.block, batch.offsets)[number] for scan in scans]
+    plan = batch.plan
+    found = pairs_of(blocks, plan.radius[start:stop], batch.keypoints[start:stop], rows)
+    return {rows[image_id].sha256: pairs for image_id, pairs in found.items()}
 
 
 def _row_count(version: VersionRecord) -> int:

@@ -28,8 +28,15 @@ from pipeline.metadata.records import VersionRecord
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch
-from pipeline.retrieval.scan import GroupScan
-from pipeline.searching import finish_batch, prepare_query, scan_group, searched_groups
+from pipeline.retrieval.blocks import GroupScan
+from pipeline.retrieval.pairs import Pairs
+from pipeline.searching import (
+    find_pairs,
+    finish_batch,
+    prepare_query,
+    scan_group,
+    searched_groups,
+)
 from workers.context import Context
 from workers.keys import KEEP_S, KEYS
 from workers.workflows import scan_task, search_canvas, task
@@ -38,6 +45,7 @@ __all__ = [
     "Ticket",
     "begin",
     "fetch_results",
+    "pairs",
     "prepare",
     "rank",
     "request",
@@ -227,6 +235,31 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
     )
     _store_result(redis, search_id, {"results": [result.to_dict() for result in results]})
     return results
+
+
+def pairs(
+    context: Context, search_id: str, chosen: Sequence[str], number: int = 0
+) -> dict[str, Pairs] | None:
+    """Return the pairs that one query image has with chosen images, from the parts that are there.
+
+    Returns None when the search is not known any more.
+
+    Parameters
+    ----------
+    context : Context
+    search_id : str
+    chosen : sequence of str
+        SHA-256 of the images.
+    number : int
+        Of the query image in the search.
+    """
+    ticket = Ticket.load(context.redis, search_id)
+    batch = _read_batch(context.redis, search_id)
+    if ticket is None or batch is None:
+        return None
+    scans, _ = _read_parts(context.redis, ticket)
+    version = context.resources.version(ticket.version_id)
+    return find_pairs(context.resources, version, batch, scans, chosen, number)
 
 
 def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int]]:

@@ -3,11 +3,13 @@
 What is merged are the rows of one group: of assignments (the reduce of an index job) or of segments
 (compaction). All are sorted by (cell, image, position in the image), so the merge goes over ranges
 of cells that hold few enough rows, gathers each range from every input, sorts it, packs it, and
-writes the columns on. Inputs are mapped files; what is held is one range, and 16 bytes a cell.
+writes the columns on. Inputs are mapped files; what is held is one range, 16 bytes a cell, and the
+tables of images. Every input has numbers of its own for its images; the merged rows get new ones.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import tempfile
@@ -23,6 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, ArrayWriter
 from pipeline.errors import StateError
+from pipeline.index.identities import NOBODY, Identities, unite
 from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.index.simd import BLOCK
@@ -49,15 +52,27 @@ class SortedRows:
         The c-th cell of the group owns rows ``cell_offsets[c]:cell_offsets[c + 1]``; the first need
         not be row 0.
     images : ndarray of shape (N,), uint32
+        Numbers in the table.
     geometry : ndarray of shape (N, 4), uint16
     codes : callable
         Returns the stored rows of an extent, shape (n, W), uint8.
+    table : Identities
+        The images that have rows here, and perhaps others.
     """
 
     cell_offsets: NDArray[np.int64]
     images: NDArray[np.uint32]
     geometry: NDArray[np.uint16]
     codes: Callable[[int, int], NDArray[np.uint8]]
+    table: Identities
+
+    def present(self, step: int) -> Identities:
+        """Return the table of the images that have rows here, looking at `step` rows at a time."""
+        known = np.zeros(len(self.table), np.bool_)
+        first, end = int(self.cell_offsets[0]), int(self.cell_offsets[-1])
+        for at in range(first, end, step):
+            known[self.images[at : min(at + step, end)]] = True
+        return self.table.some(known)
 
 
 def assigned_rows(assigned: AssignedRows, group: int, cells: int) -> SortedRows:
@@ -74,7 +89,11 @@ def assigned_rows(assigned: AssignedRows, group: int, cells: int) -> SortedRows:
     bounds = np.arange(group * cells, (group + 1) * cells + 1)
     offsets = start + np.searchsorted(assigned.cells[start:stop], bounds).astype(np.int64)
     return SortedRows(
-        offsets, assigned.images, assigned.geometry, lambda first, end: assigned.codes[first:end]
+        offsets,
+        assigned.images,
+        assigned.geometry,
+        lambda first, end: assigned.codes[first:end],
+        assigned.table,
     )
 
 
@@ -87,7 +106,7 @@ def segment_rows(segment: Segment) -> SortedRows:
         blocks = PackedRows(segment.rows.codes[first:end], *segment.rows[1:3], size)
         return unpack_rows(blocks)[start - first * BLOCK :]
 
-    return SortedRows(segment.cell_offsets, segment.images, segment.geometry, codes)
+    return SortedRows(segment.cell_offsets, segment.images, segment.geometry, codes, segment.table)
 
 
 @dataclass(frozen=True)
@@ -97,28 +116,46 @@ class Merge:
     Attributes
     ----------
     inputs : sequence of SortedRows
-        Rows of one image lie in one of them. (Would they lie in two, the first goes first.)
+        Rows of one image lie in one of them. (If in two, the first input wins.)
     first_cell : int
         Number of the group's first cell in the tree.
-    dropped : frozenset of int
-        Image row ids whose rows are left out.
+    dropped : Identities
+        Images whose rows are left out.
     piece_bytes : int
         Bytes of rows that are merged at a time; only changes memory and speed.
     """
 
     inputs: Sequence[SortedRows]
     first_cell: int
-    dropped: frozenset[int] = frozenset()
+    dropped: Identities = NOBODY
     piece_bytes: int = MERGE_BYTES
+
+    @functools.cached_property
+    def table(self) -> Identities:
+        """The images of the merged segment."""
+        step = max(1, self.piece_bytes // 4)
+        found = unite(rows.present(step) for rows in self.inputs)
+        return found.some(~self.dropped.holds(found)) if len(self.dropped) else found
+
+    @functools.cached_property
+    def _numbers(self) -> list[NDArray[np.uint32]]:
+        """For each input the new numbers of its images."""
+        return [self.table.numbers_of(rows.table).astype(np.uint32) for rows in self.inputs]
+
+    @functools.cached_property
+    def _dropped(self) -> list[NDArray[np.bool_]]:
+        """For each input which of its images are left out."""
+        return [self.dropped.holds(rows.table) for rows in self.inputs]
 
     def sizes(self) -> NDArray[np.int64]:
         """Return the number of rows of every cell, those that are dropped left out."""
         first = self.inputs[0].cell_offsets
         total = np.zeros(len(first) - 1, np.int64)
-        for rows in self.inputs:
+        for rows, dropped in zip(self.inputs, self._dropped, strict=True):
             total += np.diff(rows.cell_offsets)
-            if self.dropped:
-                total -= np.diff(np.searchsorted(self._gone(rows), rows.cell_offsets))
+            if dropped.any():
+                gone = self._gone(rows, dropped)
+                total -= np.diff(np.searchsorted(gone, rows.cell_offsets))
         return total
 
     def write(self, stream: BinaryIO, meta: Mapping[str, Any]) -> None:
@@ -140,6 +177,8 @@ class Merge:
             "geometry": ((count, 4), np.dtype(np.uint16)),
             "cell_offsets": ((len(sizes) + 1,), np.dtype(np.int64)),
             "first_cell": ((1,), np.dtype(np.int64)),
+            "sha256": (self.table.sha256.shape, np.dtype(np.uint8)),
+            "frames": (self.table.frames.shape, np.dtype(np.uint32)),
         }
         with ArrayWriter(stream, shapes, meta) as writer:
             rest = np.empty((0, width), np.uint8)
@@ -151,6 +190,8 @@ class Merge:
             offsets = np.concatenate([[0], np.cumsum(sizes)])
             writer.write("cell_offsets", offsets.astype(np.int64))
             writer.write("first_cell", np.array([self.first_cell], np.int64))
+            for name, array in self.table.to_arrays().items():
+                writer.write(name, array)
 
     def in_memory(self) -> Segment:
         """Return the segment itself, for inputs that are small: what `write` puts into a file."""
@@ -160,15 +201,14 @@ class Merge:
         images = np.concatenate([np.empty(0, np.uint32), *(piece[1] for piece in pieces)])
         geometry = np.concatenate([np.empty((0, 4), np.uint16), *(piece[2] for piece in pieces)])
         offsets = np.concatenate([[0], np.cumsum(self.sizes())]).astype(np.int64)
-        return Segment(pack_rows(codes), images, geometry, offsets, self.first_cell)
+        return Segment(pack_rows(codes), images, geometry, offsets, self.first_cell, self.table)
 
-    def _gone(self, rows: SortedRows) -> NDArray[np.int64]:
-        """Return the numbers of an input's rows that are dropped, ascending."""
-        dropped = np.fromiter(self.dropped, np.uint32, len(self.dropped))
+    def _gone(self, rows: SortedRows, dropped: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return which of an input's rows are dropped, ascending."""
         start, stop = int(rows.cell_offsets[0]), int(rows.cell_offsets[-1])
         step = max(1, self.piece_bytes // 8)
         found = [
-            at + np.flatnonzero(np.isin(rows.images[at : min(at + step, stop)], dropped))
+            at + np.flatnonzero(dropped[rows.images[at : min(at + step, stop)]])
             for at in range(start, stop, step)
         ]
         return np.concatenate([np.empty(0, np.int64), *found])
@@ -178,22 +218,19 @@ class Merge:
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint16]]]:
         """Yield codes, images and geometry in the order of the segment."""
         for extents in self._ranges(most):
-            held = [
-                (rows, extent)
-                for rows, extent in zip(self.inputs, extents, strict=True)
-                if extent[0] < extent[1]
-            ]
+            held = [(i, start, stop) for i, (start, stop) in enumerate(extents) if start < stop]
             if not held:
                 continue
-            cells = np.concatenate([_cells(rows, extent) for rows, extent in held])
-            images = np.concatenate([rows.images[a:b] for rows, (a, b) in held])
+            inputs, numbers = self.inputs, self._numbers
+            cells = np.concatenate([_cells(inputs[i], (a, b)) for i, a, b in held])
+            images = np.concatenate([numbers[i][inputs[i].images[a:b]] for i, a, b in held])
             # Stable: within one image rows keep the order of the assignment, the container's.
             order = np.lexsort((images, cells))
-            if self.dropped:
-                gone = np.fromiter(self.dropped, np.uint32, len(self.dropped))
-                order = order[~np.isin(images[order], gone)]
-            codes = np.concatenate([rows.codes(a, b) for rows, (a, b) in held])
-            geometry = np.concatenate([rows.geometry[a:b] for rows, (a, b) in held])
+            if len(self.dropped):
+                gone = [self._dropped[i][inputs[i].images[a:b]] for i, a, b in held]
+                order = order[~np.concatenate(gone)[order]]
+            codes = np.concatenate([inputs[i].codes(a, b) for i, a, b in held])
+            geometry = np.concatenate([inputs[i].geometry[a:b] for i, a, b in held])
             yield codes[order], images[order], geometry[order]
 
     def _ranges(self, most: int) -> Iterator[list[Extent]]:
@@ -215,7 +252,13 @@ class Merge:
     def _parts_of_cell(self, cell: int, most: int) -> Iterator[list[Extent]]:
         """Cut a cell that is too large (all descriptors alike, say) between images."""
         extents = [(int(r.cell_offsets[cell]), int(r.cell_offsets[cell + 1])) for r in self.inputs]
-        mine = [rows.images[a:b] for rows, (a, b) in zip(self.inputs, extents, strict=True)]
+        if not all(rows.table.sorted for rows in self.inputs):
+            yield extents  # a former file's rows lie in the order of a database's ids
+            return
+        mine = [
+            numbers[rows.images[a:b]]
+            for rows, numbers, (a, b) in zip(self.inputs, self._numbers, extents, strict=True)
+        ]
         cuts = np.unique(np.sort(np.concatenate(mine))[most::most])
         bounds = [
             [a, *(a + np.searchsorted(images, cuts)).tolist(), b]
@@ -252,7 +295,7 @@ def write_segment(
     inputs: Sequence[Callable[[], SortedRows]],
     first_cell: int,
     meta: Mapping[str, Any],
-    dropped: frozenset[int] = frozenset(),
+    dropped: Identities = NOBODY,
     fan_in: int = FAN_IN,
     scratch: Path | None = None,
 ) -> None:
@@ -266,8 +309,8 @@ def write_segment(
     first_cell : int
         Number of the group's first cell in the tree.
     meta : mapping of str to JSON-serialisable values
-    dropped : frozenset of int
-        Image row ids whose rows are left out.
+    dropped : Identities
+        Images whose rows are left out.
     fan_in : int
         Inputs that are open at once; more are first merged into temporary files.
     scratch : Path, optional

@@ -124,3 +124,14 @@ def to_unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
 def to_signed(stored: NDArray[np.uint8]) -> NDArray[np.int8]:
     """Inverse of `to_unsigned`."""
     return (stored ^ 0x80).view(np.int8)
+
+
+_EVERY = [np.ones(0, np.bool_)]
+
+
+def every_row(count: int) -> NDArray[np.bool_]:
+    """Return a mask that is true for `count` rows; all segments share one array."""
+    every = _EVERY[0]
+    if len(every) < count:
+        every = _EVERY[0] = np.ones(count, np.bool_)
+    return every[:count]

@@ -3,19 +3,21 @@
 `assign_features` (map) turns a container's features into rows sorted by cell, with the extent of
 each group; `pipeline.index.merge` (reduce, one per group) gathers a group's extents of all
 containers into one segment. Both are pure and order-independent: rows are ordered by (cell, image,
-position in the image), whatever order the parts come in.
+position in the image), whatever order the parts come in. Images are numbered by their identities
+(`pipeline.index.identities`), so that no file depends on a database.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import CorruptFileError
+from pipeline.index.identities import Identities, Identity, unite
 from pipeline.index.model import Model
 from pipeline.index.rows import PackedRows, to_unsigned
 from pipeline.records import Features
@@ -23,7 +25,8 @@ from pipeline.records import Features
 SIZE_STEPS = 16
 """Keypoint sizes are stored in sixteenths of a pixel."""
 
-_COUNTED_AT_ONCE = 1 << 20
+Former = Callable[[NDArray[np.uint32]], Identities]
+"""Tells which images the ids of a file are that was written before files had tables."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,12 @@ class AssignedRows:
         Stored rows.
     cells : ndarray of shape (N,), uint32
     images : ndarray of shape (N,), uint32
-        Image row ids.
+        Number of each row's image in the table.
     geometry : ndarray of shape (N, 4), uint16
         Keypoints (`encode_geometry`).
     group_offsets : ndarray of shape (G + 1,), int64
         Group g owns rows ``group_offsets[g]:group_offsets[g + 1]``.
+    table : Identities
     """
 
     codes: NDArray[np.uint8]
@@ -48,15 +52,36 @@ class AssignedRows:
     images: NDArray[np.uint32]
     geometry: NDArray[np.uint16]
     group_offsets: NDArray[np.int64]
+    table: Identities
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that a file of these rows holds."""
-        return dict(vars(self))
+        own = {name: array for name, array in vars(self).items() if name != "table"}
+        return {**own, **self.table.to_arrays()}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> AssignedRows:
-        """Inverse of `to_arrays`."""
-        return cls(**{name: arrays[name] for name in cls.__dataclass_fields__})
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], former: Former | None = None
+    ) -> AssignedRows:
+        """Inverse of `to_arrays`; see `Segment.from_arrays`."""
+        images, table = _numbered(arrays, former)
+        codes, cells, geometry, offsets = (
+            arrays[name] for name in ("codes", "cells", "geometry", "group_offsets")
+        )
+        return cls(codes, cells, images, geometry, offsets, table)
+
+
+def _numbered(
+    arrays: Mapping[str, NDArray[Any]], former: Former | None
+) -> tuple[NDArray[np.uint32], Identities]:
+    """Return each row's image by number, and the table."""
+    if "sha256" in arrays:
+        return arrays["images"], Identities.from_arrays(arrays)
+    if former is None:
+        name = getattr(arrays, "name", "<arrays>")
+        raise CorruptFileError(name, "its table of images is missing")
+    ids, numbers = np.unique(arrays["images"], return_inverse=True)
+    return numbers.astype(np.uint32), former(ids)
 
 
 def encode_geometry(keypoints: NDArray[np.float32], width: int, height: int) -> NDArray[np.uint16]:
@@ -88,7 +113,7 @@ def decode_geometry(geometry: NDArray[np.uint16], width: int, height: int) -> ND
 
 def assign_features(
     model: Model, normalized: Sequence[NDArray[np.float32]], features: Sequence[Features],
-    image_ids: Sequence[int],
+    identities: Sequence[Identity],
 ) -> AssignedRows:  # fmt: skip
     """Find cell and stored row of every descriptor of some images (map).
 
@@ -99,14 +124,17 @@ def assign_features(
         The images' descriptors, normalised by their extractor.
     features : sequence of Features
         The same images' keypoints and sizes.
-    image_ids : sequence of int
-        The same images' row ids.
+    identities : sequence of (sha256, frame)
+        The same images.
     """
     dimensions = len(model.quantizer.mean)
     stacked = np.concatenate([np.empty((0, dimensions), np.float32), *normalized])
     codes = model.quantizer.encode(stacked)
     cells = model.tree.assign(codes)
-    images = np.repeat(np.asarray(image_ids, np.uint32), [len(rows) for rows in normalized])
+    given = Identities.of(identities)
+    table = unite([given])
+    numbers = table.numbers_of(given).astype(np.uint32)
+    images = np.repeat(numbers, [len(rows) for rows in normalized])
     geometry = np.concatenate(
         [np.empty((0, 4), np.uint16)]
         + [encode_geometry(f.keypoints, f.width, f.height) for f in features]
@@ -119,6 +147,7 @@ def assign_features(
         images=images[order],
         geometry=geometry[order],
         group_offsets=np.searchsorted(cells[order], first_cells).astype(np.int64),
+        table=table,
     )
 
 
@@ -130,12 +159,14 @@ class Segment:
     ----------
     rows : PackedRows
     images : ndarray of shape (N,), uint32
-        Image row id of each row.
+        Number of each row's image in the table.
     geometry : ndarray of shape (N, 4), uint16
     cell_offsets : ndarray of shape (C + 1,), int64
         The c-th cell of the group owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     first_cell : int
         Number of the group's first cell in the tree.
+    table : Identities
+        The images that have rows here.
     """
 
     rows: PackedRows
@@ -143,9 +174,7 @@ class Segment:
     geometry: NDArray[np.uint16]
     cell_offsets: NDArray[np.int64]
     first_cell: int
-    _alive: dict[frozenset[int], NDArray[np.bool_]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    table: Identities
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that a file of this segment holds."""
@@ -157,33 +186,37 @@ class Segment:
             "geometry": self.geometry,
             "cell_offsets": self.cell_offsets,
             "first_cell": np.array([self.first_cell], np.int64),
+            **self.table.to_arrays(),
         }
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Segment:
-        """Inverse of `to_arrays`."""
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], former: Former | None = None
+    ) -> Segment:
+        """Inverse of `to_arrays`.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+        former : callable, optional
+            Needed for files without a table, whose rows carry ids of a database.
+
+        Raises
+        ------
+        CorruptFileError
+            There is no table, and `former` is not given.
+        """
+        images, table = _numbered(arrays, former)
         return cls(
-            PackedRows(arrays["codes"], arrays["norms"], arrays["heads"], len(arrays["images"])),
-            arrays["images"],
+            PackedRows(arrays["codes"], arrays["norms"], arrays["heads"], len(images)),
+            images,
             arrays["geometry"],
             arrays["cell_offsets"],
             int(arrays["first_cell"][0]),
+            table,
         )
 
-    def alive(self, removed: frozenset[int]) -> NDArray[np.bool_]:
-        """Return which rows belong to images that are not removed; the last answer is kept."""
-        known = self._alive.get(removed)
-        if known is None:
-            gone = np.fromiter(removed, np.uint32, len(removed))
-            known = ~np.isin(self.images, gone)
-            self._alive.clear()
-            self._alive[removed] = known
-        return known
-
-    @functools.cached_property
+    @property
     def image_count(self) -> int:
         """Number of different images."""
-        known = np.empty(0, np.uint32)
-        for at in range(0, len(self.images), _COUNTED_AT_ONCE):
-            known = np.union1d(known, self.images[at : at + _COUNTED_AT_ONCE])
-        return len(known)
+        return len(self.table)

@@ -26,19 +26,19 @@ def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult
         collection = collections.get_collection_by_id(session, job.collection_id)
         tree = trees.get_tree(session, part.args["tree"])
         record = extraction.get_container(session, part.args["container"])
-    rows: list[tuple[int, int]] = part.args["rows"]
+    rows = [row for row, _ in part.args["rows"]]
     key = f"{assignments(job)}/{digest(tree.key, record.key, rows)}.npz"
     checksum = resources.storage.find(key)
     if checksum is None:
         model = resources.model(tree.key, tree.checksum)
         extractor = resources.extractor(collection.extractor)
         container = open_container(resources, record)
-        features = [container.features[row] for row, _ in rows]
+        features = [container.features[row] for row in rows]
         assigned = assign_features(
             model,
             [extractor.normalize(f.descriptors) for f in features],
             features,
-            [image_id for _, image_id in rows],
+            [(container.sha256[row], 0) for row in rows],
         )
         checksum = resources.storage.write_arrays(key, assigned.to_arrays(), {})
     offsets = resources.storage.read_array(key, "group_offsets")

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.config import digest
+from pipeline.index.identities import Identities
 from pipeline.index.merge import Merge, SortedRows, segment_rows
 from pipeline.index.parts import GROWTH
 from pipeline.indexing.merge import store_segment
@@ -22,7 +23,7 @@ from pipeline.indexing.publish import cell_stats
 from pipeline.indexing.train import sample_sizes
 from pipeline.job_params import CompactParams, JobParams, RebuildParams
 from pipeline.kinds import COMPACT, DONE, REBUILD, Kind, Stage
-from pipeline.metadata import compaction, jobs, parts, trees, versions
+from pipeline.metadata import compaction, identities, jobs, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     JobRecord,
@@ -154,8 +155,9 @@ def small_segments(segments: Sequence[SegmentRecord], most: int) -> list[Segment
 
 def merge(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     """Merge segments of one group into one (reduce)."""
-    group, dropped = part.args["group"], frozenset(part.args["dropped"])
+    group = part.args["group"]
     with session_scope(resources.engine, write=False) as session:
+        dropped = Identities.of(identities.identities_of(session, part.args["dropped"]))
         tree = trees.get_tree(session, part.args["tree"])
         segments = trees.get_segments(session, part.args["segments"])
     summary = {"segment": _merged(resources, job, tree, group, segments, dropped)}
@@ -170,11 +172,11 @@ def _merged(
     tree: TreeRecord,
     group: int,
     segments: Sequence[SegmentRecord],
-    dropped: frozenset[int],
+    dropped: Identities,
 ) -> int | None:
     """Return the segment that holds the rows of some; None when none are left."""
     inputs = [partial(_open_segment, resources, segment) for segment in segments]
-    if dropped:
+    if len(dropped):
         left = int(Merge([open_one() for open_one in inputs], 0, dropped).sizes().sum())
         if left == 0:
             return None
@@ -182,7 +184,7 @@ def _merged(
             return segments[0].id
     # Keys are names by content: what they are made of decides what comes out.
     names = sorted(segment.key for segment in segments)
-    left_out = [sorted(dropped)] if dropped else []
+    left_out = [sorted(dropped.pairs())] if len(dropped) else []
     key = f"groups/{group}/{digest(tree.key, group, names, *left_out)}.npz"
     return store_segment(resources, job, tree, group, key, inputs, dropped)
 

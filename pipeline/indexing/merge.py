@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from pipeline.config import digest
+from pipeline.index.identities import NOBODY, Identities
 from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.metadata import parts, trees
 from pipeline.metadata.engine import session_scope
@@ -56,7 +57,7 @@ def store_segment(
     group: int,
     key: str,
     inputs: Sequence[Callable[[], SortedRows]],
-    dropped: frozenset[int] = frozenset(),
+    dropped: Identities = NOBODY,
 ) -> int:
     """Merge rows of a group into the segment of that name, if there is none, and record it.
 
@@ -69,8 +70,8 @@ def store_segment(
     key : str
     inputs : sequence of callable
         Each opens one input (`pipeline.index.merge.write_segment`).
-    dropped : frozenset of int
-        Image row ids whose rows are left out.
+    dropped : Identities
+        Images whose rows are left out.
 
     Returns
     -------

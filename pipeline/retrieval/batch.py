@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ class QueryImage:
     Attributes
     ----------
     digest : str
-        Names the image's content, its extractor, its plan and the tree: equal digests, equal plans.
+        Names the image's content and its extractor: equal digests, equal features.
     width, height : int
         Pixels.
     descriptors : int
@@ -48,6 +48,10 @@ class QueryImage:
     height: int
     descriptors: int
     timings: dict[str, float]
+
+
+def _no_keypoints() -> NDArray[np.float32]:
+    return np.empty((0, 4), np.float32)
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,8 @@ class Batch:
         What was asked for.
     machine : Machine
         What planned it, as it would scan.
+    keypoints : ndarray of shape (Q, 4), float32
+        x, y, size (original pixels) and angle (degrees) of every query descriptor.
     """
 
     plan: QueryPlan
@@ -73,6 +79,7 @@ class Batch:
     extent: Extent
     request: SearchRequest
     machine: Machine
+    keypoints: NDArray[np.float32] = field(default_factory=_no_keypoints, compare=False)
 
     @property
     def offsets(self) -> list[int]:
@@ -87,7 +94,8 @@ class Batch:
             "request": self.request.to_dict(),
             "machine": asdict(self.machine),
         }
-        return self.plan.to_arrays(), {**self.plan.to_meta(), **own}
+        arrays = {**self.plan.to_arrays(), "keypoints": self.keypoints}
+        return arrays, {**self.plan.to_meta(), **own}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> Batch:
@@ -98,6 +106,7 @@ class Batch:
             Extent(**meta["extent"]),
             SearchRequest.from_dict(meta["request"]),
             Machine(**meta["machine"]),
+            arrays["keypoints"],
         )
 
     def predicted(self, machine: Machine | None = None) -> Cost:
@@ -123,6 +132,7 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
         plan=join_plans([batch.plan for batch in batches]),
         images=tuple(image for batch in batches for image in batch.images),
         extent=replace(first.extent, queries=sum(batch.extent.queries for batch in batches)),
+        keypoints=np.concatenate([batch.keypoints for batch in batches]),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ from pipeline.retrieval.cost import Extent, exhaustive_is_fast_enough
 FEWEST_NEIGHBOURS = 100
 """Least number of neighbours that a search with one vector an image asks for: an answer of 10 has
 then others to take from when images of it are gone meanwhile."""
+
+SPARE = 4
+"""One neighbour more is looked for in a segment for so many that are asked for."""
 
 ONE_VECTOR_ROWS = 65_536
 """Rows that the probed plan opens at least for one vector an image, unless told an effort. The
@@ -76,6 +80,22 @@ class QueryPlan:
     @cached_property
     def _queries(self) -> Queries:
         return prepare_queries(self.codes)
+
+    @cached_property
+    def widened(self) -> QueryPlan:
+        """The plan that looks for more neighbours than asked for, as some may be removed images'.
+
+        A segment is scanned a second time only where more than a fifth of the nearest are.
+        """
+        if not self.neighbours:
+            return self
+        return replace(self, neighbours=self.neighbours + self.neighbours // SPARE)
+
+    def some(self, queries: NDArray[np.intp]) -> QueryPlan:
+        """Return the plan of some of the query descriptors."""
+        return replace(
+            self, codes=self.codes[queries], radius=self.radius[queries], cells=self.cells[queries]
+        )
 
     @cached_property
     def wishes(self) -> Wishes:
@@ -241,3 +261,30 @@ def plan_work(plan: QueryPlan, segment: Segment) -> Work:
         return full_work(segment.rows.size, len(plan.codes), segment.rows.dimensions)
     offsets = segment.cell_offsets
     return wanted_work(plan.wishes.some(segment.first_cell, len(offsets) - 1), offsets)
+
+
+def radius_rule(plan: QueryPlan) -> list[object]:
+    """Return what names the rule that the radius was made by, its constants included."""
+    if plan.neighbours:
+        return ["right angle"]
+    return ["background", TARGET_SHARE, TARGET_SIZE, INTRINSIC_DIMENSION, list(_BACKGROUND_RANKS)]
+
+
+def opened_cells(plan: QueryPlan, segment: Segment) -> str:
+    """Return what names the (query descriptor, cell) pairs that a scan of a segment really opens.
+
+    Cells elsewhere and cells without rows do not count: so it is the same for plans that differ in
+    them alone, and for an exhaustive plan and a probed one that opens everything here.
+    """
+    queries, cells = len(plan.codes), len(segment.cell_offsets) - 1
+    filled = np.diff(segment.cell_offsets) > 0
+    if plan.kind == "exhaustive":
+        return "all"
+    wanted = plan.cells.astype(np.int64) - segment.first_cell
+    inside = (wanted >= 0) & (wanted < cells)
+    inside &= filled[np.where(inside, wanted, 0)]
+    if int(inside.sum()) == queries * int(filled.sum()):
+        return "all"
+    query, place = np.nonzero(inside)
+    pairs = np.sort(query * cells + wanted[query, place])
+    return hashlib.sha256(pairs.tobytes()).hexdigest()

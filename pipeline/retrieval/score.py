@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.records import Match
-from pipeline.retrieval.scan import DistanceBlock, merge_blocks, pack_geometry, split_block
+from pipeline.retrieval.blocks import DistanceBlock, merge_blocks, pack_geometry, split_block
 
 
 class ImageRow(Protocol):
@@ -88,9 +88,8 @@ def rank_blocks(blocks: list[DistanceBlock], radius: NDArray[np.int32]) -> Ranki
     "Exploiting descriptor distances for precise image search", INRIA RR-7656, 2011;
     docs/decisions/0004-scoring.md for the measurement.
     """
-    merged = merge_blocks(blocks)
-    gain = radius[merged.query].astype(np.int64) - merged.distance.astype(np.int64)
-    image, gain = _best_of_each_row(merged, gain)
+    found, gain = voting_pairs(blocks, radius)
+    image = found.image
     images, first = np.unique(image, return_index=True)
     scores = np.add.reduceat(gain, first) if len(first) else np.empty(0, np.int64)
     votes = np.diff(np.append(first, len(gain)))
@@ -122,16 +121,24 @@ def rank_images(
     ]
 
 
-def _best_of_each_row(
-    block: DistanceBlock, gain: NDArray[np.int64]
-) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Return image and gain of the best pair of each row, by image; keypoints tell rows apart."""
-    place = pack_geometry(block.geometry)
-    order = np.lexsort((-gain, place, block.image))
-    image, place = block.image[order], place[order]
+def voting_pairs(
+    blocks: Sequence[DistanceBlock], radius: NDArray[np.int32]
+) -> tuple[DistanceBlock, NDArray[np.int64]]:
+    """Return the pairs that count, by image, and the gain of each; keypoints tell rows apart.
+
+    Parameters
+    ----------
+    blocks, radius
+        See `rank_blocks`.
+    """
+    merged = merge_blocks(list(blocks))
+    gain = radius[merged.query].astype(np.int64) - merged.distance.astype(np.int64)
+    place = pack_geometry(merged.geometry)
+    order = np.lexsort((-gain, place, merged.image))
+    image, place = merged.image[order], place[order]
     same = (image[1:] == image[:-1]) & (place[1:] == place[:-1])
     kept = order[np.append(True, ~same)[: len(order)]]
-    return block.image[kept], gain[kept]
+    return merged.some(kept), gain[kept]
 
 
 def make_matches(ranking: Ranking, rows: Mapping[int, ImageRow], top: int) -> tuple[Match, ...]:

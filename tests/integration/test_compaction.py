@@ -558,11 +558,11 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     (joined,) = resources.group_segments(now, group)
     assert resources.group_segments(now, group)[0] is joined
     sizes = [segment.descriptor_count for segment in now.group_segments(group)]
-    assert joined.rows.size == sum(sizes)
+    assert joined.segment.rows.size == sum(sizes)
     # Those that are large enough stay by themselves.
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", sorted(sizes)[2])
     fresh = Resources(resources.settings)
-    assert [segment.rows.size for segment in fresh.group_segments(now, group)] == [
+    assert [one.segment.rows.size for one in fresh.group_segments(now, group)] == [
         sum(size for size in sizes if size < sorted(sizes)[2]),
         *(size for size in sorted(sizes) if size >= sorted(sizes)[2]),
     ]
@@ -570,7 +570,7 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     monkeypatch.setattr("pipeline.resources.JOINED_IN_ALL", sum(sorted(sizes)[:2]))
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", 4096)
     fresh = Resources(resources.settings)
-    assert [segment.rows.size for segment in fresh.group_segments(now, group)] == [
+    assert [one.segment.rows.size for one in fresh.group_segments(now, group)] == [
         sum(sorted(sizes)[:2]),
         *sorted(sizes)[2:],
     ]
@@ -581,7 +581,7 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     for name in NAMES[5:7]:
         add(collection, folder, small_photographs, name)
         collection.search(small_photographs["coffee"])
-    assert all(one is not joined for one in resources._joined.values())
+    assert all(one is not joined for one in resources._opened.values())
 
 
 def test_what_is_left_of_removed_images_is_told(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 from sites import Site, answer, files_below, found_names, make_settings
 
 from pipeline import local
-from pipeline.config import IndexConfig, Settings
+from pipeline.config import IndexConfig
 from pipeline.errors import (
     ImageReadError,
     IndexNotBuiltError,
@@ -19,9 +19,6 @@ from pipeline.errors import (
     NoFeaturesError,
     UnknownNameError,
 )
-from pipeline.metadata.engine import session_scope
-from pipeline.metadata.images import image_rows
-from pipeline.resources import Resources
 from workers.client import Collection
 
 Plan = Literal["auto", "probed", "exhaustive"]
@@ -71,28 +68,6 @@ def test_probed_and_exhaustive_differ_in_what_they_scan(
     assert probed["scanned_share"] < wide["scanned_share"] < 1.0
 
 
-def _columns(settings: Settings, collection: str) -> dict[int, dict[str, Any]]:
-    """Return the columns of every group's segment, with the names of its images for their ids.
-
-    Ids count all images of a database; test_recovery.py compares whole files of equal databases.
-    """
-    resources = Resources(settings)
-    try:
-        version = resources.current_version(collection)
-        found = {}
-        for segment in version.segments:
-            arrays = resources.storage.read_arrays(segment.key, segment.checksum)
-            columns = {name: np.array(arrays[name]) for name in arrays}
-            with session_scope(resources.engine, write=False) as session:
-                rows = image_rows(session, np.unique(columns["images"]).tolist())
-            names = {number: row.sha256 for number, row in rows.items()}
-            columns["images"] = np.array([names[number] for number in columns["images"].tolist()])
-            found[segment.group_number] = columns
-        return found
-    finally:
-        resources.close()
-
-
 def test_both_forms_write_the_same_files(
     site: Site, indexed: str, photo_folder: Path, tmp_path: Path
 ) -> None:
@@ -106,14 +81,8 @@ def test_both_forms_write_the_same_files(
         "trees": 1,
         "groups": 4,
     }
-    shared = {name: checksum for name, checksum in mine.items() if not name.startswith("groups")}
-    assert {name: theirs.get(name) for name in shared} == shared
-    segments, others = _columns(settings, indexed), _columns(site.settings, indexed)
-    assert set(segments) == set(others) == {0, 1, 2, 3}
-    for group, columns in segments.items():
-        assert set(columns) == set(others[group])
-        for name, values in columns.items():
-            assert np.array_equal(values, others[group][name]), (group, name)
+    # In databases that gave the images other ids.
+    assert {name: theirs.get(name) for name in mine} == mine
 
 
 def test_what_one_form_indexed_the_other_searches_and_adds_to(

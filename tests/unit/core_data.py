@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile
 from pipeline.config import IndexConfig
+from pipeline.index.identities import Identities, Identity
 from pipeline.index.merge import assigned_rows, write_segment
 from pipeline.index.model import Model, train_model
 from pipeline.index.segments import AssignedRows, Segment, assign_features
 from pipeline.records import Features
 from pipeline.request import SearchRequest
+from pipeline.retrieval.opened import OpenSegment
 
 WIDTH = 32
 
@@ -41,10 +43,24 @@ def model(groups: int = 4) -> Model:
     return train_model(descriptors(1, 800), descriptors(2, 300), 1000, config)
 
 
+def named(images: Iterable[int]) -> list[Identity]:
+    """Return identities that sort as their numbers do."""
+    return [(f"{number:064x}", 0) for number in images]
+
+
+def ids(table: Identities) -> NDArray[np.uint32]:
+    """Inverse of `named`."""
+    return np.array([int(sha256, 16) for sha256, _ in table.pairs()], np.uint32)
+
+
+def opened(segment: Segment) -> OpenSegment:
+    """Open a segment in a database where every image has the id that it is named by."""
+    return OpenSegment("segment", segment, ids(segment.table))
+
+
 def assign(trained: Model, images: dict[int, Features]) -> AssignedRows:
-    return assign_features(
-        trained, [f.descriptors for f in images.values()], list(images.values()), list(images)
-    )
+    normalized = [f.descriptors for f in images.values()]
+    return assign_features(trained, normalized, list(images.values()), named(images))
 
 
 def merge_rows(trained: Model, group: int, parts: Sequence[AssignedRows]) -> Segment:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.index.simd import PATHS
+from pipeline.retrieval.blocks import merge_blocks
 from pipeline.retrieval.cost import (
     BYTE_NS,
     EXHAUSTIVE_WITHIN_MS,
@@ -25,7 +26,7 @@ from pipeline.retrieval.cost import (
     probed_cost,
 )
 from pipeline.retrieval.plan import make_plan
-from pipeline.retrieval.scan import merge_blocks, scan_segment
+from pipeline.retrieval.scan import scan_segment
 
 EXTENT = Extent(queries=10, rows=6400, row_bytes=64, cells=64)
 

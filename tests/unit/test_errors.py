@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "StorageUnavailableError": ("groups/0/a.npz", "timed out"),
     "DatabaseUnavailableError": ("locked",),
     "DeadlinePassedError": (),
+    "DecoderUnavailableError": ("it died three times",),
     "BrokerUnavailableError": ("redis://host:6379", "refused"),
 }
 

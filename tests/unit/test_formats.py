@@ -17,9 +17,10 @@ from pipeline.containers import container_arrays, container_key, read_container
 from pipeline.records import Features, ImageFailure
 from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, QueryImage
+from pipeline.retrieval.blocks import GroupScan
 from pipeline.retrieval.cost import Extent, Machine
 from pipeline.retrieval.plan import make_plan
-from pipeline.retrieval.scan import GroupScan, scan_segment
+from pipeline.retrieval.scan import scan_segment
 
 PAGE = Path(__file__).parents[2] / "docs" / "formats.md"
 FAILURE = ImageFailure("cd" * 32, "truncated", "the file ends too early")
@@ -41,7 +42,9 @@ def plan_file(kind: str) -> bytes:
     plan = make_plan(model(), codes, 930, SearchRequest(plan=kind))  # type: ignore[arg-type]
     image = QueryImage("ab", 640, 480, 30, {"plan": 1.0})
     extent = Extent(30, 930, 64, model().tree.cells)
-    batch = Batch(plan, (image,), extent, SearchRequest(effort=0.06), Machine("avx2", 2))
+    keypoints = features(15, 30).keypoints[:, :4]
+    request = SearchRequest(effort=0.06)
+    batch = Batch(plan, (image,), extent, request, Machine("avx2", 2), keypoints)
     return arrays_to_bytes(*batch.to_arrays())
 
 

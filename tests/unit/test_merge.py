@@ -13,7 +13,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from core_data import WIDTH, asked, assign, collection, descriptors, features, merge_rows, model
+from core_data import (
+    WIDTH,
+    asked,
+    assign,
+    collection,
+    descriptors,
+    features,
+    ids,
+    merge_rows,
+    model,
+    named,
+    opened,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -21,6 +33,7 @@ from numpy.typing import NDArray
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import IndexConfig
 from pipeline.errors import StateError
+from pipeline.index.identities import Identities
 from pipeline.index.merge import (
     Merge,
     SortedRows,
@@ -33,8 +46,10 @@ from pipeline.index.model import train_model
 from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.records import Features
+from pipeline.retrieval.blocks import merge_blocks
+from pipeline.retrieval.opened import ImageSet
 from pipeline.retrieval.plan import make_plan
-from pipeline.retrieval.scan import merge_blocks, scan_segment
+from pipeline.retrieval.scan import scan_opened
 
 CELLS = model().cells_per_group
 
@@ -50,17 +65,23 @@ def plain_merge(group: int, parts: Sequence[AssignedRows], dropped: frozenset[in
             ]
         )
 
-    cells, images = column("cells"), column("images")
+    cells = column("cells")
+    extents = [slice(*part.group_offsets[group : group + 2]) for part in parts]
+    images = np.concatenate(
+        [ids(p.table)[p.images[rows]] for p, rows in zip(parts, extents, strict=True)]
+    )
     order = np.lexsort((images, cells))
     order = order[~np.isin(images[order], sorted(dropped))]
     rows = pack_rows(column("codes")[order])
+    known, numbers = np.unique(images[order], return_inverse=True)
     first = group * CELLS
     segment = Segment(
         rows,
-        images[order],
+        numbers.astype(np.uint32),
         column("geometry")[order],
         np.searchsorted(cells[order], np.arange(first, first + CELLS + 1)).astype(np.int64),
         first,
+        Identities.of(named(known)),
     )
     return arrays_to_bytes(segment.to_arrays(), {"group": group})
 
@@ -79,7 +100,7 @@ def merged(
     inputs: Sequence[SortedRows], group: int, dropped: frozenset[int], piece_bytes: int
 ) -> bytes:
     stream = io.BytesIO()
-    merge = Merge(inputs, group * CELLS, dropped, piece_bytes)
+    merge = Merge(inputs, group * CELLS, Identities.of(named(dropped)), piece_bytes)
     merge.write(stream, {"group": group})
     return stream.getvalue()
 
@@ -103,7 +124,8 @@ def test_pieces_of_any_size_give_the_bytes_of_one_sort(
     again = [segment_rows(merge_rows(model(), group, [part])) for part in parts]
     assert merged(again, group, dropped, piece_rows * 64) == expected
     # In memory too.
-    held = Merge(again, group * CELLS, dropped, piece_rows * 64).in_memory()
+    gone = Identities.of(named(dropped))
+    held = Merge(again, group * CELLS, gone, piece_rows * 64).in_memory()
     assert arrays_to_bytes(held.to_arrays(), {"group": group}) == expected
 
 
@@ -125,7 +147,8 @@ def test_more_inputs_than_may_be_open_are_merged_in_rounds(fan_in: int) -> None:
     stream = io.BytesIO()
     inputs = [functools.partial(open_one, number) for number in range(17)]
     gone = frozenset({20})
-    write_segment(stream, inputs, CELLS, {"group": 1}, gone, fan_in=fan_in)
+    dropped = Identities.of(named(gone))
+    write_segment(stream, inputs, CELLS, {"group": 1}, dropped, fan_in=fan_in)
     assert stream.getvalue() == plain_merge(1, parts, gone)
     assert opened == list(range(17))
 
@@ -171,11 +194,13 @@ def one_cell(images: Sequence[int]) -> SortedRows:
     codes = np.zeros((count, 64), np.uint8)
     codes[:, 0], codes[:, 1] = images, np.arange(count)
     geometry = np.zeros((count, 4), np.uint16)
+    known, numbers = np.unique(images, return_inverse=True)
     return SortedRows(
         np.array([0, 0, count, count], np.int64),
-        np.array(images, np.uint32),
+        numbers.astype(np.uint32),
         geometry,
         lambda a, b: codes[a:b],
+        Identities.of(named(known.astype(int))),
     )
 
 
@@ -189,9 +214,10 @@ def test_a_cell_with_most_of_the_rows_is_cut_between_its_images(rows: int) -> No
     stream = io.BytesIO()
     replace(merge, piece_bytes=rows * 64).write(stream, {})
     found = Segment.from_arrays(ArrayFile(stream.getvalue()))
-    assert found.images.tolist() == [1, 1, 2, 3, 3, 3, 4, 4, *[5] * 7, 9]
+    images = ids(found.table)[found.images].tolist()
+    assert images == [1, 1, 2, 3, 3, 3, 4, 4, *[5] * 7, 9]
     codes = unpack_rows(found.rows)
-    assert codes[:, 0].tolist() == found.images.tolist()
+    assert codes[:, 0].tolist() == images
     assert codes[:, 1].tolist() == [0, 1, 0, 2, 3, 4, 1, 2, *range(7), 5]
     assert found.cell_offsets.tolist() == [0, 0, 16, 16]
 
@@ -199,8 +225,9 @@ def test_a_cell_with_most_of_the_rows_is_cut_between_its_images(rows: int) -> No
 def test_sizes_leave_out_what_is_dropped() -> None:
     inputs = [one_cell([1, 1, 3]), one_cell([2, 3])]
     assert Merge(inputs, 0).sizes().tolist() == [0, 5, 0]
-    assert Merge(inputs, 0, frozenset({3, 77})).sizes().tolist() == [0, 3, 0]
-    assert Merge(inputs, 0, frozenset({1, 2, 3}), piece_bytes=8).sizes().sum() == 0
+    assert Merge(inputs, 0, Identities.of(named([3, 77]))).sizes().tolist() == [0, 3, 0]
+    gone = Identities.of(named([1, 2, 3]))
+    assert Merge(inputs, 0, gone, piece_bytes=8).sizes().sum() == 0
 
 
 @pytest.mark.parametrize("kind", ["probed", "exhaustive"])
@@ -215,9 +242,9 @@ def test_two_hundred_segments_find_what_the_merged_one_finds(kind: Any) -> None:
     codes = model().quantizer.encode(descriptors(77, 300))
     planned = make_plan(model(), codes, 4000, asked(kind))
     plan = replace(planned, radius=planned.radius * 8)  # so that many rows are near enough
-    gone = frozenset({3, 50, 51})
-    one_by_one = merge_blocks([scan_segment(segment, plan, gone) for segment in small])
-    at_once = scan_segment(whole, plan, gone)
+    gone = [ImageSet(frozenset({3, 50, 51}))]
+    one_by_one = merge_blocks([scan_opened(opened(segment), plan, gone) for segment in small])
+    at_once = scan_opened(opened(whole), plan, gone)
     assert len(at_once.query) > 100
     for name, found in at_once.to_arrays().items():
         assert np.array_equal(found, one_by_one.to_arrays()[name]), name

@@ -6,13 +6,25 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from core_data import asked, collection, descriptors, features, merge_rows, model, segments
+from core_data import (
+    asked,
+    collection,
+    descriptors,
+    features,
+    ids,
+    merge_rows,
+    model,
+    named,
+    opened,
+    segments,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import IndexConfig
+from pipeline.errors import DeadlinePassedError
 from pipeline.index.kernels import nearest, prepare_queries
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import pack_rows, to_signed, unpack_rows
@@ -20,11 +32,13 @@ from pipeline.index.segments import Segment, assign_features
 from pipeline.records import Features
 from pipeline.request import SearchRequest
 from pipeline.retrieval import scan
+from pipeline.retrieval.blocks import DistanceBlock, ScanCounts, merge_blocks, split_block
 from pipeline.retrieval.cost import (
     EXHAUSTIVE_WITHIN_BYTES,
     Extent,
     exhaustive_is_fast_enough,
 )
+from pipeline.retrieval.opened import ImageSet
 from pipeline.retrieval.plan import (
     ONE_VECTOR_ROWS,
     QueryPlan,
@@ -33,13 +47,7 @@ from pipeline.retrieval.plan import (
     make_plan,
     plan_work,
 )
-from pipeline.retrieval.scan import (
-    DistanceBlock,
-    ScanCounts,
-    merge_blocks,
-    scan_segment,
-    split_block,
-)
+from pipeline.retrieval.scan import scan_opened, scan_segment
 from pipeline.retrieval.score import Ranking, make_matches, rank_blocks
 
 
@@ -55,7 +63,16 @@ def plan_of(kind: str, share: float = 1.0, codes: NDArray[np.int8] | None = None
 
 
 def scan_all(plan: QueryPlan, removed: frozenset[int] = frozenset()) -> list[DistanceBlock]:
-    return [scan_segment(segment, plan, removed) for segment in segments()]
+    return [scan_one(segment, plan, removed) for segment in segments()]
+
+
+def scan_one(
+    segment: Segment,
+    plan: QueryPlan,
+    removed: frozenset[int] = frozenset(),
+    until: float | None = None,
+) -> DistanceBlock:
+    return scan_opened(opened(segment), plan, [ImageSet(removed)], until)
 
 
 def same_block(one: DistanceBlock, other: DistanceBlock) -> bool:
@@ -180,9 +197,10 @@ def test_a_block_holds_of_each_query_descriptor_and_image_the_nearest_row_within
     expected: dict[tuple[int, int], int] = {}
     for segment in segments():
         stored = to_signed(unpack_rows(segment.rows)).astype(np.int64)
+        images = ids(segment.table)[segment.images]
         for query, code in enumerate(plan.codes.astype(np.int64)):
             distances = ((stored - code) ** 2).sum(axis=1)
-            for image, distance in zip(segment.images, distances, strict=True):
+            for image, distance in zip(images, distances, strict=True):
                 if distance < plan.radius[query] and int(image) not in removed:
                     key = (query, int(image))
                     expected[key] = min(int(distance), expected.get(key, 2**31))
@@ -201,11 +219,11 @@ def test_a_scan_is_given_up_between_cells_when_its_search_is_over(
     expected = scan_segment(segment, plan)
     monkeypatch.setattr(scan, "PAIRS_BETWEEN_LOOKS", 64)
     assert same_block(scan_segment(segment, plan, until=time.time() + 600), expected)
-    with pytest.raises(scan.DeadlinePassedError, match="deadline passed"):
+    with pytest.raises(DeadlinePassedError, match="deadline passed"):
         scan_segment(segment, plan, until=time.time() - 1)
     clock = iter([0.0, 0.0, 9.0])
     monkeypatch.setattr("pipeline.retrieval.scan.time.time", lambda: next(clock))
-    with pytest.raises(scan.DeadlinePassedError):
+    with pytest.raises(DeadlinePassedError):
         scan_segment(segment, plan, until=5.0)
     assert not list(clock)
 
@@ -265,10 +283,10 @@ def pictures() -> tuple[Model, NDArray[np.float32], tuple[Segment, ...]]:
     trained = train_model(vectors, vectors[:16], 300, config, unit=True)
     picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
     parts = []
-    for ids in (range(120), range(120, 300)):
-        images = [Features(picture, vectors[i : i + 1], 640, 480) for i in ids]
-        normalized = [vectors[i : i + 1] for i in ids]
-        parts.append(assign_features(trained, normalized, images, list(ids)))
+    for numbers in (range(120), range(120, 300)):
+        images = [Features(picture, vectors[i : i + 1], 640, 480) for i in numbers]
+        normalized = [vectors[i : i + 1] for i in numbers]
+        parts.append(assign_features(trained, normalized, images, named(numbers)))
     made = [merge_rows(trained, 0, [part]) for part in parts]
     return trained, vectors, (*made, *(merge_rows(trained, g, parts) for g in (1, 2, 3)))
 
@@ -280,7 +298,7 @@ def nearest_pictures(
     request = replace(asked(kind, 1.0), top=top)
     codes = trained.quantizer.encode(vectors[number : number + 1])
     plan = make_plan(trained, codes, 300, request, one_vector=True)
-    blocks = [scan_segment(segment, plan, removed) for segment in stored]
+    blocks = [scan_one(segment, plan, removed) for segment in stored]
     return plan, merge_blocks(blocks, plan.neighbours)
 
 
@@ -308,9 +326,9 @@ def test_one_vector_opens_cells_for_many_rows() -> None:
     codes = trained.quantizer.encode(vectors[:1])
     usual = SearchRequest(plan="probed")
     cells = trained.tree.cells
-    for count, opened in ((300, cells), (ONE_VECTOR_ROWS * 2, cells / 2), (10**9, 8)):
+    for count, wide in ((300, cells), (ONE_VECTOR_ROWS * 2, cells / 2), (10**9, 8)):
         plan = make_plan(trained, codes, count, usual, one_vector=True)
-        assert plan.cells.shape == (1, opened)
+        assert plan.cells.shape == (1, wide)
     # Who asks for an effort gets it.
     for one_vector in (False, True):
         asked = make_plan(trained, codes, 300, replace(usual, effort=1 / 16), one_vector)
@@ -339,7 +357,7 @@ def test_pictures_as_near_as_the_last_are_all_found_in_whatever_order_they_lie()
         make_plan(trained, codes, 300, SearchRequest(plan="exhaustive"), one_vector=True),
         neighbours=2,
     )
-    blocks = [scan_segment(segment, plan) for segment in stored]
+    blocks = [scan_one(segment, plan) for segment in stored]
     merged = merge_blocks(blocks, 2)
     assert merged.image.tolist() == [40, 41, 42, 43]
     again = merge_blocks([merge_blocks(blocks[3:], 2), merge_blocks(blocks[:3], 2)], 2)
@@ -352,17 +370,17 @@ def test_the_nearest_are_looked_for_in_pieces_with_a_look_at_the_clock(
 ) -> None:
     trained, vectors, stored = pictures()
     codes = trained.quantizer.encode(vectors[40:43])
-    config = SearchRequest(plan="probed", effort=1.0)
-    plan = replace(make_plan(trained, codes, 300, config, one_vector=True), neighbours=neighbours)
+    request = SearchRequest(plan="probed", effort=1.0)
+    plan = replace(make_plan(trained, codes, 300, request, one_vector=True), neighbours=neighbours)
     removed = frozenset({41})
-    expected = [scan_segment(segment, plan, removed) for segment in stored]
+    expected = [scan_one(segment, plan, removed) for segment in stored]
     monkeypatch.setattr(scan, "PAIRS_BETWEEN_LOOKS", 16)
     for segment, block in zip(stored, expected, strict=True):
-        assert same_block(scan_segment(segment, plan, removed, until=time.time() + 600), block)
+        assert same_block(scan_one(segment, plan, removed, until=time.time() + 600), block)
     clock = iter([0.0, 0.0, 9.0])
     monkeypatch.setattr("pipeline.retrieval.scan.time.time", lambda: next(clock))
-    with pytest.raises(scan.DeadlinePassedError):
-        scan_segment(max(stored, key=lambda one: one.rows.size), plan, until=5.0)
+    with pytest.raises(DeadlinePassedError):
+        scan_one(max(stored, key=lambda one: one.rows.size), plan, until=5.0)
     assert not list(clock)
 
 
@@ -391,13 +409,15 @@ def test_one_vector_of_the_smallest_collections(count: int, equal: bool, whiten:
     trained = train_model(vectors, vectors, count, config, unit=True, whiten=whiten)
     picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
     images = [Features(picture, row[None], 640, 480) for row in vectors]
-    assigned = assign_features(trained, [f.descriptors for f in images], images, range(count))
+    assigned = assign_features(
+        trained, [f.descriptors for f in images], images, named(range(count))
+    )
     stored = [merge_rows(trained, group, [assigned]) for group in range(4)]
     for kind in ("probed", "exhaustive"):
         request = asked(kind, 1.0)
         codes = trained.quantizer.encode(vectors[:1])
         plan = make_plan(trained, codes, count, request, one_vector=True)
-        ranking = rank_blocks([scan_segment(segment, plan) for segment in stored], plan.radius)
+        ranking = rank_blocks([scan_one(segment, plan) for segment in stored], plan.radius)
         assert ranking.images[0] == 0
         assert ranking.scores[0] == ranking.full_score
         assert len(ranking.images) == count if equal else len(ranking.images) >= 1

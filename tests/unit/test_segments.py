@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from core_data import WIDTH, assign, collection, features, merge_rows, model
+from core_data import WIDTH, assign, collection, features, ids, merge_rows, model, named
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,7 +64,7 @@ def test_rows_keep_their_image_and_keypoint() -> None:
     images = {5: features(5, 40), 3: features(3, 20)}
     assigned = assign(model(), images)
     for number, found in images.items():
-        mine = assigned.images == number
+        mine = ids(assigned.table)[assigned.images] == number
         stored = {
             (c.tobytes(), g.tobytes())
             for c, g in zip(assigned.codes[mine], assigned.geometry[mine], strict=True)
@@ -94,14 +94,6 @@ def test_assignment_segment_and_model_survive_their_files() -> None:
     assert as_bytes(Segment.from_arrays(file)) == as_bytes(segment)
     trained = arrays_to_bytes(model().to_arrays(), {})
     assert arrays_to_bytes(Model.from_arrays(ArrayFile(trained)).to_arrays(), {}) == trained
-
-
-def test_removed_images_are_not_alive() -> None:
-    segment = merge_rows(model(), 0, [assign(model(), collection())])
-    gone = frozenset({int(segment.images[0]), 10_000})
-    assert np.array_equal(segment.alive(gone), segment.images != segment.images[0])
-    assert segment.alive(frozenset()).all()
-    assert np.array_equal(segment.alive(gone), segment.images != segment.images[0])
 
 
 @settings(deadline=None)
@@ -139,17 +131,18 @@ def test_segments_of_wider_rows_hold_every_row_in_its_cell(width: int) -> None:
     config = IndexConfig(groups=2, cell_size=50, dimensions=width)
     wide = train_model(rows, rows[:20], 300, config)
     picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
-    images = [Features(picture, row[None], 640, 480) for row in rows]
-    assigned = assign_features(wide, [f.descriptors for f in images], images, range(300))
+    pictures = [Features(picture, row[None], 640, 480) for row in rows]
+    assigned = assign_features(wide, [f.descriptors for f in pictures], pictures, named(range(300)))
     found = [merge_rows(wide, group, [assigned]) for group in (0, 1)]
     codes = wide.quantizer.encode(rows)
     for segment in found:
         assert segment.rows.dimensions == width
-        assert np.array_equal(to_signed(unpack_rows(segment.rows)), codes[segment.images])
+        images = ids(segment.table)[segment.images]
+        assert np.array_equal(to_signed(unpack_rows(segment.rows)), codes[images])
         cells = np.searchsorted(segment.cell_offsets, np.arange(len(segment.images)), "right") - 1
-        home = wide.tree.assign(codes[segment.images])
+        home = wide.tree.assign(codes[images])
         assert np.array_equal(cells + segment.first_cell, home)
-    assert sorted(np.concatenate([s.images for s in found]).tolist()) == list(range(300))
+    assert sorted(np.concatenate([ids(s.table) for s in found]).tolist()) == list(range(300))
 
 
 def test_the_test_descriptors_are_narrower_than_a_row() -> None:

@@ -1,0 +1,204 @@
+"""Distance blocks: what scans found, united and parted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class ScanCounts:
+    """What scans visited and compared; those of several segments are added up.
+
+    Attributes
+    ----------
+    rows : int
+        Rows of the segments.
+    cells : int
+        Cells opened: with rows in them, and wanted by a query descriptor. In each segment anew.
+    visited : int
+        Rows of the cells opened.
+    bytes : int
+        Bytes of the rows visited: codes, lengths and heads, each once.
+    pairs : int
+        Pairs of a query descriptor and a row that were compared.
+    computed : int or None
+        Those that were compared whole; the others were decided by the heads of the rows. None:
+        not counted (one vector an image).
+    """
+
+    rows: int = 0
+    cells: int = 0
+    visited: int = 0
+    bytes: int = 0
+    pairs: int = 0
+    computed: int | None = 0
+
+    def __add__(self, other: ScanCounts) -> ScanCounts:
+        unknown = self.computed is None or other.computed is None
+        return ScanCounts(
+            self.rows + other.rows,
+            self.cells + other.cells,
+            self.visited + other.visited,
+            self.bytes + other.bytes,
+            self.pairs + other.pairs,
+            None if unknown else (self.computed or 0) + (other.computed or 0),
+        )
+
+    @classmethod
+    def from_meta(cls, meta: Mapping[str, Any]) -> Self:
+        """Read the counts among other plain values."""
+        return cls(**{field.name: meta[field.name] for field in fields(cls)})
+
+
+@dataclass(frozen=True)
+class DistanceBlock:
+    """What scanning found: of each query descriptor and image the nearest row, if near enough.
+
+    Attributes
+    ----------
+    query : ndarray of shape (M,), uint16
+        Query descriptor.
+    image : ndarray of shape (M,), uint32
+        Number of the segment's image; in what travels to the ranking, the image's row id.
+    distance : ndarray of shape (M,), uint32
+        Squared distance of the 8-bit rows.
+    geometry : ndarray of shape (M, 4), uint16
+        Keypoint of the row (`pipeline.index.segments.encode_geometry`).
+    counts : ScanCounts
+    """
+
+    query: NDArray[np.uint16]
+    image: NDArray[np.uint32]
+    distance: NDArray[np.uint32]
+    geometry: NDArray[np.uint16]
+    counts: ScanCounts = ScanCounts()
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that travel to the ranking."""
+        return {name: getattr(self, name) for name in ("query", "image", "distance", "geometry")}
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the plain values that travel beside the arrays."""
+        return asdict(self.counts)
+
+    def some(self, chosen: NDArray[Any]) -> DistanceBlock:
+        """Return some of the matches, by a mask or by their places; the counts stay."""
+        arrays = {name: array[chosen] for name, array in self.to_arrays().items()}
+        return DistanceBlock(**arrays, counts=self.counts)
+
+    @classmethod
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
+    ) -> DistanceBlock:
+        """Inverse of `to_arrays` and `to_meta`."""
+        return cls(**dict(arrays), counts=ScanCounts.from_meta(meta))
+
+
+@dataclass(frozen=True)
+class GroupScan:
+    """What the scan of a group found, and how long it took.
+
+    Attributes
+    ----------
+    group : int
+    block : DistanceBlock
+    ms : float
+        Milliseconds in its own thread, from when its segments were open.
+    path : str
+        Code path of the kernels there.
+    """
+
+    group: int
+    block: DistanceBlock
+    ms: float
+    path: str
+
+    def to_meta(self) -> dict[str, Any]:
+        """Return the plain values that travel beside the block's arrays."""
+        own = {"group": self.group, "ms": round(self.ms, 2), "path": self.path}
+        return {**self.block.to_meta(), **own}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> GroupScan:
+        """Read what travelled: the block's arrays, and `to_meta`."""
+        block = DistanceBlock.from_arrays(arrays, meta)
+        return cls(meta["group"], block, meta["ms"], meta["path"])
+
+
+def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:
+    """Return each row's keypoint as one number."""
+    parts = geometry.astype(np.uint64) << np.array([48, 32, 16, 0], np.uint64)
+    packed: NDArray[np.uint64] = parts.sum(axis=1, dtype=np.uint64)
+    return packed
+
+
+def merge_blocks(blocks: list[DistanceBlock], neighbours: int = 0) -> DistanceBlock:
+    """Unite blocks, keeping of each (query descriptor, image) the nearest row.
+
+    Associative and commutative: rows at equal distance are told apart by their keypoint.
+
+    Parameters
+    ----------
+    blocks : list of DistanceBlock
+    neighbours : int
+        Keep of each query descriptor only so many nearest images, and those as near as the last;
+        0: all.
+    """
+    empty = (np.empty(0, np.uint16), np.empty(0, np.uint32), np.empty(0, np.uint32))
+    query = np.concatenate([empty[0], *(block.query for block in blocks)])
+    image = np.concatenate([empty[1], *(block.image for block in blocks)])
+    distance = np.concatenate([empty[2], *(block.distance for block in blocks)])
+    geometry = np.concatenate([np.empty((0, 4), np.uint16), *(b.geometry for b in blocks)])
+    order = np.lexsort((pack_geometry(geometry), distance, query, image))
+    same = (image[order][1:] == image[order][:-1]) & (query[order][1:] == query[order][:-1])
+    kept = order[np.append(True, ~same)[: len(order)]]
+    if neighbours:
+        kept = kept[_among_nearest(query[kept], distance[kept], neighbours)]
+    return DistanceBlock(
+        query[kept],
+        image[kept],
+        distance[kept],
+        geometry[kept],
+        sum((block.counts for block in blocks), ScanCounts()),
+    )
+
+
+def split_block(block: DistanceBlock, offsets: Sequence[int]) -> list[DistanceBlock]:
+    """Return a part for each query image: the inverse of `pipeline.retrieval.plan.join_plans`.
+
+    Parameters
+    ----------
+    block : DistanceBlock
+    offsets : sequence of int
+        Image i has the query descriptors ``offsets[i]`` to ``offsets[i + 1] - 1``; in its part
+        they are counted from zero. The counts stay with the whole.
+    """
+    order = np.argsort(block.query, kind="stable")
+    ends = np.searchsorted(block.query[order], offsets)
+    return [
+        DistanceBlock(
+            (block.query[mine] - first).astype(np.uint16),
+            block.image[mine],
+            block.distance[mine],
+            block.geometry[mine],
+        )
+        for first, mine in zip(offsets, np.split(order, ends[1:-1]), strict=False)
+    ]
+
+
+def _among_nearest(
+    query: NDArray[np.uint16], distance: NDArray[np.uint32], count: int
+) -> NDArray[np.bool_]:
+    """Return which pairs are not farther than their query's `count`-th nearest."""
+    order = np.lexsort((distance, query))
+    _, first, members = np.unique(query[order], return_index=True, return_counts=True)
+    last = distance[order][first + np.minimum(members, count) - 1]
+    reach = np.zeros(int(query.max(initial=0)) + 1, np.uint32)
+    reach[query[order][first]] = last
+    near: NDArray[np.bool_] = distance <= reach[query]
+    return near

@@ -1,0 +1,97 @@
+"""Segments as a search uses them: with this database's ids, and which images may be answers."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.index.segments import Segment
+
+UNKNOWN = np.iinfo(np.uint32).max
+"""Stands for the id of an image that is not in the database."""
+
+KEPT_MASKS = 4
+"""Masks at hand of a segment. That of a version's removed images is asked for by every search and
+stays, whatever sets of their own other searches bring."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that no answer may hold, or the only ones that it may.
+
+    Attributes
+    ----------
+    ids : frozenset of int
+    only : bool
+        An answer holds these images alone; else it holds none of them.
+    """
+
+    ids: frozenset[int]
+    only: bool = False
+
+    @cached_property
+    def _array(self) -> NDArray[np.uint32]:
+        return np.fromiter(self.ids, np.uint32, len(self.ids))
+
+    def admits(self, ids: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Return which of some images an answer may hold."""
+        admitted: NDArray[np.bool_] = np.isin(ids, self._array, invert=not self.only)
+        return admitted
+
+
+class _Masks:
+    """The masks that were asked for last."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[ImageSet, NDArray[np.bool_]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def get(self, images: ImageSet, ids: NDArray[np.uint32]) -> NDArray[np.bool_]:
+        """Return which of the ids a set admits."""
+        with self._lock:
+            known = self._known.get(images)
+            if known is not None:
+                self._known.move_to_end(images)
+                return known
+        made = images.admits(ids)
+        with self._lock:
+            self._known[images] = made
+            while len(self._known) > KEPT_MASKS:
+                self._known.popitem(last=False)
+        return made
+
+
+@dataclass(frozen=True)
+class OpenSegment:
+    """A segment, or small ones joined to one.
+
+    Attributes
+    ----------
+    name : str
+        Names the content: equal names, equal rows in any database.
+    segment : Segment
+    ids : ndarray of shape (I,), uint32
+        Row id of each of the segment's images; `UNKNOWN` for one that this database does not have.
+    """
+
+    name: str
+    segment: Segment
+    ids: NDArray[np.uint32]
+    _masks: _Masks = field(default_factory=_Masks, repr=False, compare=False)
+
+    def admitted(self, sets: Sequence[ImageSet]) -> NDArray[np.bool_]:
+        """Return which of the segment's images may be answers."""
+        admitted: NDArray[np.bool_] = self.ids != UNKNOWN
+        for images in sets:
+            if images.ids or images.only:
+                admitted &= self._masks.get(images, self.ids)
+        return admitted
