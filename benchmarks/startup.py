@@ -51,16 +51,10 @@ class Installation:
         """Start a command in the home."""
         own = self.checkout / ".venv" / "bin" / "python"
         python = str(own) if own.exists() else sys.executable
-        env = {name: value for name, value in os.environ.items() if not name.startswith("VANTAGE_")}
-        env |= {
-            "PYTHONPATH": str(self.checkout),
-            "VANTAGE_HOME": str(self.home),
-            "VANTAGE_FLOWER_PORT": "0",
-        }
         return subprocess.Popen(
             [python, "-m", "workers.cli", *arguments],
             cwd=self.home,
-            env=env,
+            env=environment(self.checkout, self.home),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,6 +89,16 @@ class Installation:
         finally:
             stop_process(process, END_S)
             process.communicate()
+
+
+def environment(checkout: Path, home: Path) -> dict[str, str]:
+    """Return the environment of a user of a checkout with a home of their own."""
+    env = {name: value for name, value in os.environ.items() if not name.startswith("VANTAGE_")}
+    return env | {
+        "PYTHONPATH": str(checkout),
+        "VANTAGE_HOME": str(home),
+        "VANTAGE_FLOWER_PORT": "0",
+    }
 
 
 def idle(pid: int) -> Figures:

@@ -19,7 +19,7 @@ from workers.up import Ready
 
 __all__ = ["Stack"]
 
-_STOP_S = 20.0
+_STOP_S = 120.0
 
 
 class Stack:
@@ -33,11 +33,11 @@ class Stack:
     ----------
     settings : Settings
     deadline_s : float
-        Seconds until everything must serve. Compiling the kernels for the first time takes about
-        20 s on two cores.
+        Seconds until everything must serve: a guard against what hangs, for a process that ends
+        is noticed at once. Compiling the kernels for the first time takes about 20 s on two cores.
     """
 
-    def __init__(self, settings: Settings, deadline_s: float = 120.0) -> None:
+    def __init__(self, settings: Settings, deadline_s: float = 600.0) -> None:
         self.settings = settings
         self._deadline_s = deadline_s
         self._process: subprocess.Popen[bytes] | None = None

@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gates import EXTRACTOR, Gate
 from PIL import Image
+from sqlalchemy.orm import Session
 
 from pipeline.config import Settings
 from pipeline.metadata.engine import create_metadata_engine, session_scope
@@ -43,6 +45,12 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def gate(tmp_path: Path) -> Gate:
+    """The gate of the extractor ``gated``."""
+    return Gate(tmp_path / "gate")
+
+
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Return the environment of a user with an empty home."""
     return {**os.environ, "VANTAGE_HOME": str(home), "VANTAGE_FLOWER_PORT": "0", **more}
@@ -56,7 +64,7 @@ def vantage(home: Path, *args: str | Path, **more: str) -> subprocess.CompletedP
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=600,
         check=False,
     )
 
@@ -85,40 +93,55 @@ def running(home: Path, *args: str | Path, **more: str) -> Iterator[subprocess.P
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.communicate(timeout=30)
+            process.communicate(timeout=600)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
 
 
-def extracted(home: Path) -> list[int]:
-    """Return, for each finished part of each job, how many images it extracted itself."""
-    settings = Settings.from_env({"VANTAGE_HOME": str(home)})
-    if not (home / "vantage.sqlite").exists():
-        return []
-    engine = create_metadata_engine(settings.database_url)
+@contextmanager
+def database(home: Path) -> Iterator[Session]:
+    """Read the database of a home."""
+    engine = create_metadata_engine(Settings.from_env({"VANTAGE_HOME": str(home)}).database_url)
     try:
         with session_scope(engine, write=False) as session:
-            return [
-                part.result["extracted"]
-                for job in list_jobs(session)
-                for part in parts(session, job.id, "extract")
-                if part.result is not None
-            ]
+            yield session
     finally:
         engine.dispose()
 
 
+def extracted(home: Path) -> list[int]:
+    """Return, for each finished part of each job, how many images it extracted itself."""
+    with database(home) as session:
+        return [
+            part.result["extracted"]
+            for job in list_jobs(session)
+            for part in parts(session, job.id, "extract")
+            if part.result is not None
+        ]
+
+
+def job_states(home: Path) -> list[str]:
+    """Return the states of all jobs."""
+    with database(home) as session:
+        return [job.state for job in list_jobs(session)]
+
+
 @pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
 def test_a_local_index_that_was_stopped_goes_on_and_extracts_nothing_twice(
-    home: Path, photos: Path, eventually: Eventually, sign: signal.Signals
+    home: Path, photos: Path, eventually: Eventually, gate: Gate, sign: signal.Signals
 ) -> None:
     assert vantage(home, "migrate").returncode == 0
-    one_by_one = {"VANTAGE_BATCH_SIZE": "1"}
+    one_by_one = {"VANTAGE_BATCH_SIZE": "1", "VANTAGE_EXTRACTOR": EXTRACTOR, **gate.variables()}
+    gate.close(after=8)
     with running(home, "index", "corners", photos, "--local", **one_by_one) as process:
-        eventually(lambda: extracted(home), timeout_s=60)
+        eventually(lambda: extracted(home))
         process.send_signal(sign)
-        out, err = process.communicate(timeout=60)
+        if sign == signal.SIGINT:
+            # What is under way is finished, and nothing is begun.
+            eventually(lambda: job_states(home) == ["failed"])
+        gate.open()
+        out, err = process.communicate(timeout=600)
     if sign == signal.SIGINT:
         assert process.returncode == 130
         assert "the same command goes on from here" in err
@@ -133,8 +156,9 @@ def test_a_local_index_that_was_stopped_goes_on_and_extracts_nothing_twice(
     assert 24 - uncounted <= sum(extracted(home)) <= 24
     (status,) = vantage_json(home, "status", "corners")["collections"]
     assert status["images"] == {"indexed": 24}
-    found = vantage_json(home, "search", "corners", photos / "coffee 2.png", "--local")
-    assert found["searches"][0]["matches"][0]["locations"] == [str(photos / "coffee 2.png")]
+    query = photos / "coffee 2.png"
+    found = vantage_json(home, "search", "corners", query, "--local", **gate.variables())
+    assert found["searches"][0]["matches"][0]["locations"] == [str(query)]
 
 
 def test_json_stands_alone_on_standard_output_and_exit_codes_are_kept(
@@ -164,7 +188,7 @@ def test_the_installed_command_completes_names_of_collections(home: Path, photos
     if not script.exists():
         pytest.skip("the package is not installed as a command here")
     index = [script, "index", "corners", photos / "coffee 0.png", "--local"]
-    subprocess.run(index, env=environment(home), check=True, capture_output=True, timeout=150)
+    subprocess.run(index, env=environment(home), check=True, capture_output=True, timeout=600)
     done = subprocess.run(
         [script],
         env=environment(
@@ -172,7 +196,7 @@ def test_the_installed_command_completes_names_of_collections(home: Path, photos
         ),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.stdout.split() == ["corners"]
@@ -184,7 +208,7 @@ def test_help_loads_nothing_heavy(home: Path) -> None:
         env=environment(home),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=True,
     )
     loaded = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
@@ -204,7 +228,7 @@ def test_a_reader_that_leaves_early_is_no_error(home: Path) -> None:
             stdout=writing,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
+            timeout=600,
             check=False,
         )
     finally:
@@ -213,9 +237,11 @@ def test_a_reader_that_leaves_early_is_no_error(home: Path) -> None:
 
 
 def test_workers_go_on_when_nobody_waits_and_the_job_can_be_followed(
-    home: Path, photos: Path
+    home: Path, photos: Path, gate: Gate
 ) -> None:
-    with running(home, "up", "--json") as up:
+    gated = {"VANTAGE_EXTRACTOR": EXTRACTOR, **gate.variables(), "VANTAGE_SEARCH_DEADLINE_S": "600"}
+    gate.close(after=8)
+    with running(home, "up", "--json", **gated, VANTAGE_HOST_TIMEOUT_S="600") as up:
         assert up.stdout is not None
         document = ""
         while not document.endswith("}\n"):
@@ -223,21 +249,23 @@ def test_workers_go_on_when_nobody_waits_and_the_job_can_be_followed(
             assert line, "vantage up ended before it was ready"
             document += line
         assert json.loads(document)["home"] == str(home)
-        with running(home, "index", "corners", photos, VANTAGE_BATCH_SIZE="1") as index:
+        with running(home, "index", "corners", photos, **gated, VANTAGE_BATCH_SIZE="1") as index:
             assert index.stderr is not None
             assert index.stderr.readline()  # it waits, and shows how far the job is
             index.send_signal(signal.SIGINT)
-            out, err = index.communicate(timeout=60)
+            out, err = index.communicate(timeout=600)
         assert (index.returncode, out) == (130, "")
         assert "goes on with the workers" in err
+        assert job_states(home) == ["running"]
+        gate.open()
         assert vantage(home, "status", "corners", "--follow").returncode == 0
         (status,) = vantage_json(home, "status", "corners")["collections"]
         assert status["images"] == {"indexed": 24}
         query = photos / "coffee 2.png"
-        by_workers = vantage_json(home, "search", "corners", query)["searches"][0]
-        here = vantage_json(home, "search", "corners", query, "--local")["searches"][0]
+        by_workers = vantage_json(home, "search", "corners", query, **gated)["searches"][0]
+        here = vantage_json(home, "search", "corners", query, "--local", **gated)["searches"][0]
         assert by_workers["matches"] == here["matches"]
         assert by_workers["complete"] is True
         up.send_signal(signal.SIGINT)
-        up.communicate(timeout=60)
+        up.communicate(timeout=600)
         assert up.returncode == 0

@@ -274,7 +274,7 @@ class TestRegistry:
             "print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=600
         )
         assert (done.stdout, done.stderr) == ("7\n", "")
 
@@ -305,7 +305,7 @@ class TestRegistry:
         )
         # Python 3.12 warns of every fork beside threads: that is what is tried here.
         command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600)
         assert (done.stdout, done.stderr) == ("7\n", "")
 
     @pytest.mark.parametrize("options", [{"colour": 1}, {"octaves": 0}, {"variant": "best"}])

@@ -28,7 +28,7 @@ def part(number: int, held: bool = False) -> dict[str, int]:
     client = redis()
     client.rpush(RUNS, f"{number} {os.getpid()}")
     if held:
-        client.blpop(GO, timeout=60)
+        client.blpop(GO, timeout=600)
     client.close()
     return {"part": number}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from gates import Gate
 from PIL import Image
 from sites import Eventually, SecondHost, Site, make_settings
 
@@ -99,10 +101,22 @@ def many_photographs(
 
 
 @pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory, eventually: Eventually) -> Iterator[Site]:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
+    """The gate of the extractor ``gated`` in `site`; open it again."""
+    return Gate(tmp_path_factory.mktemp("gate"))
+
+
+@pytest.fixture(scope="session")
+def site(
+    tmp_path_factory: pytest.TempPathFactory, gate: Gate, eventually: Eventually
+) -> Iterator[Site]:
     """Everything, for all tests that leave it as it was: start-up takes a while."""
     settings = make_settings(tmp_path_factory.mktemp("site") / "home", serve_groups=(0, 1))
-    with Stack(settings) as stack:
+    stack = Stack(settings)
+    with gate.installed():
+        stack.start()
+    with contextlib.ExitStack() as end:
+        end.callback(stack.stop)
         second = SecondHost(settings, (2, 3), eventually)
         second.start()
         yield Site(stack, second)
@@ -113,6 +127,6 @@ def site(tmp_path_factory: pytest.TempPathFactory, eventually: Eventually) -> It
 def indexed(site: Site, photo_folder: Path) -> str:
     """Name of a collection of the photographs, indexed through Celery. Do not change it."""
     with Collection.open("indexed", site.settings) as collection:
-        progress = collection.index([photo_folder]).wait(timeout=90)
+        progress = collection.index([photo_folder]).wait(timeout=600)
     assert (progress.images_done, progress.images_failed) == (45, 0)
     return "indexed"

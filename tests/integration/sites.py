@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from sqlalchemy import text
 
 from pipeline.config import Settings
 from pipeline.metadata import heartbeats
@@ -33,7 +34,11 @@ SECOND = "second"
 
 
 def make_settings(home: Path, **changes: Any) -> Settings:
-    """Settings of a small installation: many small batches and cells, quick heartbeats."""
+    """Settings of a small installation: many small batches and cells, quick heartbeats.
+
+    A worker on a busy machine may be silent for long, and searches may take their time: whoever
+    wants to see one given up says so (`silence`, ``deadline_s``).
+    """
     home.mkdir(parents=True, exist_ok=True)
     values = {
         "VANTAGE_HOME": home,
@@ -41,7 +46,8 @@ def make_settings(home: Path, **changes: Any) -> Settings:
         "VANTAGE_EXTRACT_PROCESSES": 2,
         "VANTAGE_GROUP_THREADS": 2,
         "VANTAGE_HEARTBEAT_S": 0.3,
-        "VANTAGE_HOST_TIMEOUT_S": 3,
+        "VANTAGE_HOST_TIMEOUT_S": 600,
+        "VANTAGE_SEARCH_DEADLINE_S": 600,
         "VANTAGE_BATCH_SIZE": 4,
         "VANTAGE_MAX_FEATURES": 200,
         "VANTAGE_QUERY_MAX_FEATURES": 300,
@@ -72,6 +78,19 @@ def served_groups(settings: Settings) -> set[int]:
         engine.dispose()
 
 
+def silence(settings: Settings, kind: str) -> None:
+    """Let the heartbeat of this host's worker of a kind, which is frozen, be as old as can be."""
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        worker = dataclasses.replace(
+            live_workers(settings)[f"{kind}@{settings.host}"], heartbeat_at=0.0
+        )
+        with session_scope(engine) as session:
+            heartbeats.beat(session, worker)
+    finally:
+        engine.dispose()
+
+
 @contextlib.contextmanager
 def frozen(settings: Settings, kind: str | None = None) -> Iterator[None]:
     """Hold up this host's worker of a kind, or all workers: they neither work nor beat."""
@@ -79,10 +98,15 @@ def frozen(settings: Settings, kind: str | None = None) -> Iterator[None]:
     if kind is not None:
         workers = {"": workers[f"{kind}@{settings.host}"]}
     held: list[psutil.Process] = []
+    engine = create_metadata_engine(settings.database_url)
     try:
-        # A worker before its pool: it then starts no further processes.
-        for worker in workers.values():
-            _hold_up(psutil.Process(worker.pid), held)
+        # None of them is held up while it keeps the database from others.
+        with session_scope(engine) as session:
+            session.execute(text("SELECT 1"))
+            # A worker before its pool: it then starts no further processes.
+            for worker in workers.values():
+                _hold_up(psutil.Process(worker.pid), held)
+        engine.dispose()
         yield
     finally:
         for process in held:
@@ -136,7 +160,7 @@ class SecondHost:
                 start_new_session=True,
                 preexec_fn=die_with_parent(signal.SIGKILL),
             )  # fmt: skip
-        self._eventually(self._serves, 60)
+        self._eventually(self._serves)
 
     def _serves(self) -> bool:
         """Tell whether this very process serves, not one that was killed a moment ago."""
@@ -160,7 +184,7 @@ class SecondHost:
         if self._process is not None and self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 self.thaw()
-            stop_process(self._process, 10)
+            stop_process(self._process, 600)
 
 
 @dataclasses.dataclass(frozen=True)

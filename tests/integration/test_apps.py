@@ -49,7 +49,7 @@ def _run(code: str, settings: Settings, cwd: Path, *arguments: str) -> Any:
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -155,12 +155,12 @@ def test_a_worker_of_the_callers_own_app_runs_with_our_client_imported(
             stderr=log,
         )
     try:
-        ask = "import theirs; print(theirs.add.delay(20, 22).get(timeout=60))"
+        ask = "import theirs; print(theirs.add.delay(20, 22).get(timeout=600))"
         assert _run(ask, two_homes[0], folder) == 42
         assert worker.poll() is None, (folder / "log").read_text()
     finally:
         worker.terminate()
-        worker.wait(timeout=20)
+        worker.wait(timeout=600)
     # It is no worker of ours: it has not beaten, and its log has Celery's own form.
     assert "[tasks]" in (folder / "log").read_text()
     assert re.search(r"^\[\d{4}-.*: INFO/MainProcess\]", (folder / "log").read_text(), re.M)

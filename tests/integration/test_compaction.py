@@ -388,7 +388,7 @@ def test_indexing_and_searching_go_on_while_segments_are_merged(
     finally:
         stop.set()
         for thread in threads:
-            thread.join(timeout=60)
+            thread.join(timeout=600)
     assert wrong == []
     assert len(set(searches)) > 1
     compacted = [job for job in job_list(collection) if job.kind == "compact" and job.counters]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from sites import Eventually, files_below, found_names, live_workers, make_settings
+from sites import Eventually, files_below, found_names, frozen, live_workers, make_settings
 from sqlalchemy import text
 
 from pipeline import indexing, local
@@ -76,12 +76,8 @@ def answers(collection: Collection | local.Collection, folder: Path) -> list[Any
     found = []
     for name in NAMES:
         for plan in PLANS:
-            until = time.monotonic() + 60  # a worker on a busy machine may miss its heartbeats
-            while True:
-                result = collection.search(folder / f"{name}.png", top=50, plan=plan)  # type: ignore[arg-type]
-                if result.complete:
-                    break
-                assert time.monotonic() < until
+            result = collection.search(folder / f"{name}.png", top=50, plan=plan)  # type: ignore[arg-type]
+            assert result.complete
             found.append(result.to_dict()["matches"])
     return found
 
@@ -112,20 +108,20 @@ def test_small_segments_are_merged_after_an_index_job_and_all_by_hand(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
     with Collection.open("grown", settings) as collection:
-        collection.index([folder / f"{name}.png" for name in NAMES[:3]]).wait(timeout=60)
+        collection.index([folder / f"{name}.png" for name in NAMES[:3]]).wait(timeout=600)
         for name in NAMES[3:]:
-            done = collection.index([folder / f"{name}.png"]).wait(timeout=60)
+            done = collection.index([folder / f"{name}.png"]).wait(timeout=600)
             assert (done.kind, done.state) == ("index", "done")
         # The watchman begins a merge that was not begun by an index job: a moment later.
-        eventually(lambda: status(context, "grown").largest_group <= 2, 60)
-        eventually(lambda: status(context, "grown").jobs == (), 60)
+        eventually(lambda: status(context, "grown").largest_group <= 2)
+        eventually(lambda: status(context, "grown").jobs == ())
         assert {job.state for job in compactions(context, "grown")} == {"done"}
         before = answers(collection, folder)
-        whole = collection.compact().wait(timeout=60)
+        whole = collection.compact().wait(timeout=600)
         assert whole.kind == "compact"
         assert status(context, "grown").segments == dict.fromkeys(range(4), 1)
         assert answers(collection, folder) == before
-        assert collection.compact().wait(timeout=60).counters == {}
+        assert collection.compact().wait(timeout=600).counters == {}
     with local.Collection.open("grown", settings) as same:
         assert answers(same, folder) == before
 
@@ -135,8 +131,8 @@ def test_workers_train_a_model_of_the_first_images_alone_again(
 ) -> None:
     with Collection.open("young", settings) as collection:
         for name in NAMES:
-            collection.index([folder / f"{name}.png"]).wait(timeout=90)
-        eventually(lambda: status(context, "young").jobs == (), 60)
+            collection.index([folder / f"{name}.png"]).wait(timeout=600)
+        eventually(lambda: status(context, "young").jobs == ())
         with session_scope(context.engine, write=False) as session:
             found = current_version(session, "young")
             kinds = {job.kind for job in jobs.list_jobs(session, found.collection_id)}
@@ -153,15 +149,15 @@ def test_rows_of_removed_images_are_left_out_by_workers_too(
     many_segments(settings, "replaced", folder)
     (folder / "page.png").write_bytes(small_photographs["text"])
     with Collection.open("replaced", settings) as collection:
-        collection.index([folder / "page.png"]).wait(timeout=60)
+        collection.index([folder / "page.png"]).wait(timeout=600)
         before = answers(collection, folder)
-        done = collection.compact().wait(timeout=60)
+        done = collection.compact().wait(timeout=600)
         assert done.counters["images_dropped"] == 1
         assert answers(collection, folder) == before
         with session_scope(context.engine, write=False) as session:
             assert current_version(session, "replaced").tombstones == frozenset()
         (folder / "page.png").write_bytes(small_photographs["page"])
-        collection.index([folder / "page.png"]).wait(timeout=60)
+        collection.index([folder / "page.png"]).wait(timeout=600)
         best = collection.search(folder / "page.png").matches[0]
         assert best.locations == (str(folder / "page.png"),)
         assert best.score > 0.5
@@ -175,7 +171,7 @@ def test_the_watchman_begins_what_nobody_has_begun(
     assert watch_segments(context, patience_s=60) == 0  # whoever published may be about to
     assert watch_segments(context, patience_s=0) == 1
     assert watch_segments(context, patience_s=0) == 0
-    eventually(lambda: status(context, "unbegun").jobs == (), 60)
+    eventually(lambda: status(context, "unbegun").jobs == ())
     assert status(context, "unbegun").largest_group <= 2
     with session_scope(context.engine, write=False) as session:
         assert compaction.collections_to_compact(session, 2) == []
@@ -203,7 +199,6 @@ def test_every_message_may_come_twice(
     many_segments(settings, "twice", folder)
     with Collection.open("twice", settings) as collection:
         before = answers(collection, folder)
-        job_id = collection.compact().id
         seen: dict[JobStage, JobRecord] = {}
 
         def finished() -> bool:
@@ -214,13 +209,16 @@ def test_every_message_may_come_twice(
                 _send_twice(context, now, now.stage)
             return now.finished
 
-        eventually(finished, 60)
-        assert seen, "the job was too fast to be disturbed"
+        with frozen(settings, "group"):
+            job_id = collection.compact().id
+            assert not finished()
+            assert set(seen) == {"merge"}
+        eventually(finished)
         groups = files_below(settings.store, "groups/**/*")
         number = status(context, "twice").version
         for record in seen.values():
             _send_twice(context, record, record.stage)
-        collection.compact().wait(timeout=60)  # its messages come after those
+        collection.compact().wait(timeout=600)  # its messages come after those
         assert (files_below(settings.store, "groups/**/*"), status(context, "twice").version) == (
             groups,
             number,
@@ -229,16 +227,16 @@ def test_every_message_may_come_twice(
 
 
 def test_indexing_and_searching_go_on_while_workers_merge(
-    settings: Settings, context: Context, folder: Path
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
     stop, wrong, versions, merged = threading.Event(), [], set(), []
     with Collection.open("busy", settings) as collection:
-        collection.index([folder / f"{name}.png" for name in NAMES[:2]]).wait(timeout=60)
+        collection.index([folder / f"{name}.png" for name in NAMES[:2]]).wait(timeout=600)
 
         def search() -> None:
             with Collection.open("busy", settings) as mine:
                 while not stop.is_set():
-                    result = mine.search(folder / "chelsea.png", deadline_s=30)
+                    result = mine.search(folder / "chelsea.png", deadline_s=600)
                     if result.complete:
                         versions.add(result.version)
                     if result.complete and found_names(result)[0] != "chelsea":
@@ -247,21 +245,23 @@ def test_indexing_and_searching_go_on_while_workers_merge(
         def merge() -> None:
             with Collection.open("busy", settings) as mine:
                 while not stop.is_set():
-                    merged.append(mine.compact().wait(timeout=60).counters)
+                    merged.append(mine.compact().wait(timeout=600).counters)
 
         threads = [threading.Thread(target=target) for target in (search, merge)]
         for thread in threads:
             thread.start()
         try:
+            eventually(lambda: versions)
             for name in NAMES[2:]:
-                collection.index([folder / f"{name}.png"]).wait(timeout=90)
+                collection.index([folder / f"{name}.png"]).wait(timeout=600)
+            eventually(lambda: len(versions) > 1 and len(merged) > 1)
         finally:
             stop.set()
             for thread in threads:
-                thread.join(timeout=90)
+                thread.join(timeout=600)
         assert wrong == []
         assert len(versions) > 1
-        merged.append(collection.compact().wait(timeout=60).counters)
+        merged.append(collection.compact().wait(timeout=600).counters)
         assert len(merged) > 2
         assert any(merged)
         assert status(context, "busy").images == {"indexed": len(NAMES)}
@@ -281,47 +281,33 @@ def test_a_compaction_goes_on_after_the_group_worker_was_killed(
         handle = collection.compact()
         assert handle.progress().stage == "merge"
         worker.kill()
-        began = time.monotonic()
-        assert handle.wait(timeout=120).state == "done"
-        assert time.monotonic() - began < 60
+        assert handle.wait(timeout=600).state == "done"
         assert status(context, "killed").largest_group == 1
         with session_scope(context.engine, write=False) as session:
             done = parts.parts(session, handle.id, "merge")
         assert [part.state for part in done] == ["done"] * 4
-        eventually(lambda: f"group@{settings.host}" in live_workers(settings), 60)
-        eventually(lambda: collection.search(folder / "page.png").complete, 60)
+        eventually(lambda: f"group@{settings.host}" in live_workers(settings))
+        eventually(lambda: collection.search(folder / "page.png").complete)
         assert answers(collection, folder) == before
 
 
 def test_merges_leave_a_thread_to_searches(
-    settings: Settings, context: Context, folder: Path, eventually: Eventually
+    settings: Settings, context: Context, folder: Path
 ) -> None:
     """The merges that were begun cannot go on: a foreign transaction keeps the database."""
-    group_worker = f"group@{settings.host}"
-    for number in range(3):  # a heartbeat may be late on a busy machine
-        many_segments(settings, f"merged-{number}", folder)
-        with Collection.open(f"merged-{number}", settings) as collection:
-            collection.search(folder / "page.png", deadline_s=30)
-            worker = psutil.Process(live_workers(settings)[group_worker].pid)
-            worker.suspend()
-            try:
+    many_segments(settings, "merged", folder)
+    with Collection.open("merged", settings) as collection:
+        collection.search(folder / "page.png")
+        with contextlib.ExitStack() as lock:
+            with frozen(settings, "group"):
                 handle = collection.compact()
-                lock = session_scope(context.engine)
-                lock.__enter__().execute(text("SELECT 1"))
-            finally:
-                worker.resume()
-            try:
-                result = collection.search(folder / "page.png", deadline_s=3)
-            finally:
-                lock.__exit__(None, None, None)
-            done = handle.wait(timeout=60)
-            assert (done.state, done.counters["segments_made"]) == ("done", 4)
-            with session_scope(context.engine, write=False) as session:
-                assert jobs.get_job(session, handle.id).attempt == 3  # one a stage, and the end
-            eventually(lambda: group_worker in live_workers(settings), 60)
-        if result.complete:
-            return
-    raise AssertionError(f"groups {result.missing_groups} were not scanned")
+                lock.enter_context(session_scope(context.engine)).execute(text("SELECT 1"))
+            result = collection.search(folder / "page.png", deadline_s=600)
+        assert result.complete, f"groups {result.missing_groups} were not scanned"
+        done = handle.wait(timeout=600)
+        assert (done.state, done.counters["segments_made"]) == ("done", 4)
+        with session_scope(context.engine, write=False) as session:
+            assert jobs.get_job(session, handle.id).attempt == 3  # one a stage, and the end
 
 
 def test_a_message_that_comes_again_leaves_a_part_to_whom_is_at_it(
@@ -346,14 +332,14 @@ def test_a_message_that_comes_again_leaves_a_part_to_whom_is_at_it(
 
     send(0, f"reduce@{settings.host}")  # lives
     send(1, f"extract@{settings.host}")  # lives, but its process may not
-    eventually(lambda: part(1).state == "done", 60)
+    eventually(lambda: part(1).state == "done")
     address = context.redis_address
     with address.client(database=address.broker_db) as broker:
-        eventually(lambda: not broker.exists("group.0") and not broker.hlen("unacked"), 60)
+        eventually(lambda: not broker.exists("group.0") and not broker.hlen("unacked"))
     assert (part(0).state, part(0).starts) == ("running", 1)
     # In another attempt it is begun anew, whoever has it; and so is what the dead have.
     assert replan(context, job, "the test says so")
-    eventually(lambda: part(0).state == "done", 60)
+    eventually(lambda: part(0).state == "done")
 
 
 def test_a_message_that_comes_again_does_what_a_dead_worker_had(
@@ -370,15 +356,15 @@ def test_a_message_that_comes_again_does_what_a_dead_worker_had(
         delivery_info={"redelivered": True},
     )
     # By this message, or by those that the watchman sends when he sees it first.
-    eventually(lambda: status(context, "dead").jobs == (), 60)
+    eventually(lambda: status(context, "dead").jobs == ())
     assert status(context, "dead").largest_group == 1
 
 
 def test_groups_with_sound_segments_answer_when_another_is_damaged(
-    settings: Settings, context: Context, folder: Path
+    settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
     with Collection.open("damaged", settings) as collection:
-        collection.index([folder]).wait(timeout=60)
+        collection.index([folder]).wait(timeout=600)
         with session_scope(context.engine, write=False) as session:
             (segment,) = current_version(session, "damaged").group_segments(1)
         path = Path(settings.store) / segment.key
@@ -389,18 +375,13 @@ def test_groups_with_sound_segments_answer_when_another_is_damaged(
         (settings.local / segment.key).unlink()
         worker = psutil.Process(live_workers(settings)[f"group@{settings.host}"].pid)
         worker.terminate()  # what it had open would go on to serve
-        worker.wait(30)
-        result = None
-        until = time.monotonic() + 60
-        while time.monotonic() < until:
-            result = collection.search(folder / "page.png", plan="exhaustive", deadline_s=20)
-            if result.missing_groups == (1,):
-                break
-        assert result is not None
+        worker.wait(600)
+        eventually(lambda: f"group@{settings.host}" in live_workers(settings))
+        result = collection.search(folder / "page.png", plan="exhaustive")
         assert (result.complete, result.missing_groups) == (False, (1,))
         assert found_names(result)[0] == "page"
         log = (settings.home / "logs" / "vantage.log").read_text(encoding="utf-8")
         assert f"{path}' is damaged" in log
         assert "`vantage rebuild COLLECTION`" in log
-        collection.rebuild().wait(timeout=60)
+        collection.rebuild().wait(timeout=600)
         assert collection.search(folder / "page.png", plan="exhaustive").complete

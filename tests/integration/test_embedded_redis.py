@@ -74,7 +74,7 @@ def test_it_dies_with_its_parent_even_by_kill_9(settings: Settings) -> None:
         server = psutil.Process(int(parent.stdout.readline()))
         assert discover_redis_url(settings) is not None
         parent.kill()
-    server.wait(timeout=10)
+    server.wait(timeout=600)
     # What it left behind leads nobody astray, and does not stop the next one.
     assert (settings.home / "run" / "redis.json").exists()
     assert discover_redis_url(settings) is None

@@ -61,7 +61,7 @@ def test_workers_index_and_search_with_every_extractor(
         Collection.open(name, site.settings, extractor=spec) as remote,
         local.Collection.open(name, site.settings) as here,
     ):
-        progress = remote.index([photo_folder]).wait(timeout=120)
+        progress = remote.index([photo_folder]).wait(timeout=600)
         assert (progress.images_done, progress.images_failed) == (45, 0)
         with session_scope(remote._context.engine, write=False) as session:
             made = collections.get_collection(session, name)

@@ -29,7 +29,7 @@ def _tasks(site: Site, about: str) -> list[dict[str, Any]]:
     """Return the tasks that have an id among their arguments."""
     assert site.stack.ready is not None
     url = f"{site.stack.ready.flower_url}/api/tasks?limit=20000"
-    with urllib.request.urlopen(url, timeout=10) as answer:
+    with urllib.request.urlopen(url, timeout=600) as answer:
         tasks = json.load(answer)
     return [task for task in tasks.values() if about in (task["args"] or "")]
 
@@ -49,8 +49,8 @@ def test_the_tasks_of_a_job_are_listed_by_name_with_their_arguments(
 ) -> None:
     with Collection.open("watched", site.settings) as collection:
         handle = collection.index(sorted(photo_folder.glob("*.png"))[:8])
-        handle.wait(timeout=60)
-    tasks = eventually(lambda: _finished(site, handle.id, INDEXING), 30)
+        handle.wait(timeout=600)
+    tasks = eventually(lambda: _finished(site, handle.id, INDEXING))
     # Job, attempt, number of the part: two batches of four images, four groups.
     batches = _arguments(tasks, "extract.batch")
     assert [(job, part) for job, _, part in batches] == [(handle.id, 0), (handle.id, 1)]
@@ -65,9 +65,9 @@ def test_the_tasks_of_a_search_are_listed_with_their_groups(
     site: Site, indexed: str, queries: list[Path], eventually: Eventually
 ) -> None:
     with Collection.open(indexed, site.settings) as collection:
-        handle = collection.enqueue_search(queries[0], plan="exhaustive", deadline_s=30)
-        assert handle.wait(timeout=40).complete
-    tasks = eventually(lambda: _finished(site, handle.id, RETRIEVAL), 30)
+        handle = collection.enqueue_search(queries[0], plan="exhaustive", deadline_s=600)
+        assert handle.wait(timeout=600).complete
+    tasks = eventually(lambda: _finished(site, handle.id, RETRIEVAL))
     scans = _arguments(tasks, "retrieve.scan")
     assert scans == [(handle.id, group) for group in range(4)]
     hosts = {task["worker"].split("@")[1] for task in tasks if task["name"] == "retrieve.scan"}

@@ -95,7 +95,7 @@ def test_what_one_form_indexed_the_other_searches_and_adds_to(
     ):
         here.index(photographs[:8])
         assert answer(remote.search(queries[0])) == answer(here.search(queries[0]))
-        remote.index(photographs[8:]).wait(timeout=60)
+        remote.index(photographs[8:]).wait(timeout=600)
         result = here.search(queries[3])
         assert found_names(result)[0] == "rocket"
         assert result.version == 2
@@ -110,7 +110,7 @@ def test_a_collection_keeps_the_number_of_groups_that_it_was_made_with(
         Collection.open("two-groups", site.settings) as remote,
         local.Collection.open("two-groups", site.settings) as here,
     ):
-        remote.index(photographs, index=IndexConfig(groups=2, cell_size=200)).wait(timeout=60)
+        remote.index(photographs, index=IndexConfig(groups=2, cell_size=200)).wait(timeout=600)
         result = remote.search(queries[0], plan="exhaustive")
         assert result.plan["groups"] == [0, 1]
         assert answer(here.search(queries[0], plan="exhaustive")) == answer(result)
@@ -147,7 +147,7 @@ def test_a_collection_without_a_usable_image_says_so(
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 broken")
     with Collection.open("empty", site.settings) as collection:
-        progress = collection.index([tmp_path]).wait(timeout=60)
+        progress = collection.index([tmp_path]).wait(timeout=600)
         assert (progress.state, progress.images_failed) == ("done", 1)
         with pytest.raises(IndexNotBuiltError):
             collection.search(queries[0])

@@ -31,7 +31,7 @@ def pair(site: Site, indexed: str, photo_folder: Path) -> tuple[str, str]:
     left_out = {"coffee.png", "page.png"}
     with Collection.open(PAIR[1], site.settings, extractor="surf") as collection:
         paths = [path for path in files if path.name not in left_out]
-        progress = collection.index(paths).wait(timeout=90)
+        progress = collection.index(paths).wait(timeout=600)
     assert (progress.images_done, progress.images_failed) == (43, 0)
     assert indexed == PAIR[0]
     return PAIR

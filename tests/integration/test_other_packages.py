@@ -61,7 +61,7 @@ def run(site: Path, home: Path, *command: str | Path) -> subprocess.CompletedPro
         text=True,
         env=env,
         cwd=home,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from gates import EXTRACTOR, Gate
+from heavy import long_only
 from redis import RedisError
 from sites import Eventually, files_below, live_workers, make_settings
 
@@ -28,7 +30,6 @@ from workers.redis_url import RedisAddress
 from workers.stack import Stack
 
 IMAGES = 45
-RECOVERY_S = 120
 DISTURBANCES = (
     "pool process",
     "extraction worker",
@@ -53,7 +54,8 @@ def _name(disturbance: str) -> str:
 def _prepare(settings: Settings, photographs: Path) -> None:
     """Make all collections and note their images, so that these have the same ids wherever.
 
-    Each has an extractor of its own, so that none finds the containers of another.
+    Each has an extractor of its own, so that none finds the containers of another; all wait at
+    the gate.
     """
     engine = create_metadata_engine(settings.database_url)
     upgrade(engine)
@@ -69,7 +71,9 @@ def _prepare(settings: Settings, photographs: Path) -> None:
     ]
     assert len(files) == IMAGES
     for number, disturbance in enumerate(DISTURBANCES):
-        extractor = dataclasses.replace(settings.extractor, max_features=100 + number)
+        extractor = dataclasses.replace(
+            settings.extractor, name=EXTRACTOR, max_features=100 + number
+        )
         with session_scope(engine) as session:
             collection = collections.get_or_create_collection(
                 session, _name(disturbance), extractor, settings.index
@@ -79,7 +83,16 @@ def _prepare(settings: Settings, photographs: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, many_photographs: Path) -> dict[str, str]:
+def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    gate = Gate(tmp_path_factory.mktemp("gate"))
+    with gate.installed():
+        yield gate
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, many_photographs: Path, gate: Gate
+) -> dict[str, str]:
     """The files that the same jobs leave when nothing happens to them."""
     settings = _settings(tmp_path_factory.mktemp("undisturbed") / "home")
     _prepare(settings, many_photographs)
@@ -91,7 +104,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, many_photographs: Path
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory, many_photographs: Path) -> Settings:
+def settings(
+    tmp_path_factory: pytest.TempPathFactory, many_photographs: Path, gate: Gate
+) -> Settings:
     settings = _settings(tmp_path_factory.mktemp("harmed") / "home")
     _prepare(settings, many_photographs)
     return settings
@@ -104,17 +119,24 @@ def stack(settings: Settings) -> Iterator[Stack]:
 
 
 class Disturbed:
-    """A job that is in the middle of extraction, and what it has done so far."""
+    """A job that the gate keeps in the middle of extraction, and what it has done so far."""
 
     def __init__(
-        self, settings: Settings, disturbance: str, photographs: Path, eventually: Eventually
+        self,
+        settings: Settings,
+        disturbance: str,
+        photographs: Path,
+        eventually: Eventually,
+        gate: Gate,
     ) -> None:
         self.settings = settings
         self.name = _name(disturbance)
         self._eventually = eventually
+        self._gate = gate
+        gate.close(after=8)  # two processes with parts of two images: three are done at least
         with Collection.open(self.name, settings) as collection:
             self.job_id = collection.index([photographs]).id
-        eventually(lambda: self.progress().done_parts >= 3, 60)
+        eventually(lambda: self.progress().done_parts >= 3)
         self.early = self._containers()
         assert self.early
 
@@ -136,6 +158,7 @@ class Disturbed:
         progress = self.progress()
         assert progress.stage == "extract"
         assert progress.done_parts < progress.total_parts
+        self._gate.open()
 
     def assert_completes(self, undisturbed: dict[str, str]) -> None:
         """Wait, without doing anything, and compare with what an undisturbed run leaves."""
@@ -144,7 +167,7 @@ class Disturbed:
             assert self.progress().state in ("running", "done"), self.progress()
             return self.progress().state == "done"
 
-        self._eventually(ended, RECOVERY_S)
+        self._eventually(ended)
         progress = self.progress()
         assert (progress.images_done, progress.images_failed) == (IMAGES, 0)
         assert progress.counters["images_extracted"] == IMAGES, "something was extracted twice"
@@ -172,22 +195,25 @@ def test_a_job_goes_on_after_its_pool_processes_were_killed(
     many_photographs: Path,
     undisturbed: dict[str, str],
     eventually: Eventually,
+    gate: Gate,
 ) -> None:
-    job = Disturbed(settings, "pool process", many_photographs, eventually)
+    job = Disturbed(settings, "pool process", many_photographs, eventually, gate)
     for child in _worker(settings, "extract").children():
         child.kill()
     job.assert_in_the_middle()
     job.assert_completes(undisturbed)
 
 
+@long_only
 def test_a_job_goes_on_after_the_extraction_worker_was_killed(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
     undisturbed: dict[str, str],
     eventually: Eventually,
+    gate: Gate,
 ) -> None:
-    job = Disturbed(settings, "extraction worker", many_photographs, eventually)
+    job = Disturbed(settings, "extraction worker", many_photographs, eventually, gate)
     _worker(settings, "extract").kill()
     job.assert_in_the_middle()
     job.assert_completes(undisturbed)
@@ -199,12 +225,14 @@ def test_a_job_goes_on_after_the_group_worker_was_killed(
     many_photographs: Path,
     undisturbed: dict[str, str],
     eventually: Eventually,
+    gate: Gate,
 ) -> None:
     """Frozen first, so that the merges are in its hands, or on their way there, when it dies."""
-    job = Disturbed(settings, "group worker", many_photographs, eventually)
+    job = Disturbed(settings, "group worker", many_photographs, eventually, gate)
     worker = _worker(settings, "group")
     worker.suspend()
-    eventually(lambda: job.progress().stage == "merge", 60)
+    job.assert_in_the_middle()
+    eventually(lambda: job.progress().stage == "merge")
     worker.kill()
     assert job.progress().stage == "merge"
     job.assert_completes(undisturbed)
@@ -216,12 +244,13 @@ def test_a_job_goes_on_when_everything_was_killed_and_is_started_again(
     many_photographs: Path,
     undisturbed: dict[str, str],
     eventually: Eventually,
+    gate: Gate,
 ) -> None:
-    job = Disturbed(settings, "everything", many_photographs, eventually)
+    job = Disturbed(settings, "everything", many_photographs, eventually, gate)
     family = psutil.Process(stack.pid).children(recursive=True)
     stack.kill()
     job.assert_in_the_middle()
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=600)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     for name in ("redis.json", "redis.conf"):
         (settings.home / "run" / name).unlink(missing_ok=True)
@@ -229,19 +258,21 @@ def test_a_job_goes_on_when_everything_was_killed_and_is_started_again(
     job.assert_completes(undisturbed)
 
 
+@long_only
 def test_a_job_goes_on_when_our_redis_was_killed_and_all_is_started_again(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
     undisturbed: dict[str, str],
     eventually: Eventually,
+    gate: Gate,
 ) -> None:
     """Everything ends with it, in order; started again, the job goes on."""
-    job = Disturbed(settings, "Redis", many_photographs, eventually)
+    job = Disturbed(settings, "Redis", many_photographs, eventually, gate)
     family = psutil.Process(stack.pid).children(recursive=True)
     (redis,) = [process for process in family if process.name().startswith("redis-server")]
     redis.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(family, timeout=30)
+    _, alive = psutil.wait_procs(family, timeout=600)
     assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
     up = psutil.Process(stack.pid)
     eventually(lambda: up.status() == psutil.STATUS_ZOMBIE)  # ended; nobody has asked how yet
@@ -270,6 +301,7 @@ def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
     many_photographs: Path,
     undisturbed: dict[str, str],
     eventually: Eventually,
+    gate: Gate,
 ) -> None:
     """The workers outlive it and find it again; what it has lost is sent again."""
     stack.stop()
@@ -281,7 +313,7 @@ def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
         eventually(lambda: _answers(address))
         with Stack(settings) as own:
             workers = {name: row.pid for name, row in live_workers(settings).items()}
-            job = Disturbed(settings, "foreign Redis", many_photographs, eventually)
+            job = Disturbed(settings, "foreign Redis", many_photographs, eventually, gate)
             redis.kill()
             redis.wait()
             job.assert_in_the_middle()
@@ -291,8 +323,8 @@ def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
             with Collection.open(job.name, settings) as collection:
                 query = sorted(many_photographs.iterdir())[0]
                 for result in (
-                    collection.search(query, deadline_s=30),
-                    collection.enqueue_search(query, deadline_s=30).wait(timeout=40),
+                    collection.search(query, deadline_s=600),
+                    collection.enqueue_search(query, deadline_s=600).wait(timeout=600),
                 ):
                     assert result.complete
                     assert result.matches[0].locations == (str(query),)

@@ -130,7 +130,7 @@ def test_a_group_that_nobody_serves_is_missing_for_every_image(
     site.second.stop()
     try:
         eventually(lambda: served_groups(site.settings) == {0, 1})
-        for result in remote.search_many(queries, exact=True, deadline_s=30):
+        for result in remote.search_many(queries, exact=True, deadline_s=600):
             found = one(result)
             assert (found.complete, found.missing_groups) == (False, (2, 3))
             assert found.matches
@@ -145,10 +145,10 @@ def test_a_host_that_hangs_holds_a_pass_up_until_its_deadline(
 ) -> None:
     site.second.freeze()
     try:
-        for result in remote.search_many(queries[:2], exact=True, deadline_s=2.0):
+        for result in remote.search_many(queries[:2], exact=True, deadline_s=8.0):
             found = one(result)
             assert (found.complete, found.missing_groups) == (False, (2, 3))
-            assert found.timings["scan"] == pytest.approx(2000, abs=1500)
+            assert found.timings["scan"] > 6000
     finally:
         site.second.thaw()
         eventually(lambda: served_groups(site.settings) == {0, 1, 2, 3})
@@ -173,7 +173,7 @@ def test_several_collections_answer_several_images(
 ) -> None:
     other = "indexed-for-many"
     with Collection.open(other, site.settings, extractor="surf") as collection:
-        collection.index([photo_folder]).wait(timeout=90)
+        collection.index([photo_folder]).wait(timeout=600)
     names = (indexed, other)
     images = [queries[0], BAD[0], queries[1], BAD[1]]
     with (

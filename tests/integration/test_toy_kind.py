@@ -112,7 +112,7 @@ def worker(context: Context) -> Iterator[None]:
 def test_it_is_done_by_workers(context: Context, eventually: Eventually) -> None:
     job = _job(context.resources, broker_epoch(context.redis))
     send_stage(context, job)
-    eventually(lambda: _progress(context.resources, job).state != "running", 300)
+    eventually(lambda: _progress(context.resources, job).state != "running")
     _require_done(_progress(context.resources, job))
 
 
@@ -126,15 +126,15 @@ def test_parts_whose_tries_are_used_up_are_planned_again_when_the_trouble_is_ove
     job = _job(context.resources, broker_epoch(context.redis))
     send_stage(context, job)
     wanted = 3 * (1 + RETRY["max_retries"])
-    eventually(lambda: tries.exists() and len(tries.read_text().split()) == wanted, 300)
+    eventually(lambda: tries.exists() and len(tries.read_text().split()) == wanted)
 
     def states() -> set[str]:
         with session_scope(context.engine, write=False) as session:
             return {part.state for part in parts.parts(session, job.id, "add")}
 
-    eventually(lambda: states() == {"planned"}, 120)
+    eventually(lambda: states() == {"planned"})
     trouble.unlink()
     # Messages that were put off a moment ago are waited for.
-    eventually(lambda: watch_jobs(context, patience_s=0.0) == 1, 120)
-    eventually(lambda: _progress(context.resources, job).state != "running", 300)
+    eventually(lambda: watch_jobs(context, patience_s=0.0) == 1)
+    eventually(lambda: _progress(context.resources, job).state != "running")
     _require_done(_progress(context.resources, job))

@@ -43,7 +43,7 @@ def test_every_benchmark_is_imported_and_prints_its_help_without_the_peers(tmp_p
         env={**os.environ, "VANTAGE_HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=600,
         check=False,
     )
     assert done.stderr == "", done.stderr

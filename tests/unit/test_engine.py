@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heavy import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -50,7 +51,7 @@ def test_an_exact_search_gives_the_distances_of_the_vectors_up_to_rounding(width
     assert index.stats["row_bytes"] == -(-width // 64) * 64
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 400),

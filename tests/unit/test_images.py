@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heavy import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -353,7 +354,7 @@ class TestFailures:
         limits = ImageLimits(max_bytes=len(data) - 1)
         assert failure(data, limits=limits).code == "too-large-bytes"
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=examples(300), deadline=None)
     @given(st.sampled_from(FORMATS), st.data())
     def test_every_damage_is_an_image_read_error(self, kind: str, data: st.DataObject) -> None:
         content = bytearray(encode(coloured(40, 20), kind))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from heavy import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -104,7 +105,7 @@ def test_a_range_scan_finds_exactly_what_numpy_finds(
     assert len(as_set(hits)) == len(hits.query)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 70),
@@ -175,7 +176,7 @@ def test_nearest_is_the_sorted_exhaustive_search(
         assert np.array_equal(found[1], expected[1])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 120),
@@ -211,7 +212,7 @@ def test_the_order_of_the_work_does_not_change_the_nearest(
         assert np.array_equal(row[query], expected[1][0])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     width=st.sampled_from([64, 128]),
@@ -255,7 +256,7 @@ def test_ids_take_the_place_of_row_numbers_also_among_equal_distances(path: str)
     assert np.array_equal(found[1], ids[back][expected[1]])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(seed=st.integers(0, 2**32), count=st.integers(0, 60), k=st.integers(1, 9))
 def test_answers_about_different_rows_are_united(seed: int, count: int, k: int) -> None:
     rng = np.random.default_rng(seed)
@@ -282,7 +283,7 @@ def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
             assert found[1][query].tolist() == kept.tolist() + [-1] * (9 - len(kept))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 900),
@@ -342,7 +343,7 @@ def test_best_rows_of_nothing_are_none() -> None:
         assert (row == -1).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(
     seed=st.integers(0, 2**32),
     count=st.integers(1, 400),

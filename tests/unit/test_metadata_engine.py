@@ -140,7 +140,7 @@ def test_writers_in_many_threads_lose_nothing(engine: Engine) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
     with session_scope(engine, write=False) as session:
         assert session.scalar(text("SELECT max(n) FROM numbers")) == 160
 

@@ -203,7 +203,7 @@ def test_processes_that_upgrade_at_once_all_find_it_done(tmp_path: Path) -> None
         process.stdin.write("go\n")
         process.stdin.flush()
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
         assert (process.returncode, errors) == (0, "")
 
 
@@ -217,7 +217,7 @@ def test_the_alembic_command_works_in_the_checkout(tmp_path: Path) -> None:
             env={**os.environ, "VANTAGE_DATABASE_URL": url},
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=600,
         )
     engine = create_metadata_engine(url)
     require_schema(engine)

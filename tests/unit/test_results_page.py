@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from heavy import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -167,7 +168,7 @@ def test_names_cannot_become_markup():
     assert page.images[0]["alt"] == f"Query: {EVIL}"
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 @given(st.text(alphabet=st.characters(), max_size=30))
 def test_any_name_is_shown_and_can_be_written(name):
     html = results_page([(name, b"", result(match(1, "/p/" + name)))], load)

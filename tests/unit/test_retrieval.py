@@ -18,6 +18,7 @@ from core_data import (
     opened,
     segments,
 )
+from heavy import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -472,7 +473,7 @@ def test_a_row_votes_once_for_its_image_with_its_best_pair() -> None:
     assert ranking.votes.tolist() == [2, 3]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(25), deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_the_order_of_the_blocks_does_not_change_the_ranking(seed: int) -> None:
     plan = plan_of("exhaustive")

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from core_data import WIDTH, assign, collection, features, ids, merge_rows, model, named
+from heavy import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ def as_bytes(segment: Segment) -> bytes:
     return arrays_to_bytes(segment.to_arrays(), {})
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(cuts=st.lists(st.integers(0, 31), max_size=5), seed=st.integers(0, 2**32))
 def test_a_segment_does_not_depend_on_how_the_images_were_split_and_in_what_order(
     cuts: list[int], seed: int

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 import pytest
+from heavy import examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -87,7 +88,7 @@ def test_light_follows_its_curve():
 
 
 @given(pictures)
-@settings(max_examples=30)
+@settings(max_examples=examples(30))
 def test_mirroring_twice_is_nothing_and_blur_keeps_a_flat_picture(pixels):
     np.testing.assert_array_equal(mirror(mirror(pixels)), pixels)
     flat = np.broadcast_to(pixels[:1, :1], pixels.shape).copy()
@@ -95,7 +96,7 @@ def test_mirroring_twice_is_nothing_and_blur_keeps_a_flat_picture(pixels):
 
 
 @given(pictures, st.sampled_from([*STANDARD, MIRROR]))
-@settings(max_examples=60)
+@settings(max_examples=examples(60))
 def test_every_transform_gives_a_picture_and_leaves_its_input_alone(pixels, transform):
     before = pixels.copy()
     view = transform.apply(pixels)

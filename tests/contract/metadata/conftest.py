@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metadata_database import POSTGRESQL_URL, Database
+from local_postgresql import find_programs, local_postgresql
+from metadata_database import DATABASES, POSTGRESQL_URL, Database
 from sqlalchemy import text
 
 from pipeline.metadata.engine import (
@@ -18,8 +19,21 @@ from pipeline.metadata.engine import (
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "database_kind" in metafunc.fixturenames:
-        kinds = ["sqlite", "postgresql"] if POSTGRESQL_URL else ["sqlite"]
-        metafunc.parametrize("database_kind", kinds)
+        metafunc.parametrize("database_kind", DATABASES)
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    """The server that was given, or one of our own."""
+    if POSTGRESQL_URL:
+        yield POSTGRESQL_URL
+        return
+    pytest.importorskip("psycopg", reason="no PostgreSQL: psycopg is not installed")
+    programs = find_programs()
+    if programs is None:
+        pytest.skip("no PostgreSQL: VANTAGE_TEST_POSTGRESQL_URL names none, none is installed")
+    with local_postgresql(programs) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -32,13 +46,18 @@ def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def db(database_kind: str, sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
+def db(
+    database_kind: str,
+    sqlite_template: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> Iterator[Database]:
     if database_kind == "sqlite":
         path = tmp_path / "vantage.sqlite"
         shutil.copy(sqlite_template, path)
         engine = create_metadata_engine(f"sqlite:///{path}")
     else:
-        engine = create_metadata_engine(POSTGRESQL_URL)
+        engine = create_metadata_engine(request.getfixturevalue("postgresql_url"))
         with engine.begin() as connection:
             connection.execute(text("DROP SCHEMA public CASCADE"))
             connection.execute(text("CREATE SCHEMA public"))

@@ -10,6 +10,7 @@ from hashlib import sha256
 from threading import Barrier
 from typing import Any
 
+from heavy import LONG
 from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
@@ -31,6 +32,7 @@ from pipeline.metadata.records import (
 
 # Read when the tests are collected: while they run, they see none of the caller's settings.
 POSTGRESQL_URL = os.environ.get("VANTAGE_TEST_POSTGRESQL_URL", "")
+DATABASES = ["sqlite", "postgresql"] if POSTGRESQL_URL or LONG else ["sqlite"]
 
 
 class Database:
@@ -63,7 +65,7 @@ class Database:
         barrier = Barrier(len(calls))
 
         def run(call: Callable[[Session], Any]) -> Any:
-            barrier.wait(10)
+            barrier.wait(600)
             with self.write() as session:
                 return call(session)
 

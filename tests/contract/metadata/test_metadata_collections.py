@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from metadata_database import POSTGRESQL_URL, Database, file
+from metadata_database import DATABASES, Database, file
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.errors import InputError, UnknownNameError
@@ -10,10 +10,10 @@ from pipeline.metadata.models import Base
 from pipeline.metadata.records import WorkerRecord
 
 
-def test_this_run_includes_postgresql() -> None:
-    if not POSTGRESQL_URL:
+def test_this_run_includes_postgresql(request: pytest.FixtureRequest) -> None:
+    if "postgresql" not in DATABASES:
         pytest.skip("VANTAGE_TEST_POSTGRESQL_URL names no server: the contract ran on SQLite only")
-    assert POSTGRESQL_URL.startswith("postgresql")
+    assert request.getfixturevalue("postgresql_url").startswith("postgresql")
 
 
 def test_a_collection_keeps_what_it_was_made_with(db: Database) -> None:
