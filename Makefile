@@ -7,7 +7,7 @@ BEGAN  := $(VENV)/.test-began
 TOOK   := $(VENV)/.test-seconds
 SEED   ?= $(shell date +%s)
 
-.PHONY: help setup demo test suites unit test-long test-load cases scoreboard hooks lint format bench clean
+.PHONY: help setup demo test suites unit test-long test-load cases scoreboard hooks figures lint format bench clean
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -69,6 +69,9 @@ format: $(STAMP)  ## Format the code
 
 bench: $(STAMP)  ## Print the measurements that README and docs quote
 	$(BIN)/python -m benchmarks
+
+figures: $(STAMP)  ## Have README and docs show what their commands print now
+	WRITE_FIGURES=1 $(BIN)/python -m pytest -q tests/acceptance/test_docs.py
 
 clean:  ## Remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache build dist

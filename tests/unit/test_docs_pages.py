@@ -20,7 +20,12 @@ from workers.environment import environment
 from workers.queues import task_routes
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TASKS = set(task_routes())
 # Said by the pages and read elsewhere: by the program for itself, by the tests.
@@ -68,8 +73,8 @@ def test_what_a_page_names_is_there(page: Path) -> None:
     variables |= {"VANTAGE_REDIS_URL", "VANTAGE_FLOWER_PASSWORD"} | OTHER_VARIABLES
     assert set(re.findall(r"\bVANTAGE_[A-Z_]*[A-Z]\b", text)) <= variables
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
-    assert set(re.findall(r"(?:`|^|&& |\$ )make ([a-z]+)", text, re.MULTILINE)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    assert set(re.findall(r"(?:`|^|&& |\$ )make ([a-z-]+)", text, re.MULTILINE)) <= targets
     commands = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     assert set(re.findall(r"(?:`|^|\$ )vantage ([a-z]+)", text, re.MULTILINE)) <= commands
     for module in re.findall(r"python3? -m ((?:benchmarks|workers|demo)[\w.]*)", text):
@@ -152,3 +157,10 @@ def test_examples_in_docstrings_give_what_they_show(module: str) -> None:
     outcome = doctest.testmod(importlib.import_module(module), raise_on_error=False)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_prose_is_wrapped_at_120(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    lines = [line for line in prose.splitlines() if len(line) > 120]
+    assert [line for line in lines if not re.match(r"\s*[|#!\[]", line)] == []
