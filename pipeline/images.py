@@ -184,9 +184,16 @@ def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[Non
         # Decoders fed with damaged bytes raise anything: OSError, SyntaxError, struct.error,
         # ValueError, KeyError, zlib.error, ... All of it is the file's fault.
         text = str(error).strip() or type(error).__name__
+        flavour = odd_flavour(data)
+        if flavour:
+            raise ImageReadError(name, *_unsupported(flavour)) from error
         if "truncated" in text.lower() or isinstance(error, EOFError) or is_cut_off(data):
             raise ImageReadError(name, "truncated", _TRUNCATED) from error
         raise ImageReadError(name, "corrupt", f"the image data is damaged ({text})") from error
+
+
+def _unsupported(flavour: str) -> tuple[str, str]:
+    return "unsupported-format", f"{flavour}, is not supported; convert it to JPEG or PNG"
 
 
 def _unidentified(data: bytes) -> tuple[str, str]:
@@ -198,7 +205,7 @@ def _unidentified(data: bytes) -> tuple[str, str]:
         return "truncated", _TRUNCATED
     flavour = odd_flavour(data)
     if flavour:
-        return "unsupported-format", f"{flavour}, is not supported; convert it to JPEG or PNG"
+        return _unsupported(flavour)
     if known:
         return "corrupt", f"it starts as {known} files do, but its header is damaged or cut off"
     return "not-an-image", "its content is not an image of a format that Vantage knows"

@@ -33,6 +33,8 @@ _KNOWN = (
     (8, b"WEBP", "WebP"),
     (0, b"II*\x00", "TIFF"),
     (0, b"MM\x00*", "TIFF"),
+    (0, b"II+\x00", "TIFF"),
+    (0, b"MM\x00+", "TIFF"),
     (0, b"BM", "BMP"),
     (4, b"ftypavi", "AVIF"),
     (0, b"\xff\x4f\xff\x51", "JPEG 2000"),
@@ -65,7 +67,8 @@ def is_cut_off(data: bytes) -> bool:
     if kind == "WebP":
         return len(data) < 8 + int.from_bytes(data[4:8], "little")
     if kind == "TIFF":
-        return len(data) < int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big")
+        start = data[8:16] if b"+" in data[2:4] else data[4:8]
+        return len(data) < int.from_bytes(start, "little" if data[:2] == b"II" else "big")
     if kind in ("AVIF", "JPEG 2000"):
         return not data.endswith(b"\xff\xd9") if data[:1] == b"\xff" else _last_box_is_cut_off(data)
     return False
@@ -85,6 +88,8 @@ def odd_flavour(data: bytes) -> str | None:
             at += 1
         elif marker in _JPEG_FRAMES:
             samples = data[at + 9]
+            if marker in _COMMON_FRAMES and data[at + 4] == 8 and samples in (1, 3, 4):
+                return None
             count = f"{samples} sample{'s' * (samples != 1)}"
             return f"JPEG, {data[at + 4]}-bit {_JPEG_FRAMES[marker]}, {count}"
         elif marker == 0xDA:
@@ -94,6 +99,7 @@ def odd_flavour(data: bytes) -> str | None:
     return None
 
 
+_COMMON_FRAMES = (0xC0, 0xC1, 0xC2, 0xC9, 0xCA)
 _JPEG_FRAMES = {
     0xC0: "baseline",
     0xC1: "extended",

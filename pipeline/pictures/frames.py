@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from pipeline.config import ImageLimits
 from pipeline.decode_memory import decoding_bytes, samples_bytes
 from pipeline.pictures.errors import PictureError
+from pipeline.pictures.paper import without_empty_alpha
 from pipeline.pictures.pillow import pillow_state
 from pipeline.pictures.samples import read_page, sample_size
 from pipeline.pictures.sidedata import without_side_data
@@ -157,7 +158,11 @@ def _frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
         image.load()
         orientation = _orientation(image)
         wide = wide_samples(data, image, wanted.take_if_possible)
-        yield wanted.frame(image if wide is None else image_of(wide), size, orientation)
+        if wide is not None:
+            yield wanted.frame(image_of(wide), size, orientation)
+        else:
+            shown = without_empty_alpha(image) if image.format == "BMP" else image
+            yield wanted.frame(shown, size, orientation)
         # The other pictures of a JPEG are other views of it.
         if image.format in ("JPEG", "MPO"):
             return
@@ -191,10 +196,25 @@ def _tiff_page(data: bytes, page: TiffPage, wanted: Wanted) -> Frame:
             with _open(alone(data, page), wanted) as image:
                 wanted.take(decoding_bytes(image, size, len(data), color=wanted.color))
                 image.load()
-                return wanted.frame(image, size, page.first(274, 1))
-        except UnidentifiedImageError:
-            pass
-    wanted.take(samples_bytes(page.width * page.height, *sample_size(page), len(data)))
+                return wanted.frame(without_empty_alpha(image), size, page.first(274, 1))
+        except (MemoryError, PictureError):
+            raise
+        except Exception as error:
+            return _tiff_samples(data, page, wanted, error)
+    return _tiff_samples(data, page, wanted, None)
+
+
+def _tiff_samples(data: bytes, page: TiffPage, wanted: Wanted, error: Exception | None) -> Frame:
+    """Read a page that Pillow does not read rightly, or not at all (`error`)."""
+    size = (page.width, page.height)
+    try:
+        channels, width = sample_size(page)
+    except PictureError:
+        if error is None or isinstance(error, UnidentifiedImageError):
+            raise
+        # Pillow knows the flavour: the page is damaged.
+        raise error from None
+    wanted.take(samples_bytes(page.width * page.height, channels, width, len(data)))
     return wanted.frame(image_of(read_page(data, page)), size, page.first(274, 1))
 
 

@@ -38,6 +38,18 @@ def on_paper(image: Image.Image) -> Image.Image:
     return paper
 
 
+def without_empty_alpha(image: Image.Image) -> Image.Image:
+    """Return a picture without its alpha where that would hide everything.
+
+    Writers of BMP and TIFF leave it empty, and viewers of these formats pass it over.
+    """
+    if image.mode not in ("LA", "RGBA") or image.getchannel("A").getextrema() != (0, 0):
+        return image
+    opaque = image.copy()
+    opaque.putalpha(255)
+    return opaque.convert(image.mode[:-1])
+
+
 def _paper(rgba: Image.Image) -> int:
     """Return the grey of the paper."""
     step = max(1, -(-max(rgba.size) // _SIDE))
