@@ -31,7 +31,7 @@ from pipeline.resources import Resources
 DATA = Path(__file__).parents[1] / "data" / "revision_0001"
 
 SAID = json.loads((DATA / "said.json").read_text())
-"""Tombstones of each version; answers to each picture: SHA-256, score, votes."""
+"""Tombstones of each version; answers to pictures that are read as then: SHA-256, score, votes."""
 
 # By image id: b, a, c, d as they were first; then a, c, b, d changed; no picture; g; e changed.
 HELD = {

@@ -7,6 +7,7 @@ import time
 from metadata_database import Database, content, file
 from sqlalchemy import update
 
+from pipeline.abandoned import this_process
 from pipeline.metadata import compaction, holdings, jobs, ledger, versions
 from pipeline.metadata.models import Job
 from pipeline.metadata.records import CollectionRecord, VersionRecord
@@ -25,7 +26,7 @@ def _held(db: Database, collection: CollectionRecord, number: int) -> set[int]:
 
 def _compact(db: Database, collection: CollectionRecord, before: VersionRecord) -> VersionRecord:
     """Merge all segments, without the rows of removed images."""
-    job = db.job(collection, "compact", {"all": True})
+    job = db.job(collection, "compact")
     merged = db.segment(collection, before.tree, f"merged {job.id}")
     with db.write() as session:
         version = compaction.publish_compaction(
@@ -209,8 +210,7 @@ def test_a_rebuild_that_slept_while_its_rows_were_given_up_does_not_bring_them_b
 ) -> None:
     collection = db.collection()
     db.index(collection, file("/1", "a"), file("/2", "b"), key="s1")
-    local = {"local": {"host": "gone", "pid": 1, "started": 0.0}}
-    rebuild = db.job(collection, "rebuild", local)
+    rebuild = db.job(collection, "rebuild", process=this_process("gone"))
     new = db.tree(collection, "trees/new")
     db.assign(rebuild, new)
     before = db.index(collection, file("/1", "c"), key="s2")
