@@ -54,6 +54,8 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
         "FLOWER_PASSWORD": settings.flower_password,
         "MAX_BYTES": settings.image_limits.max_bytes,
         "MAX_PIXELS": settings.image_limits.max_pixels,
+        "DECODE_MEMORY": settings.image_limits.decode_memory,
+        "DECODE_SECONDS": settings.image_limits.decode_seconds,
         "EXTRACTOR": settings.extractor_spec,
         "MAX_SIDE": settings.extractor.max_side,
         "MAX_FEATURES": settings.extractor.max_features,

@@ -1,4 +1,4 @@
-"""The stages of an index job: where extraction, index, storage and metadata meet.
+"""The stages of jobs: where extraction, index, storage and metadata meet.
 
 Every stage has parts (`open_stage`), every part is one function call that may run twice, and
 `next_stage` says what follows when all are done. `pipeline.local` calls them in a loop,
@@ -11,7 +11,8 @@ unfinished can go on with it.
              -> merge (a part per group) -> publish -> done
 
 A rebuild begins at train and assigns every container of the collection. A compaction begins at
-merge, with the segments that there are (`pipeline.indexing.compact`).
+merge, with the segments that there are (`pipeline.indexing.compact`). Which kinds of job there are,
+and which function does what of each, is the table in `pipeline.kinds`.
 """
 
 from pipeline.indexing.compact import due_upkeep
