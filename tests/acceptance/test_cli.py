@@ -76,6 +76,11 @@ def vantage_json(home: Path, *args: str | Path, code: int = 0, **more: str) -> A
     return json.loads(done.stdout)
 
 
+def interruptible() -> None:
+    """Let Ctrl-C reach a child of a test run that is in the background of a shell, too."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def running(home: Path, *args: str | Path, **more: str) -> Iterator[subprocess.Popen[str]]:
     """Start a command; it is gone afterwards whatever happens."""
@@ -86,6 +91,7 @@ def running(home: Path, *args: str | Path, **more: str) -> Iterator[subprocess.P
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=interruptible,
     )
     try:
         yield process

@@ -65,7 +65,8 @@ def blocks(page: str) -> list[Block]:
 FIGURE = re.compile(r"\d[\d.,]*(?<=\d)")
 VOLATILE = re.compile(
     r"(?<=127\.0\.0\.1:)\d+"  # a port
-    r"|(?<![\d.,])\d[\d,]*(?= (?:s|ms|MiB|GiB)\b)"
+    r"|\d+:\d\d min\b|\d[\d.,]* m?s\b"  # a time, however long
+    r"|(?<![\d.,])\d[\d,]*(?= (?:MiB|GiB)\b)"
     r"|(?<![\d.,])(?:\d[\d,]*\.)+\d+"  # what is measured, and versions
     r"|(?<=-)[0-9a-f]{8}\b"  # a digest
 )
