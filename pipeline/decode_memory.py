@@ -1,35 +1,31 @@
 """How much memory decoding a picture takes, estimated from its header.
 
 Bytes a pixel, as measured (`tests/unit/test_decode_memory.py` holds them to it): what Pillow's
-image and its conversion to grey or colour take, by the image's mode, and what the decoder of a
-format holds beside it.
+image takes and the grey or coloured pixels made of it, and what the decoder of a format holds
+beside them.
 """
 
 from __future__ import annotations
 
 from PIL import Image, TiffImagePlugin
 
-_BY_MODE = {
-    "1": (4, 11),
-    "L": (3, 11),
-    "P": (6, 11),
-    "RGB": (7, 10),
-    "RGBA": (13, 14),
-    "I;16": (12, 12),
-    "I;16B": (12, 12),
-    "I": (26, 26),
-    "F": (26, 26),
-}
-"""Mode -> bytes a pixel for grey, for colour."""
+_SMALL_MODES = frozenset({"1", "L", "P"})
+"""Pillow's modes of a byte a pixel; others have four."""
 
-_ANY_MODE = (14, 14)
+_WIDE_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
+_WIDE = 14
+"""Bytes a pixel of wide grey with all that is made of it."""
 
-_BY_FORMAT = {"WEBP": 12.0, "AVIF": 4.0}
-"""Format -> bytes a pixel of its decoder's own buffers."""
+_STRIPS = 32 << 20
+"""Bytes that converting takes, strip by strip, however large the picture is."""
 
+_WEBP = 13.0
 _WEBP_CANVASES = 8
-_OPENJPEG_SAMPLE = 4
+_AVIF, _AVIF_ALPHA = 6.0, 10.0
+_JPEG2000_SAMPLE = 5
+_TIFF_STRIP = 4.0
 _ROWS_PER_STRIP = 278
+"""The tag that says so."""
 
 _COEFFICIENT = 2
 """Bytes of a coefficient: a progressive JPEG is held whole, at its full size, in these."""
@@ -53,10 +49,10 @@ def decoding_bytes(
     """
     pixels = image.width * image.height
     stored = full_size[0] * full_size[1]
-    # What has a transparent colour is converted like what has transparent pixels.
-    mode = "RGBA" if image.has_transparency_data else image.mode
-    conversion = _BY_MODE.get(mode, _ANY_MODE)[color] * pixels
-    return int(conversion + _decoder_bytes(image) * stored) + 2 * file_bytes
+    made = 3 if color else 1
+    of_image = _WIDE if image.mode in _WIDE_MODES else 1 if image.mode in _SMALL_MODES else 4
+    decoder = int(_decoder_bytes(image) * stored)
+    return pixels * (of_image + made) + decoder + 2 * file_bytes + _STRIPS
 
 
 def samples_bytes(pixels: int, channels: int, width: int, file_bytes: int) -> int:
@@ -101,12 +97,18 @@ def _decoder_bytes(image: Image.Image) -> float:
     if image.format in ("JPEG", "MPO"):
         return _jpeg_coefficients(image) if image.info.get("progressive") else 0.0
     if image.format == "JPEG2000":
-        return float(_OPENJPEG_SAMPLE * len(image.getbands()))
+        return float(_JPEG2000_SAMPLE * len(image.getbands()))
+    if image.format == "AVIF":
+        return _AVIF_ALPHA if image.has_transparency_data else _AVIF
+    if image.format == "WEBP":
+        return _WEBP
     if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if image.info.get("compression", "raw") == "raw":
+            return 0.0
         # A strip is decoded as a whole.
         rows = int(image.tag_v2.get(_ROWS_PER_STRIP, image.height))
-        return 4.0 * min(rows, image.height) / image.height
-    return _BY_FORMAT.get(image.format or "", 0.0)
+        return _TIFF_STRIP * min(rows, image.height) / image.height
+    return 0.0
 
 
 def _jpeg_coefficients(image: Image.Image) -> float:

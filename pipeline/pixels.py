@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.errors import InputError
 from pipeline.pictures.contrast import divide_by_257, to_8_bits
-from pipeline.pictures.paper import on_paper
+from pipeline.pictures.paper import on_paper, paper_of
 from pipeline.pictures.samples import Samples
 
 # EXIF orientation -> (transpose, flip vertically, flip horizontally), applied in this order.
@@ -32,6 +32,9 @@ _ORIENTATIONS = {
 }
 SWAPPED_ORIENTATIONS = frozenset({5, 6, 7, 8})
 """EXIF orientations that exchange width and height."""
+
+_STRIP = 1 << 20
+"""Pixels that are converted at once."""
 
 _WIDE_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 
@@ -55,12 +58,25 @@ def pixels_of(image: Image.Image, *, color: bool) -> NDArray[np.uint8]:
         values = np.asarray(image)
         full = (0.0, 65535.0) if values.dtype == np.uint16 else None
         image = image_of(Samples(values, None, full))
+    paper = paper_of(image) if image.has_transparency_data else None
+    pixels = np.empty((image.height, image.width, 3)[: 3 if color else 2], np.uint8)
+    # In strips: a large picture is in memory once as it was decoded, and once as it is wanted.
+    rows = max(1, _STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image
+        if rows < image.height:
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = _converted(strip, "RGB" if color else "L", paper)
+    return pixels
+
+
+def _converted(image: Image.Image, mode: str, paper: int | None) -> NDArray[np.uint8]:
+    """Return pixels in a mode, those with transparency laid on paper of a grey."""
     if image.mode == "LAB":
         # Pillow has no plain conversion from LAB; its lightness is the grey picture.
         image = image.getchannel("L")
-    mode = "RGB" if color else "L"
-    if image.has_transparency_data:
-        image = on_paper(image)
+    if paper is not None:
+        image = on_paper(image, paper)
     if image.mode not in (mode, "L", "RGB", "1"):
         # CMYK, YCbCr, HSV and palettes convert to grey by way of RGB, as Pillow's luma needs.
         image = image.convert("RGB")

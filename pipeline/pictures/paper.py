@@ -16,25 +16,11 @@ _SIDE = 2048
 """Pixels of the longer side of what is looked at."""
 
 
-def on_paper(image: Image.Image) -> Image.Image:
-    """Lay a picture with transparency on paper that shows it.
-
-    A viewer may have any ground. White shows most artwork; where it hides the outline of the
-    visible parts, black or grey is taken, whichever shows most of it.
-
-    Parameters
-    ----------
-    image : PIL.Image.Image
-
-    Returns
-    -------
-    PIL.Image.Image
-        RGB.
-    """
+def on_paper(image: Image.Image, grey: int) -> Image.Image:
+    """Lay a picture with transparency on paper of a grey; returns RGB."""
     rgba = image.convert("RGBA")
-    alpha = rgba.getchannel("A")
-    paper = Image.new("RGB", rgba.size, (_paper(rgba),) * 3)
-    paper.paste(rgba, mask=alpha)
+    paper = Image.new("RGB", rgba.size, (grey,) * 3)
+    paper.paste(rgba, mask=rgba.getchannel("A"))
     return paper
 
 
@@ -50,12 +36,17 @@ def without_empty_alpha(image: Image.Image) -> Image.Image:
     return opaque.convert(image.mode[:-1])
 
 
-def _paper(rgba: Image.Image) -> int:
-    """Return the grey of the paper."""
-    step = max(1, -(-max(rgba.size) // _SIDE))
+def paper_of(image: Image.Image) -> int:
+    """Return the grey of the paper that shows a picture with transparency.
+
+    A viewer may have any ground. White shows most artwork; where it hides the outline of the
+    visible parts, black or grey is taken, whichever shows most of it.
+    """
+    step = max(1, -(-max(image.size) // _SIDE))
     if step > 1:
-        size = (max(1, rgba.width // step), max(1, rgba.height // step))
-        rgba = rgba.resize(size, Image.Resampling.NEAREST)
+        size = (max(1, image.width // step), max(1, image.height // step))
+        image = image.resize(size, Image.Resampling.NEAREST)
+    rgba = image.convert("RGBA")
     luma = np.asarray(rgba.convert("RGB").convert("L"))
     outline = _outline(np.asarray(rgba.getchannel("A")))
     edge = luma[outline].astype(int)
