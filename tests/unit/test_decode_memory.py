@@ -13,6 +13,7 @@ from PIL import Image
 
 from pipeline.config import ImageLimits
 from pipeline.images import decode_image
+from pipeline.pixels import pixels_of
 
 SIDES = (3000, 2400)
 LIMITS = ImageLimits(decode_memory=2**40)
@@ -70,3 +71,20 @@ def test_decoding_takes_what_was_estimated(
     print(f"{taken / pixels:.2f} of {max(estimates) / pixels:.2f} bytes a pixel")
     assert taken <= max(estimates) + (8 << 20)
     assert max(estimates) <= 3 * taken + (40 << 20)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "key", "key of P"])
+@pytest.mark.parametrize("color", [False, True])
+def test_strips_give_the_pixels_of_the_whole(
+    mode: str, color: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(2)
+    image = Image.fromarray(random.integers(0, 256, (41, 30, 3), np.uint8))
+    image = image.convert({"key": "RGB", "key of P": "P"}.get(mode, mode))
+    if mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(random.integers(0, 256, (41, 30), np.uint8)))
+    if mode.startswith("key"):
+        image.info["transparency"] = image.getpixel((3, 3))
+    whole = pixels_of(image, color=color)
+    monkeypatch.setattr("pipeline.pixels._STRIP", 100)
+    assert np.array_equal(pixels_of(image, color=color), whole)
