@@ -93,6 +93,8 @@ class Resources:
     Parameters
     ----------
     settings : Settings
+    engine : sqlalchemy.Engine, optional
+        Of the metadata database; default: a new one.
 
     Attributes
     ----------
@@ -100,9 +102,9 @@ class Resources:
     storage : Storage
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, engine: Engine | None = None) -> None:
         self.settings = settings
-        self.engine: Engine = create_metadata_engine(settings.database_url)
+        self.engine: Engine = engine or create_metadata_engine(settings.database_url)
         self.storage = Storage(settings.store, settings.local)
         self._versions = _Recent(KEPT_VERSIONS)
         self._models = _Recent(KEPT_MODELS)

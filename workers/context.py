@@ -57,12 +57,14 @@ class Context:
 
         # Tasks are the threads here: OpenCV's own would only fight with them.
         cv2.setNumThreads(1)
-        return Resources(self.settings)
+        return Resources(self.settings, self.engine)
 
-    @property
+    @cached_property
     def engine(self) -> Engine:
-        """Metadata database."""
-        return self.resources.engine
+        """Metadata database; asking for it alone loads nothing of extraction and index."""
+        from pipeline.metadata.engine import create_metadata_engine
+
+        return create_metadata_engine(self.settings.database_url)
 
     @property
     def storage(self) -> Storage:
@@ -110,9 +112,10 @@ class Context:
 
             close_connections(app)
             app.close()
-        resources = self.__dict__.pop("resources", None)
-        if resources is not None:
-            resources.close()
+        self.__dict__.pop("resources", None)
+        engine = self.__dict__.pop("engine", None)
+        if engine is not None:
+            engine.dispose()
         client = self.__dict__.pop("redis", None)
         if client is not None:
             client.close()

@@ -24,6 +24,7 @@ from typing import Any
 
 from pipeline.config import Settings
 from pipeline.errors import StateError, VantageError
+from workers.compiled import note_compiled
 
 __all__ = ["Check", "checks", "main", "repair_opencv", "warm"]
 
@@ -289,6 +290,7 @@ def warm() -> float:
     began = time.perf_counter()
     warm_up()
     warm_up_all()
+    note_compiled()
     return time.perf_counter() - began
 
 

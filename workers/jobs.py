@@ -1,5 +1,8 @@
 """Drive index jobs: send a stage's messages, go on when it is done, say why one cannot go on.
 
+What does a part (numba, OpenCV) is imported by the first that does or plans one: a worker that only
+watches stays small.
+
 SQL is the truth. A message only says "look at this part" or "look at this job"; it names the
 job's *attempt*, which rises with every stage and every new planning, so that messages of former
 plans are void. Whoever finds a job that does not move (`workers.supervise`) plans it anew.
@@ -18,7 +21,6 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 from sqlalchemy.orm import Session
 
-from pipeline import indexing
 from pipeline.errors import (
     BrokerUnavailableError,
     MissingRootError,
@@ -85,6 +87,7 @@ def do_part(
         The message came again while a live worker does the part: it is that worker's to finish,
         and only his message counts in the stage's chord.
     """
+    from pipeline import indexing
 
     def work(job: JobRecord) -> dict[str, Any]:
         if job.stage != stage:
@@ -175,6 +178,7 @@ def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
     With parts still unfinished (a worker died with one) nothing is done: `workers.supervise` sees
     it and plans them again.
     """
+    from pipeline import indexing
 
     def work(job: JobRecord) -> dict[str, Any]:
         if indexing.open_stage(context.resources, job):
@@ -191,6 +195,8 @@ def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
 
 def send_stage(context: Context, job: JobRecord) -> None:
     """Send the messages of a job's present stage; stages without a part are passed at once."""
+    from pipeline import indexing
+
     current: JobRecord | None = job
     while current is not None and not current.finished:
         unfinished = indexing.open_stage(context.resources, current)
@@ -202,6 +208,8 @@ def send_stage(context: Context, job: JobRecord) -> None:
 
 def keep_up(context: Context, collection_id: int) -> bool:
     """Begin what is due where a group has too many segments (`pipeline.indexing.due_upkeep`)."""
+    from pipeline import indexing
+
     due = indexing.due_upkeep(context.resources, collection_id)
     if due is None:
         return False

@@ -83,10 +83,13 @@ def _start(sender: Any, **_: object) -> None:
             from pipeline.index.warm import warm_up
 
             warm_up()
-        if EXTRACT in queues or QUERY in queues:
+        if EXTRACT in queues:
+            # Before the pool is forked, so that its processes share it; run in them alone, for what
+            # runs may start threads, which no fork outlives.
+            import pipeline.indexing  # noqa: F401
+        if QUERY in queues:
             from pipeline.extraction.registry import warm_up_all
 
-            # Before the pool is forked: its processes find everything compiled.
             warm_up_all()
         if groups:
             sync_groups(get_context(), groups)

@@ -6,6 +6,10 @@
 * A stop signals the process itself, not its pool: Celery lets running tasks finish for 3 s and
   puts the others back. What is left after 8 s is killed.
 * However this process dies, the kernel stops its children (Linux), see `workers.processes`.
+* Threads read what the processes print; honcho's own manager forks itself once for each of them.
+
+Only this module uses the inner parts of honcho; `tests/unit/test_private_interfaces.py` fails when
+an upgrade takes one of them away.
 """
 
 from __future__ import annotations
@@ -14,13 +18,12 @@ import contextlib
 import datetime
 import logging
 import logging.handlers
-import multiprocessing
 import os
+import queue
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +31,7 @@ import honcho.manager
 from honcho.printer import Message, Printer
 from honcho.process import Popen, Process
 
-from workers.processes import EXIT_CONFIG, set_death_signal
+from workers.processes import EXIT_CONFIG, die_with_parent
 
 __all__ = ["LogPrinter", "ProcessManager"]
 
@@ -100,39 +103,48 @@ class LogPrinter(Printer):
 
 
 class _Process(Process):
-    """One line of the Procfile in a process of its own that starts the command, and again."""
+    """One line of the Procfile and the thread that starts its command, and again."""
 
-    stopping: Event
+    stopping: threading.Event
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
         """Run the command until it is stopped or has failed too often."""
-        # This runs in a fork of the manager: it must not outlive it, or its pipes would fill.
-        set_death_signal(signal.SIGKILL)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self._events = events
+        try:
+            status = self._run_again_and_again()
+        except Exception as error:  # the loop waits for a last message, whatever happens here
+            self._notice(f"{self.name} cannot be run: {error}; stopping everything")
+            status = 1
+        self._send_message({"returncode": status}, type="stop")
+
+    def _run_again_and_again(self) -> int:
+        """Run the command, and again where it ended by itself; return its last exit status."""
         failures = 0
         while True:
             started = time.monotonic()
             status = self._run_once()
             if self.stopping.is_set():
-                break
+                return status
             failures = 0 if time.monotonic() - started > _GOOD_RUN_S else failures
             told = f"exit status {status}" if status >= 0 else f"signal {-status}"
             if status == EXIT_CONFIG or failures == len(_BACKOFF_S):
                 self._notice(f"{self.name} ended with {told}; stopping everything")
-                status = status or 1
-                break
+                return status or 1
             wait = _BACKOFF_S[failures]
             failures += 1
             self._notice(f"{self.name} ended with {told}; starting it again in {wait:.0f} s")
             if self.stopping.wait(wait):
-                break
-        self._send_message({"returncode": status}, type="stop")
+                return status
 
     def _run_once(self) -> int:
         """Start the command, relay its lines, return its exit status."""
-        child = Popen(self.cmd, env=self.env, cwd=self.cwd, preexec_fn=_before_exec)
+        # The kernel looks at the thread that starts it: this one lives as long as the child.
+        dies = die_with_parent(signal.SIGTERM)
+        try:
+            child = Popen(self.cmd, env=self.env, cwd=self.cwd, preexec_fn=dies)
+        except Exception:
+            self._send_message({"pid": 0}, type="start")  # honcho ends nothing before all started
+            raise
         self._send_message({"pid": child.pid}, type="start")
         if self.stopping.is_set():  # the stop came before the manager knew this pid
             child.terminate()
@@ -144,13 +156,6 @@ class _Process(Process):
     def _notice(self, text: str) -> None:
         """Send a line that also goes to the console."""
         self._events.put(Message("line", text, datetime.datetime.now(), _NOTICE, None))
-
-
-def _before_exec() -> None:
-    """In the child: be stoppable, and end when the process that relays the output ends."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    set_death_signal(signal.SIGTERM)
 
 
 class _Signals:
@@ -190,12 +195,13 @@ class ProcessManager(honcho.manager.Manager):
         self._process_ctor = _Process
         self._watch = watch
         self._cancelled = cancelled
-        self._stopping = multiprocessing.Event()
+        self.events: queue.Queue[Message] = queue.Queue()  # from threads, not from processes
+        self._stopping = threading.Event()
         self._done = threading.Event()
         self.failed = False
         """True after an end that nobody asked for."""
         self.on_started: Callable[[], None] = lambda: None
-        """Called once all processes are forked: the place to start threads."""
+        """Called once all processes are being started."""
 
     def add(self, name: str, command: str, env: Mapping[str, str], cwd: Path) -> None:
         """Add a line of the Procfile."""
@@ -220,8 +226,12 @@ class ProcessManager(honcho.manager.Manager):
         super().terminate()
 
     def _start(self) -> None:
-        super()._start()
-        # After the forks above: a fork beside a running thread is asking for trouble.
+        """Start a thread for each process, and one that looks after them."""
+        for name, process in self._processes.items():
+            process["process"] = threading.Thread(
+                target=process["obj"].run, name=name, args=(self.events,), daemon=True
+            )
+            process["process"].start()
         threading.Thread(target=self._oversee, name="oversee", daemon=True).start()
         self.on_started()
         if self._cancelled():
@@ -229,25 +239,15 @@ class ProcessManager(honcho.manager.Manager):
             self.terminate()
 
     def _oversee(self) -> None:
-        """Look after what honcho does not: lost relays, stops that take too long, `watch`."""
+        """Look after what honcho does not: stops that take too long, `watch`."""
         while not self._stopping.is_set() and not self._done.wait(0.5):
             reason = self._watch()
             if reason:
                 self.failed = True
                 self.notice(f"{reason}; stopping everything")
                 self.terminate()
-            self._report_lost_relays()
         if not self._done.wait(_KILL_AFTER_S):
             self.kill()
-            self._done.wait(1.0)
-            self._report_lost_relays()
-
-    def _report_lost_relays(self) -> None:
-        """Tell the loop of processes whose relay was killed: it waits for their last message."""
-        for name, process in self._processes.items():
-            if "returncode" not in process and not process["process"].is_alive():
-                message = {"returncode": process["process"].exitcode or 1}
-                self.events.put(Message("stop", message, datetime.datetime.now(), name, None))
 
     def _killall(self, force: bool = False) -> None:
         """Signal the processes that run; honcho's own fails for one that has not started yet."""

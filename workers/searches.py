@@ -4,6 +4,9 @@ A search is a pass over the index for one query image or a batch of them.
 
 `workers.keys` names everything that lies there.
 
+What computes (numba, OpenCV) is imported where it is used: whoever only looks after searches stays
+small.
+
 Scans never raise: an error is a value. A part that is late is sent again once; at the deadline the
 answer is made from what is there and says which groups are missing.
 """
@@ -15,7 +18,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from redis import Redis, RedisError
 
@@ -27,19 +30,14 @@ from pipeline.metadata.heartbeats import groups_served
 from pipeline.metadata.records import VersionRecord
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
-from pipeline.retrieval.batch import Batch
-from pipeline.retrieval.blocks import GroupScan
-from pipeline.retrieval.pairs import Pairs
-from pipeline.searching import (
-    find_pairs,
-    finish_batch,
-    prepare_query,
-    scan_group,
-    searched_groups,
-)
 from workers.context import Context
 from workers.keys import KEEP_S, KEYS
 from workers.workflows import scan_task, search_canvas, task
+
+if TYPE_CHECKING:
+    from pipeline.retrieval.batch import Batch
+    from pipeline.retrieval.blocks import GroupScan
+    from pipeline.retrieval.pairs import Pairs
 
 __all__ = [
     "Ticket",
@@ -116,6 +114,8 @@ def begin(
     Groups without a live server are not sent to; when there is none at all the answer is made at
     once.
     """
+    from pipeline.searching import searched_groups
+
     now = time.time()
     timeout_s = context.settings.host_timeout_s
     with session_scope(context.engine, write=False) as session:
@@ -171,6 +171,8 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
     wanted = json.loads(text)
     asked = SearchRequest.from_dict(wanted["request"])
     try:
+        from pipeline.searching import prepare_query
+
         version = context.resources.current_version(wanted["collection"])
         batch = prepare_query(context.resources, version, image, asked)
     except Exception as exc:
@@ -187,6 +189,8 @@ def _read_batch(redis: Redis, search_id: str) -> Batch | None:
     blob = cast("bytes | None", redis.get(KEYS.batch(search_id)))
     if blob is None:
         return None
+    from pipeline.retrieval.batch import Batch
+
     arrays = ArrayFile(blob)
     return Batch.from_arrays(arrays, arrays.meta)
 
@@ -202,6 +206,8 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     if ticket is None or batch is None:
         return {"group": group, "error": "the search is over"}
     try:
+        from pipeline.searching import scan_group
+
         version = context.resources.version(ticket.version_id)
         found = scan_group(context.resources, version, group, batch.plan, ticket.deadline_at)
     except Exception as exc:
@@ -219,6 +225,8 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
 
     Returns None when the search is not known any more.
     """
+    from pipeline.searching import finish_batch
+
     redis = context.redis
     ticket = Ticket.load(redis, search_id)
     batch = _read_batch(redis, search_id)
@@ -253,6 +261,8 @@ def pairs(
     number : int
         Of the query image in the search.
     """
+    from pipeline.searching import find_pairs
+
     ticket = Ticket.load(context.redis, search_id)
     batch = _read_batch(context.redis, search_id)
     if ticket is None or batch is None:
@@ -264,6 +274,8 @@ def pairs(
 
 def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int]]:
     """Return the scans that are there, and the groups without one."""
+    from pipeline.retrieval.blocks import GroupScan
+
     scans: list[GroupScan] = []
     missing: list[int] = []
     keys = [KEYS.part(ticket.id, group) for group in ticket.asked]

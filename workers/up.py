@@ -29,6 +29,7 @@ from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError, VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.heartbeats import live_workers
+from workers.compiled import are_compiled
 from workers.dashboard import check_flower_settings, flower_file
 from workers.embedded import EmbeddedRedis
 from workers.environment import environment
@@ -263,6 +264,8 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
 
 def _warm(settings: Settings, env: dict[str, str], say: Callable[[str], None]) -> None:
     """Compile the kernels once, in a process of its own, before many processes need them."""
+    if are_compiled():
+        return
     began = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "workers.doctor", "--warm"],

@@ -6,6 +6,8 @@ Each is used in one module only.
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ from celery import Celery
 import pipeline
 from workers import celery_private
 from workers.celery_private import close_connections, own_connections
+from workers.manager import LogPrinter, ProcessManager
 
 ROOT = Path(pipeline.__file__).parent.parent
 MEMORY = {"broker_url": "memory://", "broker_transport_options": {"polling_interval": 0.01}}
@@ -63,6 +66,51 @@ def test_the_task_of_a_thread_is_known_there_alone() -> None:
     look.apply_async(task_id="a task").get()
     assert seen == [("look", "a task"), None]
     assert celery_private.current_request() is None
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Put back the signal handlers, which honcho's loop sets."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_honcho_runs_our_processes_by_threads_and_stops_them_all(tmp_path: Path) -> None:
+    said: list[str] = []
+    printer = LogPrinter(tmp_path / "log", said.append, secrets=("hush",))
+
+    def watch() -> str | None:
+        text = (tmp_path / "log").read_text()
+        return "enough was seen" if "up a hush".replace("hush", "***") in text else None
+
+    manager = ProcessManager(printer, watch)
+    env = dict(os.environ)
+    manager.add("long", "echo up a hush; exec sleep 600", env, tmp_path)
+    manager.add("short", "exit 3", env, tmp_path)
+    manager.loop()
+    printer.close()
+    text = (tmp_path / "log").read_text()
+    assert manager.failed
+    assert "short ended with exit status 3; starting it again in 1 s" in "\n".join(said)
+    assert "enough was seen; stopping everything" in said
+    assert "long stopped (rc=-15)" in text
+    assert "hush" not in text
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_command_that_cannot_be_started_stops_the_others(tmp_path: Path) -> None:
+    said: list[str] = []
+    printer = LogPrinter(tmp_path / "log", said.append)
+    manager = ProcessManager(printer, lambda: None)
+    manager.add("long", "exec sleep 600", dict(os.environ), tmp_path)
+    manager.add("lost", "true", dict(os.environ), tmp_path / "is not there")
+    manager.loop()
+    printer.close()
+    assert any(line.startswith("lost cannot be run: ") for line in said)
+    assert "long stopped (rc=-15)" in (tmp_path / "log").read_text()
 
 
 def _imports(path: Path) -> Iterator[str]:

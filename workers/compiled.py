@@ -1,0 +1,65 @@
+"""Whether the kernels lie compiled on this machine, without loading the compiler to find out.
+
+A note lies beside the compiled kernels (and goes with them when somebody clears the cache). It is
+made of all that they depend on: sources, packages, processor, settings of numba.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import sysconfig
+from pathlib import Path
+
+import pipeline
+
+__all__ = ["are_compiled", "note_compiled"]
+
+_SOURCES = Path(pipeline.__file__).parent
+_CPU_LINES = ("model name", "flags", "Features", "CPU part")
+
+
+def are_compiled() -> bool:
+    """Tell whether `note_compiled` was called for the present sources, packages and processor."""
+    try:
+        return _note().read_text(encoding="utf-8") == _state()
+    except OSError:
+        return False
+
+
+def note_compiled() -> None:
+    """Note that every kernel was compiled; where that cannot be written, nothing happens."""
+    with contextlib.suppress(OSError):
+        _note().write_text(_state(), encoding="utf-8")
+
+
+def _note() -> Path:
+    """Return where the note lies: where numba keeps the index's kernels."""
+    given = os.environ.get("NUMBA_CACHE_DIR")
+    folder = Path(given) if given else _SOURCES / "index" / "__pycache__"
+    return folder / "vantage-compiled"
+
+
+def _state() -> str:
+    """Return a digest of what the compiled kernels depend on."""
+    packages = Path(sysconfig.get_path("purelib")).glob("*.dist-info")
+    sources = ((path, path.stat()) for path in sorted(_SOURCES.rglob("*.py")))
+    parts = [
+        sys.version,
+        *_processor(),
+        *sorted(f"{name}={value}" for name, value in os.environ.items() if "NUMBA" in name),
+        *sorted(path.name for path in packages),
+        *(f"{path} {stat.st_mtime_ns} {stat.st_size}" for path, stat in sources),
+    ]
+    return hashlib.sha256("\n".join(parts).encode("utf-8", "replace")).hexdigest()
+
+
+def _processor() -> list[str]:
+    """Return the lines that tell one processor from another (Linux)."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    return sorted({line for line in lines if line.startswith(_CPU_LINES)})
