@@ -110,3 +110,15 @@ def test_importing_the_local_form_loads_no_broker(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_worker_that_only_watches_loads_no_compiler_and_no_extractor() -> None:
+    code = (
+        "import sys, workers.supervise, workers.lifecycle, workers.tasks.stages, "
+        "workers.tasks.retrieve, workers.up; "
+        "print(sorted({'numba', 'cv2', 'onnxruntime', 'flower'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
