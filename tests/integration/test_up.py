@@ -125,7 +125,8 @@ def test_a_killed_worker_is_started_again(stack: Stack, eventually: Eventually) 
 def test_killing_it_all_leaves_no_process_and_the_next_start_works(settings: Settings) -> None:
     with Stack(settings) as stack:
         family = _family(stack.pid)
-        assert len(family) > 12
+        # Redis, two processes of the extraction pool, and the lines, each a process.
+        assert len(family) >= 3 + len(read_procfile())
         stack.kill()
         assert _left(family) == []
     with Stack(settings) as again:
