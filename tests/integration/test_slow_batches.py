@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from bombs import many_scans
 from PIL import Image
+from sites import make_settings
 
 from pipeline import indexing
 from pipeline.config import ImageLimits, Settings
@@ -24,6 +25,8 @@ from pipeline.local import Collection
 from pipeline.metadata import collections, images, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.resources import Resources
+from workers.client import Collection as Workers
+from workers.stack import Stack
 
 GOOD = 5
 
@@ -184,3 +187,20 @@ def _registered_job(resources: Resources, folder: Path) -> str:
     assert moved is not None
     assert len(indexing.open_stage(resources, moved)) == 1
     return job.id
+
+
+@pytest.mark.timeout(300)
+def test_workers_hand_a_slow_batch_on_by_messages_and_end_it(
+    tmp_path: Path, photographs: Path
+) -> None:
+    home = tmp_path / "home"
+    limits = ImageLimits(decode_seconds=0.4)
+    # A slow file has its second try at the beginning of a slice: the batch takes several.
+    settings = make_settings(home, batch_size=16, image_limits=limits, visibility_timeout_s=60)
+    with Stack(settings), Workers.open("mixed", settings) as collection:
+        job = collection.index([photographs]).wait(timeout=240)
+        answer = collection.search(photographs / "good3.png")
+    assert (job.state, job.images_done, job.images_failed) == ("done", GOOD + 2, 2)
+    assert answer.matches[0].locations[0].endswith("good3.png")
+    assert failures(settings, "mixed") == {"slow0.jpg": "too-slow", "slow1.jpg": "too-slow"}
+    assert kept(settings) == []
