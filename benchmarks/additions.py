@@ -21,9 +21,7 @@ import numpy as np
 
 from benchmarks.common import parser, percentiles, photographs, show
 from pipeline.config import PlanKind, Settings
-from pipeline.local import Collection
-from pipeline.metadata.collections import collection_status
-from pipeline.metadata.engine import session_scope
+from vantage import Collection
 
 PLANS: tuple[PlanKind, ...] = ("probed", "exhaustive")
 NAME = "bench"
@@ -46,7 +44,9 @@ def main() -> None:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vantage-bench-")))
         opened = {
-            name: stack.enter_context(Collection.open(NAME, _settings(home / name, above)))
+            name: stack.enter_context(
+                Collection.open(NAME, _settings(home / name, above), local=True)
+            )
             for name, above in (("one call", 8), ("by itself", 8), ("never", 0))
         }
         for collection in opened.values():
@@ -117,8 +117,7 @@ def _compare(
 
 def _largest_group(collection: Collection) -> int:
     """Return the number of segments of the group that has most."""
-    with session_scope(collection._resources.engine, write=False) as session:
-        return collection_status(session, NAME).largest_group
+    return collection.status().largest_group
 
 
 if __name__ == "__main__":

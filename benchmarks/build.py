@@ -33,8 +33,8 @@ from pipeline.index.identities import unite
 from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.index.rows import pack_rows
 from pipeline.index.segments import AssignedRows, Segment
-from pipeline.local import Collection
 from pipeline.metadata.records import JobProgress
+from vantage import Collection
 
 CELLS = 1024
 PARTS = 40
@@ -76,7 +76,7 @@ def build_row(files: list[Path], threads: int) -> dict[str, object]:
 
     with tempfile.TemporaryDirectory(prefix="vantage-bench-") as home:
         settings = Settings.from_env({"VANTAGE_HOME": home})
-        with Collection.open("bench", settings, threads=threads) as collection:
+        with Collection.open("bench", settings, local=True, threads=threads) as collection:
             started, busy = time.perf_counter(), time.process_time()
             progress = collection.index(files, report=report).wait()
             took = time.perf_counter() - started

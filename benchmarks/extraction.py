@@ -24,7 +24,7 @@ from pipeline.extraction.registry import get_extractor
 from pipeline.files import hash_bytes, read_file
 from pipeline.metadata import parts
 from pipeline.metadata.engine import create_metadata_engine, session_scope
-from workers.client import Collection
+from vantage import Collection
 
 
 def bare_batch(paths: Sequence[str]) -> int:

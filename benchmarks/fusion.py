@@ -38,9 +38,9 @@ from pipeline.errors import NoFeaturesError
 from pipeline.evaluation import Dataset, read_dataset
 from pipeline.evaluation.dataset import EvaluationQuery
 from pipeline.evaluation.measures import average_precision, judge
-from pipeline.local import Collection
 from pipeline.records import Match, SearchResult
 from pipeline.retrieval.fuse import DEPTH, fuse
+from vantage import Collection
 
 RRF = RULES["RRF, k = 60"]
 
@@ -132,13 +132,15 @@ def read_rankings(folder: Path, dataset: Dataset, spec: str) -> dict[str, Rankin
     rankings: dict[str, Ranking] = {}
     # As good as exhaustive for local features, and quick; one vector is soon compared with all.
     plan: PlanKind = "probed" if spec in ("sift", "surf") else "exhaustive"
-    with Collection.open(name, settings, extractor=spec) as collection:
+    with Collection.open(name, settings, local=True, extractor=spec) as collection:
         print(f"{spec}: indexing {len(dataset.database)} images", file=sys.stderr)
         collection.index(dataset.database_files())
         print(f"{spec}: searching with {len(dataset.queries)} images", file=sys.stderr)
         for query in dataset.queries:
             try:
-                result = collection.search(dataset.file(query.path), len(dataset.database), plan)
+                result = collection.search(
+                    dataset.file(query.path), top=len(dataset.database), plan=plan
+                )
                 rankings[query.path] = [(match.image, match.score) for match in result.matches]
             except NoFeaturesError:
                 rankings[query.path] = []

@@ -19,7 +19,7 @@ from statistics import median
 
 from benchmarks import startup
 from benchmarks.common import parser, photographs, running
-from workers.client import Collection
+from vantage import Collection
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scoreboard.md"

@@ -21,7 +21,7 @@ from pipeline.config import PlanKind, Settings
 from pipeline.metadata import heartbeats, versions
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.records import SearchResult
-from workers.client import Collection
+from vantage import Collection
 
 PLANS: tuple[PlanKind, ...] = ("probed", "exhaustive")
 TOGETHER = 8

@@ -19,7 +19,7 @@ from pipeline.config import PlanKind, Settings
 from pipeline.records import SearchResult
 
 if TYPE_CHECKING:
-    from workers.client import JobHandle
+    from vantage import JobHandle
 
 COLLECTION = "demo"
 
@@ -74,7 +74,7 @@ def running_system(console: Console) -> Iterator[System]:
     settings = Settings.from_env()
     with Stack(settings, _START_TIMEOUT_S) as stack:
         # Celery's settings, which this imports, look for the Redis that runs since a moment.
-        from workers.client import Collection
+        from vantage import Collection
 
         with Collection.open(COLLECTION, settings) as collection:
 

@@ -289,6 +289,10 @@ class Settings:
         environ : mapping of str to str, optional
             Default: the process's environment.
 
+        Returns
+        -------
+        Settings
+
         Raises
         ------
         ConfigError

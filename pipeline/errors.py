@@ -57,6 +57,12 @@ __all__ = [
 class VantageError(Exception):
     """Base of every error that Vantage raises on purpose."""
 
+    def to_dict(self) -> dict[str, str]:
+        """Return its type, its message, and the code of one that has a code (of an image)."""
+        values = {"type": type(self).__name__, "message": str(self)}
+        code = getattr(self, "code", None)
+        return values if code is None else {**values, "code": str(code)}
+
 
 class ConfigError(VantageError, ValueError):
     """A setting is wrong: name of the setting, its value, what is allowed."""

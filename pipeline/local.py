@@ -1,16 +1,8 @@
-"""Index and search in one process, without broker or workers.
+"""The work of collections in one process, without broker or workers.
 
 The same map and reduce functions that `workers` runs as Celery tasks, called in plain loops: the
-oracle of every test of the distributed form, and the ``--local`` of the command line. Both forms
+oracle of every test of the distributed form, and ``local=True`` of `vantage.Collection`. Both ways
 share database and store: what one indexed the other searches.
-
-Examples
---------
->>> from pipeline.local import Collection
->>> with Collection.open("holiday") as collection:  # doctest: +SKIP
-...     collection.index(["/photos"]).wait()
-...     for match in collection.search("query.jpg", top=3).matches:
-...         print(match.rank, match.score, match.locations)
 """
 
 from __future__ import annotations
@@ -18,27 +10,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Self
+import uuid
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
+from typing import Any
 
 from pipeline import indexing
 from pipeline.abandoned import end_abandoned_jobs, this_process
-from pipeline.config import ExtractorConfig, IndexConfig, PlanKind, Settings
-from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
+from pipeline.config import Settings
+from pipeline.driver import JobHandle, Report
 from pipeline.errors import InputError, MissingRootError, StateError, VantageError
-from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
-from pipeline.kinds import COMPACT, INDEX, REBUILD, Kind
-from pipeline.metadata import collections, jobs, parts
+from pipeline.job_params import JobParams
+from pipeline.kinds import Kind
+from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
-from pipeline.metadata.records import (
-    JobOrigin,
-    JobProgress,
-    JobRecord,
-    JobStage,
-    PartRecord,
-)
+from pipeline.metadata.records import CollectionRecord, JobOrigin, JobRecord, JobStage, PartRecord
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from pipeline.resources import Resources
@@ -52,282 +39,174 @@ from pipeline.searching import (
     searched_groups,
 )
 
+__all__ = ["LocalDriver", "LocalSearch", "run_job"]
+
 _log = logging.getLogger(__name__)
 
-Report = Callable[[JobProgress], None]
-"""Called when a job begins and after every part of it."""
 
+class LocalSearch:
+    """A search that a thread of this process does.
 
-class FinishedJob:
-    """The handle of a job that has run to its end in this process."""
-
-    def __init__(self, resources: Resources, job_id: str) -> None:
-        self._resources = resources
-        self.id = job_id
-
-    def progress(self) -> JobProgress:
-        """Return what became of the job."""
-        with session_scope(self._resources.engine, write=False) as session:
-            return parts.job_progress(session, self.id)
-
-    def wait(self, timeout: float | None = None) -> JobProgress:
-        """Return at once: the job has ended."""
-        return self.progress()
-
-
-class Collection:
-    """A collection, worked on in this process.
-
-    Use `Collection.open`, as a context manager or with `close`.
+    Attributes
+    ----------
+    id : str
     """
 
-    def __init__(
-        self,
-        name: str,
-        resources: Resources,
-        threads: int | None = None,
-        chosen: ChosenExtractor | None = None,
-    ) -> None:
-        self.name = name
-        self._resources = resources
-        self._chosen = chosen
-        self._threads = threads or os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(self._threads, "vantage")
+    def __init__(self, future: Future[SearchResult]) -> None:
+        self._future = future
+        self.id = uuid.uuid4().hex
 
-    @classmethod
-    def open(
-        cls,
-        name: str,
-        settings: Settings | None = None,
-        *,
-        threads: int | None = None,
-        extractor: str | None = None,
-    ) -> Self:
-        """Open a collection; it is created when something is indexed into it.
+    def ready(self) -> bool:
+        """Tell whether the search has ended."""
+        return self._future.done()
 
-        Parameters
-        ----------
-        name : str
-        settings : Settings, optional
-            Default: from the environment.
-        threads : int, optional
-            Threads at work; default one a core.
-        extractor : str, optional
-            ``sift``, ``surf``, ``cnn:FILE`` or another package's. Default: the collection's own;
-            of a new one, the settings'. A collection keeps the one that it was made with.
-
-        Raises
-        ------
-        ConfigError
-            The collection was made with another extractor, or there is no such model file.
-        """
-        settings = settings or Settings.from_env()
-        chosen = None if extractor is None else choose_extractor(settings, extractor)
-        resources = Resources(settings)
+    def wait(self, timeout: float = 30.0) -> SearchResult:
+        """Return the answer, or raise what came of it; `TimeoutError` when there is none yet."""
         try:
-            upgrade(resources.engine)
-            if chosen is not None:
-                find_collection(resources, name, chosen)
+            return self._future.result(timeout)
+        except TimeoutError:
+            raise TimeoutError(f"search {self.id} has no answer after {timeout} s") from None
+
+
+class LocalDriver:
+    """Does the work of collections in this process.
+
+    Parameters
+    ----------
+    settings : Settings
+    threads : int, optional
+        Threads at work; default one a core.
+    """
+
+    local = True
+
+    def __init__(self, settings: Settings, threads: int | None = None) -> None:
+        self._threads = threads or os.cpu_count() or 1
+        self._inherited: list[object] = []
+        self.resources = Resources(settings)
+        self._pool = ThreadPoolExecutor(self._threads, "vantage")
+        try:
+            upgrade(self.resources.engine)
         except BaseException:
-            resources.close()
+            self.close()
             raise
-        return cls(name, resources, threads, chosen)
+
+    @cached_property
+    def _searches(self) -> ThreadPoolExecutor:
+        """The thread that begins searches nobody waits for; it hands work to the pool."""
+        return ThreadPoolExecutor(1, "vantage-search")
+
+    def reopen(self) -> None:
+        """Open everything anew in a forked child, leaving what is the parent's alone."""
+        # Not closed: the parent uses the connections still, and its threads are not here.
+        self._inherited += [self.resources, self._pool, self.__dict__.pop("_searches", None)]
+        self.resources = Resources(self.resources.settings)
+        self._pool = ThreadPoolExecutor(self._threads, "vantage")
 
     def close(self) -> None:
         """End the threads and the database connections."""
+        searches = self.__dict__.pop("_searches", None)
+        if searches is not None:
+            searches.shutdown()
         self._pool.shutdown()
-        self._resources.close()
+        self.resources.close()
 
-    def __enter__(self) -> Self:
-        return self
+    def require(self, kind: Kind) -> None:
+        """Raise nothing: this process is there."""
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def index(
-        self,
-        paths: Sequence[str | Path],
-        *,
-        extractor: ExtractorConfig | None = None,
-        index: IndexConfig | None = None,
-        report: Report | None = None,
-    ) -> FinishedJob:
-        """Index folders and files; returns when it is done.
-
-        When a group has then more segments than the settings allow, small ones are merged in the
-        same call (or all made anew, see `pipeline.indexing.due_upkeep`).
-
-        Parameters
-        ----------
-        paths : sequence of str or Path
-            Folders, searched recursively, and files.
-        extractor : ExtractorConfig, optional
-            Default: as the collection was opened. An existing collection takes no other.
-        index : IndexConfig, optional
-            Used when the collection is new; default from the settings.
-        report : callable, optional
-            Called with a `JobProgress` when the job begins and after every part, from any thread.
+    def begin(
+        self, record: CollectionRecord, kind: Kind, params: JobParams, report: Report | None
+    ) -> JobHandle:
+        """Run a job to its end, and what is due after it.
 
         Raises
         ------
-        ConfigError
-            The collection was made with another extractor.
+        StateError
+            The collection is worked on already.
         MissingRootError
             A whole folder is missing; the job is kept, paused.
         """
-        chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
-        collection = open_collection(self._resources, self.name, chosen, index)
-        self._resources.extractor(collection.extractor).warm_up()
-        names = tuple(os.path.abspath(path) for path in paths)  # noqa: PTH100 - keeps link names
-        finished = self._run(collection.id, INDEX, IndexParams(paths=names), report=report)
-        self._keep_up(collection.id)
-        return finished
-
-    def rebuild(self, report: Report | None = None) -> FinishedJob:
-        """Make a new tree and new segments from the feature containers."""
-        with session_scope(self._resources.engine, write=False) as session:
-            collection = collections.get_collection(session, self.name)
-        return self._run(collection.id, REBUILD, RebuildParams(), report=report)
-
-    def compact(self, report: Report | None = None) -> FinishedJob:
-        """Merge the segments of every group into one, without the rows of removed images.
-
-        The counters of its progress tell what was merged, and of how many removed images rows are
-        left (so many at once, and none while a rebuild is under way); there are none when there was
-        nothing to do.
-        """
-        with session_scope(self._resources.engine, write=False) as session:
-            collection = collections.get_collection(session, self.name)
-        return self._run(collection.id, COMPACT, CompactParams(), report=report)
+        if any(stage.by_images for stage in kind.stages):
+            self.resources.extractor(record.extractor).warm_up()
+        handle = self._run(record, kind, params, report=report)
+        if kind.adds_segments:
+            self._keep_up(record)
+        return handle
 
     def search(
-        self,
-        image: ImageSource,
-        top: int = 10,
-        plan: PlanKind = "auto",
-        effort: float | None = None,
-        *,
-        exact: bool = False,
-    ) -> SearchResult:
-        """Find the images that show the same thing.
-
-        Parameters
-        ----------
-        image : str, Path, bytes or ndarray
-            A file, a file's bytes, or pixels (grey or RGB).
-        top : int
-            Images in the answer.
-        plan : {"auto", "probed", "exhaustive"}
-        effort : float, optional
-            Share of the cells that the probed plan opens for a query descriptor; asks for that
-            plan. Default: that of `SearchRequest`.
-        exact : bool
-            Compare with every row: the exhaustive plan.
-
-        Raises
-        ------
-        UnknownNameError, IndexNotBuiltError
-            There is no such collection, or nothing in it.
-        InputError
-            The image cannot be used, or plan, effort and exact contradict each other.
-        """
-        return only(self.search_many([image], top, plan, effort, exact=exact))
-
-    def search_many(
-        self,
-        images: Sequence[ImageSource],
-        top: int = 10,
-        plan: PlanKind = "auto",
-        effort: float | None = None,
-        *,
-        exact: bool = False,
+        self, collection: str, images: Sequence[ImageSource], request: SearchRequest
     ) -> list[SearchResult | InputError]:
-        """Find for each of several images those that show the same thing.
-
-        They are searched for together, up to `pipeline.retrieval.batch.BATCH_IMAGES` at a time:
-        cells that several of them want are visited once. The answers are those of single searches.
-
-        Parameters
-        ----------
-        images : sequence of str, Path, bytes or ndarray
-        top, plan, effort, exact
-            As for `search`.
-
-        Returns
-        -------
-        list of SearchResult or InputError
-            In the order of the images; for one that cannot be used, the error.
-
-        Raises
-        ------
-        UnknownNameError, IndexNotBuiltError
-            There is no such collection, or nothing in it.
-        InputError
-            Plan, effort and exact contradict each other.
-        """
-        resources = self._resources
-        request = SearchRequest(top=top, plan=plan, effort=effort, exact=exact)
-        version = resources.current_version(self.name)
+        """Search for several images in one pass; what is wrong with one is its answer."""
+        resources, pool = self.resources, self._pool
+        version = resources.current_version(collection)
 
         def answer(batch: Batch) -> list[SearchResult]:
             started = time.perf_counter()
-            groups = searched_groups(version, batch.plan)
-            scans = list(
-                self._pool.map(
-                    lambda group: scan_group(resources, version, group, batch.plan), groups
-                )
-            )
+
+            def scan(group: int) -> Any:
+                return scan_group(resources, version, group, batch.plan)
+
+            scans = list(pool.map(scan, searched_groups(version, batch.plan)))
             timings = {"scan": (time.perf_counter() - started) * 1e3}
             return finish_batch(resources, version, batch, scans, [], timings)
 
-        spread = self._pool.map
-        return search_images(resources, version, images, request, answer, spread, self._threads)
+        return search_images(resources, version, images, request, answer, pool.map, self._threads)
+
+    def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> LocalSearch:
+        """Begin a search in a thread and return at once."""
+        self.resources.current_version(collection)
+
+        def search() -> SearchResult:
+            return only(self.search(collection, [image], request))
+
+        return LocalSearch(self._searches.submit(search))
 
     def _run(
         self,
-        collection_id: int,
+        record: CollectionRecord,
         kind: Kind,
         params: JobParams,
         *,
         origin: JobOrigin = "request",
         report: Report | None = None,
-    ) -> FinishedJob:
+    ) -> JobHandle:
         """Create a job and run all its stages."""
-        host = self._resources.settings.host
+        engine, host = self.resources.engine, self.resources.settings.host
         process = this_process(host)
-        end_abandoned_jobs(self._resources.engine, collection_id, host)
-        with session_scope(self._resources.engine) as session:
+        end_abandoned_jobs(engine, record.id, host)
+        with session_scope(engine) as session:
             job = jobs.create_job(
-                session, collection_id, kind.name, params, process=process, origin=origin
+                session, record.id, kind.name, params, process=process, origin=origin
             )
         if job.process != process:
             raise StateError(
-                f"collection {self.name!r} is worked on already, by the {kind.name} job {job.id}; "
-                "wait for it, see `vantage status`"
+                f"collection {record.name!r} is worked on already, by the {kind.name} job "
+                f"{job.id}; wait for it, see `vantage status`"
             )
+        handle = JobHandle(engine, job.id)
         try:
             if report is not None:
-                report(FinishedJob(self._resources, job.id).progress())
-            run_job(self._resources, job, self._pool, report)
+                report(handle.progress())
+            run_job(self.resources, job, self._pool, report)
         except MissingRootError as exc:
-            with session_scope(self._resources.engine) as session:
+            with session_scope(engine) as session:
                 jobs.pause_job(session, job.id, str(exc))
             raise
         except BaseException as exc:
             # Ctrl-C too: a job that looks unfinished would keep its images from the next one.
-            with session_scope(self._resources.engine) as session:
+            with session_scope(engine) as session:
                 jobs.finish_job(session, job.id, "failed", _reason(exc))
             raise
-        return FinishedJob(self._resources, job.id)
+        return handle
 
-    def _keep_up(self, collection_id: int) -> None:
+    def _keep_up(self, record: CollectionRecord) -> None:
         """Do what is due; trouble with it is no trouble of the job that was asked for."""
         try:
-            due = indexing.due_upkeep(self._resources, collection_id)
+            due = indexing.due_upkeep(self.resources, record.id)
             if due is not None:
-                self._run(collection_id, *due, origin="upkeep")
+                self._run(record, *due, origin="upkeep")
         except Exception as exc:
-            _log.warning("segments of collection %r were not merged: %s", self.name, exc)
+            _log.warning("segments of collection %r were not merged: %s", record.name, exc)
 
 
 def _reason(error: BaseException) -> str:

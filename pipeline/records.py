@@ -122,7 +122,17 @@ class Match:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Match:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`.
+
+        Parameters
+        ----------
+        values : dict
+            As `to_dict` returns them.
+
+        Returns
+        -------
+        Match
+        """
         found_by = tuple(FoundBy(**found) for found in values.get("found_by", ()))
         return cls(**{**values, "locations": tuple(values["locations"]), "found_by": found_by})
 
@@ -184,7 +194,17 @@ class SearchResult:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> SearchResult:
-        """Inverse of `to_dict`."""
+        """Inverse of `to_dict`.
+
+        Parameters
+        ----------
+        values : dict
+            As `to_dict` returns them.
+
+        Returns
+        -------
+        SearchResult
+        """
         return cls(
             matches=tuple(Match.from_dict(match) for match in values["matches"]),
             complete=values["complete"],

@@ -104,7 +104,13 @@ class SearchRequest(Config):
         return "probed" if self.effort is not None else self.plan
 
     def seconds(self, default: float) -> float:
-        """Return the seconds until the answer is due; `default` where none were asked for."""
+        """Return the seconds until the answer is due.
+
+        Parameters
+        ----------
+        default : float
+            Where none were asked for.
+        """
         return default if self.deadline_s is None else self.deadline_s
 
 

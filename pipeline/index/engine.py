@@ -113,6 +113,10 @@ class VantageIndex:
         threads : int, optional
             Threads of this and every later call. Default: the processor's cores.
 
+        Returns
+        -------
+        VantageIndex
+
         Raises
         ------
         InputError
@@ -193,7 +197,16 @@ class VantageIndex:
         self._next_id = max(self._next_id, int(numbers.max()) + 1)
 
     def remove(self, ids: ArrayLike) -> int:
-        """Remove vectors; returns how many there were. Unknown ids are ignored.
+        """Remove vectors. Unknown ids are ignored.
+
+        Parameters
+        ----------
+        ids : array_like of int
+
+        Returns
+        -------
+        int
+            How many there were.
 
         Raises
         ------
@@ -271,7 +284,12 @@ class VantageIndex:
         return max(1, round(effort * tree.cells))
 
     def save(self, path: str | Path) -> None:
-        """Write the index to a file, which is replaced as a whole or not at all."""
+        """Write the index to a file, which is replaced as a whole or not at all.
+
+        Parameters
+        ----------
+        path : str or Path
+        """
         target = Path(path)
         temporary = target.with_name(f".{target.name}.{os.getpid()}.new")
         try:
@@ -294,6 +312,10 @@ class VantageIndex:
             Compare everything with its checksum first, which reads the file once.
         threads : int, optional
             See `build`.
+
+        Returns
+        -------
+        VantageIndex
 
         Raises
         ------

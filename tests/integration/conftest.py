@@ -15,7 +15,7 @@ from PIL import Image
 from sites import Eventually, SecondHost, Site, make_settings
 
 from pipeline.evaluation.transforms import STANDARD, get_transform, view_bytes
-from workers.client import Collection
+from vantage import Collection
 from workers.stack import Stack
 
 _PHOTOGRAPHS = (

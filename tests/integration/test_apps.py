@@ -33,7 +33,7 @@ THEIRS = """
 
     app = Celery("theirs", broker={broker!r}, backend={backend!r})
 
-    import workers.client  # beside our own tasks we search photographs
+    import workers.driver  # beside our own tasks we search photographs
 
     @app.task(name="theirs.add")
     def add(one, other):
@@ -121,7 +121,7 @@ def test_the_callers_own_app_keeps_its_broker_and_queues(
     code = """
         import json, sys
         import celery
-        from workers.client import Collection
+        from vantage import Collection
 
         theirs = celery.Celery("theirs", broker=sys.argv[1])
         with Collection.open("photographs"):

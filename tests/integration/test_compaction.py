@@ -23,13 +23,13 @@ from pipeline.indexing import compact as compaction_stages
 from pipeline.indexing import publish as publish_stage
 from pipeline.job_params import CompactParams, RebuildParams
 from pipeline.kinds import COMPACT, REBUILD, load
-from pipeline.local import Collection
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobProgress, JobRecord, VersionRecord
 from pipeline.metadata.versions import current_version
 from pipeline.resources import Resources
 from pipeline.summaries import compacted as compaction_sentences
+from vantage import Collection
 
 NAMES = ("astronaut", "brick", "chelsea", "coffee", "coins", "page", "rocket", "text")
 PLANS = ("probed", "exhaustive")
@@ -42,7 +42,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def collection(settings: Settings) -> Iterator[Collection]:
-    with Collection.open("pictures", settings, threads=2) as opened:
+    with Collection.open("pictures", settings, threads=2, local=True) as opened:
         yield opened
 
 
@@ -70,17 +70,17 @@ def answers(collection: Collection, photographs: dict[str, bytes]) -> list[Any]:
 
 
 def status(collection: Collection) -> CollectionStatus:
-    with session_scope(collection._resources.engine, write=False) as session:
+    with session_scope(collection._driver.resources.engine, write=False) as session:
         return collections.collection_status(session, collection.name)
 
 
 def version(collection: Collection) -> VersionRecord:
-    with session_scope(collection._resources.engine, write=False) as session:
+    with session_scope(collection._driver.resources.engine, write=False) as session:
         return current_version(session, collection.name)
 
 
 def job_list(collection: Collection) -> list[JobRecord]:
-    with session_scope(collection._resources.engine, write=False) as session:
+    with session_scope(collection._driver.resources.engine, write=False) as session:
         return jobs.list_jobs(session)
 
 
@@ -132,7 +132,7 @@ def test_an_index_call_merges_by_itself_above_the_limit(
     limited = dataclasses.replace(settings, compact_above=2)
     found = []
     for name, its_settings in (("never", settings), ("by-itself", limited)):
-        with Collection.open(name, its_settings) as collection:
+        with Collection.open(name, its_settings, local=True) as collection:
             begin(collection, folder, small_photographs)
             for photograph in NAMES[4:]:
                 (folder / f"{photograph}.png").write_bytes(small_photographs[photograph])
@@ -158,7 +158,7 @@ def test_a_model_of_the_first_images_alone_is_trained_again_instead(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=2)
-    with Collection.open("pictures", limited) as collection:
+    with Collection.open("pictures", limited, local=True) as collection:
         add(collection, folder, small_photographs, *NAMES)
         kinds = [job.kind for job in reversed(job_list(collection))]
         assert {job.state for job in job_list(collection)} == {"done"}
@@ -179,18 +179,18 @@ def test_a_large_model_and_one_whose_rebuild_failed_are_not_trained_again(
     add(collection, folder, small_photographs, *NAMES[:5])
     due = partial(indexing.due_upkeep, Resources(limited), version(collection).collection_id)
     assert due() == (REBUILD, RebuildParams())
-    with session_scope(collection._resources.engine) as session:
+    with session_scope(collection._driver.resources.engine) as session:
         job = jobs.create_job(
             session, version(collection).collection_id, "rebuild", RebuildParams()
         )
     assert due() is None
-    with session_scope(collection._resources.engine) as session:
+    with session_scope(collection._driver.resources.engine) as session:
         jobs.finish_job(session, job.id, "failed", "a container is damaged")
     assert due() is None
     add(collection, folder, small_photographs, NAMES[5])
     assert due() == (COMPACT, CompactParams(everything=False, above=2))
     small = dataclasses.replace(settings.index, sample_size=100)
-    with Collection.open("sampled", settings) as sampled:
+    with Collection.open("sampled", settings, local=True) as sampled:
         for name in NAMES[:5]:
             sampled.index([folder / f"{name}.png"], index=small)
         due = indexing.due_upkeep(Resources(limited), version(sampled).collection_id)
@@ -207,7 +207,7 @@ def test_a_model_of_as_many_descriptors_as_the_sample_takes_is_not_trained_again
     for name, most in (("fewer", 480), ("enough", 530)):
         extractor = dataclasses.replace(settings.extractor, max_features=most)
         index = dataclasses.replace(settings.index, sample_size=700)
-        with Collection.open(name, settings) as collection:
+        with Collection.open(name, settings, local=True) as collection:
             for photograph in ("brick", *(name for name in NAMES if name != "brick")):
                 path = folder / f"{photograph}.png"
                 path.write_bytes(small_photographs[photograph])
@@ -253,7 +253,7 @@ def test_compaction_by_itself_keeps_the_rows_of_removed_images(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=2)
-    with Collection.open("pictures", limited) as collection:
+    with Collection.open("pictures", limited, local=True) as collection:
         begin(collection, folder, small_photographs)
         add(collection, folder, small_photographs, "page")
         (folder / "page.png").write_bytes(small_photographs["text"])
@@ -340,11 +340,11 @@ def test_a_compaction_is_planned_anew_when_the_index_changed_under_it(
         if not happened:
             happened.append("return")
             (folder / "again.png").write_bytes(small_photographs["page"])
-            with Collection.open("pictures", settings) as other:
+            with Collection.open("pictures", settings, local=True) as other:
                 other.index([folder])
         elif happened == ["return"]:
             happened.append("rebuild")
-            with Collection.open("pictures", settings) as other:
+            with Collection.open("pictures", settings, local=True) as other:
                 other.rebuild()
         return publish(resources, job, part)
 
@@ -367,7 +367,7 @@ def test_indexing_and_searching_go_on_while_segments_are_merged(
     stop, searches, wrong = threading.Event(), [], []
 
     def search() -> None:
-        with Collection.open("pictures", settings, threads=1) as mine:
+        with Collection.open("pictures", settings, threads=1, local=True) as mine:
             while not stop.is_set():
                 for plan in PLANS:
                     result = mine.search(small_photographs["coffee"], plan=plan)  # type: ignore[arg-type]
@@ -376,7 +376,7 @@ def test_indexing_and_searching_go_on_while_segments_are_merged(
                         wrong.append(result)
 
     def merge() -> None:
-        with Collection.open("pictures", settings, threads=1) as mine:
+        with Collection.open("pictures", settings, threads=1, local=True) as mine:
             while not stop.is_set():
                 mine.compact()
 
@@ -404,7 +404,7 @@ def test_a_second_compaction_of_a_collection_is_refused_while_one_is_under_way(
     collection: Collection, folder: Path, small_photographs: dict[str, bytes]
 ) -> None:
     add(collection, folder, small_photographs, "coffee")
-    with session_scope(collection._resources.engine) as session:
+    with session_scope(collection._driver.resources.engine) as session:
         found = collections.get_collection(session, "pictures")
         other = jobs.create_job(session, found.id, "compact", CompactParams())
     with pytest.raises(StateError, match=f"by the compact job {other.id}"):
@@ -415,7 +415,7 @@ def test_a_second_compaction_of_a_collection_is_refused_while_one_is_under_way(
 def test_a_damaged_segment_is_named_with_what_mends_it(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings, damage: str
 ) -> None:
-    with Collection.open("pictures", settings) as collection:
+    with Collection.open("pictures", settings, local=True) as collection:
         add(collection, folder, small_photographs, "coffee", "page")
         segments = version(collection).segments
     victim = Path(settings.store) / segments[0].key
@@ -424,7 +424,7 @@ def test_a_damaged_segment_is_named_with_what_mends_it(
     victim.unlink()  # the local copy was a hard link: it goes, too
     victim.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
     (settings.local / segments[0].key).unlink()
-    with Collection.open("pictures", settings) as collection:
+    with Collection.open("pictures", settings, local=True) as collection:
         for act in (
             lambda: collection.search(small_photographs["page"]),
             lambda: collection.compact(),
@@ -442,7 +442,7 @@ def test_trouble_with_merging_is_no_trouble_of_the_index_call(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=1)
-    with Collection.open("pictures", limited) as collection:
+    with Collection.open("pictures", limited, local=True) as collection:
         add(collection, folder, small_photographs, "coffee")
         segments = version(collection).segments
     for segment in segments:
@@ -452,7 +452,7 @@ def test_trouble_with_merging_is_no_trouble_of_the_index_call(
         path.unlink()
         path.write_bytes(data)
         (settings.local / segment.key).unlink()
-    with Collection.open("pictures", limited) as collection:
+    with Collection.open("pictures", limited, local=True) as collection:
         add(collection, folder, small_photographs, "page")
         last, index = job_list(collection)[:2]
         assert (last.kind, last.state, index.kind, index.state) == (
@@ -491,7 +491,7 @@ def test_images_of_one_descriptor_each_are_searched_and_merged(
     one = dataclasses.replace(
         settings, extractor=dataclasses.replace(settings.extractor, max_features=1)
     )
-    with Collection.open("tiny", one) as collection:
+    with Collection.open("tiny", one, local=True) as collection:
         for name in NAMES:
             path = tmp_path / f"{name}.png"
             path.write_bytes(small_photographs[name])
@@ -525,7 +525,7 @@ def test_replaced_segments_are_let_go(
         collection.search(small_photographs["brick"], exact=True)
         added |= {Path(segment.key).name for segment in version(collection).segments}
     assert added <= _open_segments(settings)
-    former = collection._resources.current_version(collection.name)
+    former = collection._driver.resources.current_version(collection.name)
     collection.compact()
     assert _open_segments(settings) <= added  # merged segments are not kept open
     collection.search(small_photographs["brick"], exact=True)
@@ -534,7 +534,7 @@ def test_replaced_segments_are_let_go(
     now = {Path(segment.key).name for segment in version(collection).segments}
     assert _open_segments(settings) == now
     # A search that began before opens them again.
-    assert collection._resources.version(former.id) == former
+    assert collection._driver.resources.version(former.id) == former
     collection.search(small_photographs["brick"], exact=True)
     assert now <= _open_segments(settings)
 
@@ -545,7 +545,7 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     small_photographs: dict[str, bytes],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    resources = collection._resources
+    resources = collection._driver.resources
     add(collection, folder, small_photographs, *NAMES[:5])
     (folder / "brick.png").write_bytes(small_photographs["text"])
     collection.index([folder])
@@ -600,7 +600,7 @@ def test_what_is_left_of_removed_images_is_told(
     def told(counters: dict[str, int]) -> list[str]:
         return compaction_sentences("pictures", counters, 0.1)[1:]
 
-    with session_scope(collection._resources.engine) as session:
+    with session_scope(collection._driver.resources.engine) as session:
         found = collections.get_collection(session, "pictures")
         rebuild = jobs.create_job(session, found.id, "rebuild", RebuildParams())
     done = collection.compact().wait().counters
@@ -611,7 +611,7 @@ def test_what_is_left_of_removed_images_is_told(
     again = collection.compact().wait().counters
     assert "segments_merged" not in again
     assert told(again) == told(done)
-    with session_scope(collection._resources.engine) as session:
+    with session_scope(collection._driver.resources.engine) as session:
         jobs.finish_job(session, rebuild.id, "failed", "the test says so")
     done = collection.compact().wait().counters
     assert told(done) == [
@@ -626,7 +626,7 @@ def test_the_predicted_time_is_that_of_the_threads_at_hand(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     for threads in (1, 3):
-        with Collection.open("pictures", settings, threads=threads) as collection:
+        with Collection.open("pictures", settings, threads=threads, local=True) as collection:
             add(collection, folder, small_photographs, "coffee")
             found = collection.search(small_photographs["coffee"])
             assert found.explain["machine"]["threads"] == threads
@@ -648,11 +648,11 @@ def test_a_rebuild_that_images_outrun_gives_up(
             path = folder / f"meanwhile {len(tries)}" / f"{NAMES[-len(tries)]}.png"
             path.parent.mkdir()
             path.write_bytes(small_photographs[NAMES[-len(tries)]])
-            with Collection.open("pictures", settings) as other:
+            with Collection.open("pictures", settings, local=True) as other:
                 other.index([path])
         return publish(resources, job, part)
 
-    with Collection.open("pictures", limited) as collection:
+    with Collection.open("pictures", limited, local=True) as collection:
         with monkeypatch.context() as patch:
             patch.setattr(publish_stage, "publish", outrun)
             add(collection, folder, small_photographs, *NAMES[:5])
@@ -669,15 +669,15 @@ def test_trouble_with_looking_what_is_due_is_no_trouble_of_the_index_call(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=2)
-    with Collection.open("pictures", limited) as collection:
+    with Collection.open("pictures", limited, local=True) as collection:
 
         def break_the_database(progress: JobProgress) -> None:
             if (progress.stage, progress.done_parts) == ("publish", 1):
-                with session_scope(collection._resources.engine) as session:
+                with session_scope(collection._driver.resources.engine) as session:
                     session.execute(text("ALTER TABLE version_segments RENAME TO elsewhere"))
 
         (folder / "coffee.png").write_bytes(small_photographs["coffee"])
         done = collection.index([folder], report=break_the_database)
         assert done.progress().state == "done"
         with pytest.raises(OperationalError, match="version_segments"):
-            indexing.due_upkeep(collection._resources, 1)
+            indexing.due_upkeep(collection._driver.resources, 1)

@@ -14,7 +14,7 @@ import pytest
 from sites import Eventually, files_below, found_names, frozen, live_workers, make_settings
 from sqlalchemy import text
 
-from pipeline import indexing, local
+from pipeline import indexing
 from pipeline.config import Settings
 from pipeline.job_params import CompactParams
 from pipeline.kinds import COMPACT
@@ -22,7 +22,7 @@ from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
-from workers.client import Collection
+from vantage import Collection
 from workers.context import Context
 from workers.jobs import broker_epoch, replan
 from workers.stack import Stack
@@ -71,7 +71,7 @@ def compactions(context: Context, name: str) -> list[JobRecord]:
     return [job for job in found if job.kind == "compact"]
 
 
-def answers(collection: Collection | local.Collection, folder: Path) -> list[Any]:
+def answers(collection: Collection, folder: Path) -> list[Any]:
     """What every photograph finds, with both plans."""
     found = []
     for name in NAMES:
@@ -86,7 +86,7 @@ def many_segments(settings: Settings, name: str, folder: Path) -> None:
     """Index photographs one by one, in this process, without compaction."""
 
     never = dataclasses.replace(settings, compact_above=0)
-    with local.Collection.open(name, never, threads=1) as collection:
+    with Collection.open(name, never, threads=1, local=True) as collection:
         collection.index([folder / f"{name}.png" for name in NAMES[:3]])
         for photograph in NAMES[3:]:
             collection.index([folder / f"{photograph}.png"])
@@ -122,7 +122,7 @@ def test_small_segments_are_merged_after_an_index_job_and_all_by_hand(
         assert status(context, "grown").segments == dict.fromkeys(range(4), 1)
         assert answers(collection, folder) == before
         assert collection.compact().wait(timeout=600).counters == {}
-    with local.Collection.open("grown", settings) as same:
+    with Collection.open("grown", settings, local=True) as same:
         assert answers(same, folder) == before
 
 

@@ -12,7 +12,7 @@ from sites import Site
 
 from pipeline.metadata import collections, images, parts
 from pipeline.metadata.engine import session_scope
-from workers.client import Collection
+from vantage import Collection
 from workers.context import Context
 
 OTHERS = 6

@@ -11,7 +11,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sites import Site, answer, found_names, make_settings
 
-from pipeline import local
 from pipeline.config import PlanKind
 from pipeline.errors import ConfigError
 from pipeline.metadata import collections, jobs
@@ -19,7 +18,7 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.versions import current_version
 from pipeline.records import SearchResult
 from pipeline.resources import Resources
-from workers.client import Collection
+from vantage import Collection
 
 SIDE, CHANNELS = 64, 80
 
@@ -59,11 +58,11 @@ def test_workers_index_and_search_with_every_extractor(
     name = f"by-{kind}"
     with (
         Collection.open(name, site.settings, extractor=spec) as remote,
-        local.Collection.open(name, site.settings) as here,
+        Collection.open(name, site.settings, local=True) as here,
     ):
         progress = remote.index([photo_folder]).wait(timeout=600)
         assert (progress.images_done, progress.images_failed) == (45, 0)
-        with session_scope(remote._context.engine, write=False) as session:
+        with session_scope(remote._driver.context.engine, write=False) as session:
             made = collections.get_collection(session, name)
         assert made.extractor.name == kind
         assert made.index.dimensions == (128 if kind == "cnn" else 64)
@@ -98,7 +97,7 @@ def test_a_model_with_other_colours_would_be_noticed(
     site: Site, photo_folder: Path, network: Path
 ) -> None:
     """The network of the test above tells a picture from the same one in grey."""
-    with local.Collection.open("by-cnn", site.settings, extractor=f"cnn:{network}") as here:
+    with Collection.open("by-cnn", site.settings, extractor=f"cnn:{network}", local=True) as here:
         here.index([photo_folder])
         pixels = cv2.cvtColor(cv2.imread(str(photo_folder / "coffee.png")), cv2.COLOR_BGR2RGB)
         grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
@@ -112,7 +111,7 @@ def test_a_collection_of_one_vector_an_image_is_not_rebuilt_unasked(
 ) -> None:
     """No background distance decides there, so a model of the first images is as good as any."""
     settings = make_settings(tmp_path / "home", compact_above=2)
-    with local.Collection.open("vectors", settings, extractor=f"cnn:{network}") as collection:
+    with Collection.open("vectors", settings, extractor=f"cnn:{network}", local=True) as collection:
         for path in sorted(photo_folder.glob("*.png"))[:6]:
             collection.index([path])
     resources = Resources(settings)

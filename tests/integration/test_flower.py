@@ -10,7 +10,7 @@ from typing import Any
 
 from sites import Eventually, Site
 
-from workers.client import Collection
+from vantage import Collection
 
 INDEXING = {
     "job.register",

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from sites import Site, answer, files_below, found_names, make_settings
 
-from pipeline import local
 from pipeline.config import IndexConfig
 from pipeline.errors import (
     ImageReadError,
@@ -19,7 +18,7 @@ from pipeline.errors import (
     NoFeaturesError,
     UnknownNameError,
 )
-from workers.client import Collection
+from vantage import Collection
 
 Plan = Literal["auto", "probed", "exhaustive"]
 
@@ -30,7 +29,7 @@ def test_both_forms_rank_a_path_bytes_and_pixels_alike(
 ) -> None:
     with (
         Collection.open(indexed, site.settings) as remote,
-        local.Collection.open(indexed, site.settings) as here,
+        Collection.open(indexed, site.settings, local=True) as here,
     ):
         for path in queries:
             pixels = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)
@@ -72,7 +71,7 @@ def test_both_forms_write_the_same_files(
     site: Site, indexed: str, photo_folder: Path, tmp_path: Path
 ) -> None:
     settings = make_settings(tmp_path / "home")
-    with local.Collection.open(indexed, settings) as collection:
+    with Collection.open(indexed, settings, local=True) as collection:
         collection.index([photo_folder])
     mine, theirs = files_below(settings.store), files_below(site.settings.store)
     kinds = [name.split("/")[0] for name in mine]
@@ -91,7 +90,7 @@ def test_what_one_form_indexed_the_other_searches_and_adds_to(
     photographs = sorted(photo_folder.glob("*.png"))
     with (
         Collection.open("shared", site.settings) as remote,
-        local.Collection.open("shared", site.settings) as here,
+        Collection.open("shared", site.settings, local=True) as here,
     ):
         here.index(photographs[:8])
         assert answer(remote.search(queries[0])) == answer(here.search(queries[0]))
@@ -108,7 +107,7 @@ def test_a_collection_keeps_the_number_of_groups_that_it_was_made_with(
     photographs = sorted(photo_folder.glob("*.png"))
     with (
         Collection.open("two-groups", site.settings) as remote,
-        local.Collection.open("two-groups", site.settings) as here,
+        Collection.open("two-groups", site.settings, local=True) as here,
     ):
         remote.index(photographs, index=IndexConfig(groups=2, cell_size=200)).wait(timeout=600)
         result = remote.search(queries[0], plan="exhaustive")

@@ -12,13 +12,10 @@ import pytest
 from sites import Site, found_names
 from typer.testing import CliRunner
 
-from pipeline import fused as local_fused
-from pipeline import local
 from pipeline.errors import ImageReadError, IndexNotBuiltError, InputError, UnknownNameError
 from pipeline.records import FoundBy, FusedResult
-from workers import fused
+from vantage import Collection, FusedCollection
 from workers.cli.app import app
-from workers.client import Collection
 from workers.environment import environment
 
 PAIR = ("indexed", "indexed-surf")
@@ -50,8 +47,8 @@ def test_workers_fuse_as_one_process_does(
     site: Site, pair: tuple[str, str], queries: list[Path], plan: Any
 ) -> None:
     with (
-        fused.FusedCollection.open(pair, site.settings) as remote,
-        local_fused.FusedCollection.open(pair, site.settings) as here,
+        FusedCollection.open(pair, site.settings) as remote,
+        FusedCollection.open(pair, site.settings, local=True) as here,
     ):
         for query in queries:
             wanted = here.search(query, top=20, plan=plan)
@@ -68,9 +65,10 @@ def test_an_answer_says_which_extractor_found_what(
     site: Site, pair: tuple[str, str], photo_folder: Path
 ) -> None:
     query = photo_folder / "coffee.png"
-    with local.Collection.open(pair[0], site.settings) as one:
+    with Collection.open(pair[0], site.settings, local=True) as one:
         alone = one.search(query, top=45)
-    result = local_fused.search_fused(pair, query, top=45, settings=site.settings)
+    with FusedCollection.open(pair, site.settings, local=True) as both:
+        result = both.search(query, top=45)
     assert result.labels == ("sift", "surf")
     first = result.matches[0]
     assert first.locations == (str(query),)
@@ -101,8 +99,8 @@ def test_what_one_extractor_cannot_see_the_other_answers(
     path = tmp_path / "small.png"
     cv2.imwrite(str(path), pixels[40:64, 40:100])
     with (
-        fused.FusedCollection.open(pair, site.settings) as remote,
-        local_fused.FusedCollection.open(pair, site.settings) as here,
+        FusedCollection.open(pair, site.settings) as remote,
+        FusedCollection.open(pair, site.settings, local=True) as here,
     ):
         wanted = here.search(path)
         assert [part.query["descriptors"] > 0 for part in wanted.parts] == [True, False]
@@ -120,23 +118,36 @@ def test_what_one_extractor_cannot_see_the_other_answers(
 def test_errors_come_before_any_search(
     site: Site, pair: tuple[str, str], queries: list[Path]
 ) -> None:
-    for module in (local_fused, fused):
+    def search(names: Any, query: Any, local: bool) -> FusedResult:
+        with FusedCollection.open(names, site.settings, local=local) as opened:
+            return opened.search(query)
+
+    for local in (True, False):
         with pytest.raises(InputError, match="cannot be fused with itself"):
-            module.search_fused([pair[0], pair[0]], queries[0], settings=site.settings)
+            search([pair[0], pair[0]], queries[0], local)
         with pytest.raises(UnknownNameError, match="did you mean 'indexed-surf'"):
-            module.search_fused([pair[0], "indexd-surf"], queries[0], settings=site.settings)
+            search([pair[0], "indexd-surf"], queries[0], local)
         with pytest.raises(ImageReadError):
-            module.search_fused(pair, b"no image", settings=site.settings)
+            search(pair, b"no image", local)
+        # Arguments in the wrong order, or a name alone.
+        for names in ("query.jpg", pair[0], Path("query.jpg"), [Path("a"), Path("b")], [1, 2]):
+            with pytest.raises(InputError, match="named"):
+                search(names, queries[0], local)
 
 
 def test_a_collection_without_an_index_is_named(
     site: Site, pair: tuple[str, str], queries: list[Path], tmp_path: Path
 ) -> None:
-    with local.Collection.open("still-empty", site.settings) as collection:
+    with Collection.open("still-empty", site.settings, local=True) as collection:
         collection.index([tmp_path])
-    for module in (local_fused, fused):
-        with pytest.raises(IndexNotBuiltError, match="still-empty"):
-            module.search_fused([pair[0], "still-empty"], queries[0], settings=site.settings)
+    names = [pair[0], "still-empty"]
+    for order in (names, names[::-1]):
+        for local in (True, False):
+            with (
+                FusedCollection.open(order, site.settings, local=local) as opened,
+                pytest.raises(IndexNotBuiltError, match="still-empty"),
+            ):
+                opened.search(queries[0])
 
 
 def vantage(site: Site, *args: str | Path) -> Any:

@@ -24,7 +24,7 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import FailureRow, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
 from pipeline.records import SearchResult
-from workers.client import Collection, JobHandle
+from vantage import Collection, JobHandle
 from workers.context import Context
 
 

@@ -31,12 +31,12 @@ from pipeline.errors import (
 )
 from pipeline.job_params import RebuildParams
 from pipeline.kinds import INDEX, load
-from pipeline.local import Collection
 from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import FailureRow, JobRecord
 from pipeline.resources import Resources
 from pipeline.storage import Storage
+from vantage import Collection
 
 BOTH_PLANS = pytest.mark.parametrize("plan", ["exhaustive", "probed"])
 
@@ -48,7 +48,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def collection(settings: Settings) -> Iterator[Collection]:
-    with Collection.open("pictures", settings, threads=2) as opened:
+    with Collection.open("pictures", settings, threads=2, local=True) as opened:
         yield opened
 
 
@@ -56,7 +56,7 @@ def collection(settings: Settings) -> Iterator[Collection]:
 def shared(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Iterator[Collection]:
     """The photographs and their views, indexed once. Only to be searched."""
     settings = make_settings(tmp_path_factory.mktemp("local") / "home")
-    with Collection.open("shared", settings, threads=2) as opened:
+    with Collection.open("shared", settings, threads=2, local=True) as opened:
         opened.index([photo_folder]).wait()
         yield opened
 
@@ -76,7 +76,7 @@ def matches(collection: Collection, query: Any, plan: str = "exhaustive") -> lis
 
 
 def failures(collection: Collection) -> list[FailureRow]:
-    with session_scope(collection._resources.engine, write=False) as session:
+    with session_scope(collection._driver.resources.engine, write=False) as session:
         record = collections.get_collection(session, collection.name)
         return list(images.failures(session, record.id, 100, 0))
 
@@ -221,7 +221,7 @@ def test_a_missing_folder_is_told(collection: Collection, tmp_path: Path) -> Non
 def test_a_rebuild_of_the_same_images_gives_the_same_answers(
     shared: Collection, photo_folder: Path, queries: list[Path], settings: Settings
 ) -> None:
-    with Collection.open("pictures", settings) as other:
+    with Collection.open("pictures", settings, local=True) as other:
         other.index([photo_folder]).wait()
         stored = files_below(settings.store)
         assert other.rebuild().wait().state == "done"
@@ -237,9 +237,9 @@ def test_a_rebuild_after_additions_trains_on_all_images(
 ) -> None:
     collection.index([folder / "rocket.png", folder / "page.png"]).wait()
     collection.index([folder]).wait()
-    before = collection._resources.current_version("pictures")
+    before = collection._driver.resources.current_version("pictures")
     assert collection.rebuild().wait().state == "done"
-    after = collection._resources.current_version("pictures")
+    after = collection._driver.resources.current_version("pictures")
     assert after.tree.trained_on > before.tree.trained_on
     assert len(after.segments) == 4 < len(before.segments)
     assert after.stats["descriptors"] == before.stats["descriptors"]
@@ -262,7 +262,7 @@ def test_a_rebuild_mends_damaged_segments_and_trees(
         path.unlink()
         path.write_bytes(data)
     shutil.rmtree(settings.local)
-    with Collection.open("pictures", settings) as other:
+    with Collection.open("pictures", settings, local=True) as other:
         with pytest.raises(CorruptFileError, match="vantage rebuild"):
             other.search(folder / "text.png")
         assert other.rebuild().wait().state == "done"
@@ -285,13 +285,13 @@ def test_a_rebuild_mends_files_that_differ_from_what_is_recorded(
         path.unlink()
         storage.write_arrays(key, content, {**meta, "made": "again"})
     shutil.rmtree(settings.local)
-    with Collection.open("pictures", settings) as other:
+    with Collection.open("pictures", settings, local=True) as other:
         with pytest.raises(CorruptFileError, match="vantage rebuild"):
             other.search(folder / "text.png")
         assert other.rebuild().wait().state == "done"
         assert matches(other, folder / "text.png") == expected
     shutil.rmtree(settings.local)
-    with Collection.open("pictures", settings) as other:
+    with Collection.open("pictures", settings, local=True) as other:
         assert matches(other, folder / "text.png") == expected
         (folder / "later.png").write_bytes((folder / "text.png").read_bytes() + b"x")
         assert other.index([folder]).wait().state == "done"
@@ -301,7 +301,7 @@ def test_a_rebuild_that_runs_already_is_told_and_left_alone(
     collection: Collection, folder: Path
 ) -> None:
     collection.index([folder]).wait()
-    engine = collection._resources.engine
+    engine = collection._driver.resources.engine
     with session_scope(engine) as session:
         record = collections.get_collection(session, "pictures")
         other = jobs.create_job(session, record.id, "rebuild", RebuildParams())
@@ -339,12 +339,12 @@ def test_every_part_run_twice_gives_the_same_files_and_rows(
 
     with monkeypatch.context() as patch:
         patch.setattr(indexing, "run_part", twice)
-        with Collection.open("pictures", settings, threads=1) as single:
+        with Collection.open("pictures", settings, threads=1, local=True) as single:
             assert single.index([folder]).wait().state == "done"
             answers = matches(single, folder / "page.png")
     assert set(ran) == {stage.name for stage in INDEX.stages}
     once = make_settings(folder.parent / "another home")
-    with Collection.open("pictures", once, threads=1) as single:
+    with Collection.open("pictures", once, threads=1, local=True) as single:
         single.index([folder]).wait()
         assert matches(single, folder / "page.png") == answers
     assert files_below(once.store) == files_below(settings.store)
@@ -445,7 +445,7 @@ def test_all_encodings_of_a_picture_come_before_every_other_picture(
 
 def test_a_search_of_nothing_says_what_to_do(shared: Collection, settings: Settings) -> None:
     with (
-        Collection.open("nosuch", settings) as unknown,
+        Collection.open("nosuch", settings, local=True) as unknown,
         pytest.raises(UnknownNameError, match="no collection is named 'nosuch'"),
     ):
         unknown.search(np.zeros((50, 50), np.uint8))

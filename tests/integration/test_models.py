@@ -19,12 +19,12 @@ from pipeline.errors import ConfigError, StateError, StorageUnavailableError
 from pipeline.extraction import registry
 from pipeline.extraction.base import Extractor
 from pipeline.images import DecodedImage
-from pipeline.local import Collection
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionRecord
 from pipeline.records import Features
 from pipeline.resources import Resources
+from vantage import Collection
 
 
 class Projection(Extractor):
@@ -91,13 +91,13 @@ def photographs(tmp_path: Path, small_photographs: dict[str, bytes]) -> Path:
 def made(settings: Settings, models: Path) -> Iterator[Collection]:
     """A collection of the first model, without a picture."""
     spec = f"projection:{models / 'one.onnx'}"
-    with Collection.open("looks", settings, threads=2, extractor=spec) as opened:
+    with Collection.open("looks", settings, threads=2, extractor=spec, local=True) as opened:
         opened.index([])
         yield opened
 
 
 def record(collection: Collection) -> CollectionRecord:
-    with session_scope(collection._resources.engine, write=False) as session:
+    with session_scope(collection._driver.resources.engine, write=False) as session:
         return collections.get_collection(session, collection.name)
 
 
@@ -123,7 +123,9 @@ def test_a_collection_is_made_with_model_options_and_rows_of_its_extractor(
     assert first.extractor.model == sha256(models / "one.onnx")
     assert first.extractor.options == {}
     assert first.index.dimensions == 192
-    with Collection.open("other", settings, extractor=f"projection:{models}/two.onnx") as other:
+    with Collection.open(
+        "other", settings, extractor=f"projection:{models}/two.onnx", local=True
+    ) as other:
         other.index([])
         assert record(other).extractor.options == {"side": 20}
         assert record(other).extractor_id != first.extractor_id
@@ -135,14 +137,14 @@ def test_it_searches_in_a_process_that_has_only_the_store(
     assert made.index([photographs]).wait().state == "done"
     shutil.rmtree(models)
     forget(settings)
-    with Collection.open("looks", settings) as opened:
+    with Collection.open("looks", settings, local=True) as opened:
         found = found_names(opened.search(photographs / "coffee.png", top=3))
     assert found[0] == "coffee"
 
 
 def test_rows_that_the_caller_asks_for_are_kept(settings: Settings, models: Path) -> None:
     spec = f"projection:{models / 'one.onnx'}"
-    with Collection.open("short", settings, extractor=spec) as opened:
+    with Collection.open("short", settings, extractor=spec, local=True) as opened:
         opened.index([], index=IndexConfig(dimensions=128))
         assert record(opened).index.dimensions == 128
 
@@ -152,7 +154,7 @@ def test_two_collections_with_one_model_share_its_file(
 ) -> None:
     shutil.copy(models / "one.onnx", models / "another name.onnx")
     spec = f"projection:{models / 'another name.onnx'}"
-    with Collection.open("more", settings, extractor=spec) as other:
+    with Collection.open("more", settings, extractor=spec, local=True) as other:
         other.index([])
         assert record(other).extractor == record(made).extractor
     assert stored(settings) == [f"{sha256(models / 'one.onnx')}.onnx"]
@@ -168,13 +170,16 @@ def test_another_extractor_is_refused_with_both_named(
         (f"projection:{two}", f"projection (model {sha256(two)[:12]})"),
     ):
         with pytest.raises(ConfigError) as caught:
-            Collection.open("looks", settings, extractor=spec)
+            Collection.open("looks", settings, extractor=spec, local=True)
         sentence = str(caught.value)
         assert f"extractor is '{yours}': collection 'looks' was made with {mine}" in sentence
         assert "index into a collection of another name" in sentence
     with pytest.raises(ConfigError, match="was made with projection"):
         made.index([], extractor=ExtractorConfig())
-    with pytest.raises(ConfigError, match="'looks'"), Collection.open("looks", settings) as opened:
+    with (
+        pytest.raises(ConfigError, match="'looks'"),
+        Collection.open("looks", settings, local=True) as opened,
+    ):
         opened.index([], extractor=replace(record(made).extractor, model="0" * 64))
     # What is refused leaves nothing in the store.
     assert stored(settings) == [f"{sha256(models / 'one.onnx')}.onnx"]
@@ -185,14 +190,18 @@ def test_other_options_of_the_same_model_are_named(
 ) -> None:
     (models / "one.toml").write_text("side = 8\n")
     with pytest.raises(ConfigError, match=r"and other options \(side\)"):
-        Collection.open("looks", settings, extractor=f"projection:{models / 'one.onnx'}")
+        Collection.open(
+            "looks", settings, extractor=f"projection:{models / 'one.onnx'}", local=True
+        )
 
 
 def test_the_same_extractor_from_another_environment_is_no_other(
     made: Collection, settings: Settings, models: Path
 ) -> None:
     changed = replace(settings, extractor=replace(settings.extractor, max_features=9))
-    with Collection.open("looks", changed, extractor=f"projection:{models}/one.onnx") as opened:
+    with Collection.open(
+        "looks", changed, extractor=f"projection:{models}/one.onnx", local=True
+    ) as opened:
         opened.index([])
         assert record(opened).extractor.max_features == settings.extractor.max_features
 
@@ -205,11 +214,13 @@ def test_a_model_that_vanished_from_the_store_is_named_and_can_be_put_back(
     (Path(settings.store) / key).unlink()
     forget(settings)
     with pytest.raises(StateError) as caught:
-        made._resources.extractor(config)
+        made._driver.resources.extractor(config)
     assert f"no model '{key}' any more" in str(caught.value)
     assert "--extractor NAME:FILE" in str(caught.value)
-    Collection.open("looks", settings, extractor=f"projection:{models}/one.onnx").close()
-    assert made._resources.extractor(config).dimensions == 192
+    Collection.open(
+        "looks", settings, extractor=f"projection:{models}/one.onnx", local=True
+    ).close()
+    assert made._driver.resources.extractor(config).dimensions == 192
     assert stored(settings) == [f"{sha256(models / 'one.onnx')}.onnx"]
 
 
@@ -221,9 +232,11 @@ def test_a_damaged_model_is_noticed_and_replaced(
     file.unlink()
     file.write_text("9")
     with pytest.raises(StateError, match=r"model 'models/\w+\.onnx' in the store is damaged"):
-        made._resources.extractor(record(made).extractor)
-    Collection.open("looks", settings, extractor=f"projection:{models}/one.onnx").close()
-    assert made._resources.extractor(record(made).extractor).dimensions == 192
+        made._driver.resources.extractor(record(made).extractor)
+    Collection.open(
+        "looks", settings, extractor=f"projection:{models}/one.onnx", local=True
+    ).close()
+    assert made._driver.resources.extractor(record(made).extractor).dimensions == 192
     assert file.read_text() == "1"
 
 
@@ -244,7 +257,7 @@ def test_a_store_that_is_gone_is_another_matter_than_a_model_that_is_gone(
     Path(settings.store).rename(Path(settings.store).with_name("unmounted"))
     forget(settings)
     with pytest.raises(StorageUnavailableError):
-        made._resources.extractor(record(made).extractor)
+        made._driver.resources.extractor(record(made).extractor)
 
 
 def test_the_settings_extractor_is_that_of_new_collections(
@@ -252,10 +265,10 @@ def test_the_settings_extractor_is_that_of_new_collections(
 ) -> None:
     config = replace(settings.extractor, name="projection")
     mine = replace(settings, extractor=config, extractor_text=f"projection:{models / 'two.onnx'}")
-    with Collection.open("new", mine) as opened:
+    with Collection.open("new", mine, local=True) as opened:
         opened.index([])
         assert record(opened).extractor.model == sha256(models / "two.onnx")
-    with Collection.open("new", settings) as opened:  # whose settings say sift
+    with Collection.open("new", settings, local=True) as opened:  # whose settings say sift
         opened.index([])
         assert record(opened).extractor.name == "projection"
 
@@ -263,9 +276,9 @@ def test_the_settings_extractor_is_that_of_new_collections(
 def test_a_refused_model_makes_no_collection(settings: Settings, models: Path) -> None:
     (models / "bad.onnx").write_text("no number")
     spec = f"projection:{models / 'bad.onnx'}"
-    with Collection.open("bad", settings, extractor=spec) as opened:
+    with Collection.open("bad", settings, extractor=spec, local=True) as opened:
         with pytest.raises(ValueError, match="no number"):
             opened.index([])
-        with session_scope(opened._resources.engine, write=False) as session:
+        with session_scope(opened._driver.resources.engine, write=False) as session:
             assert collections.list_collections(session) == []
     assert not [*Path(settings.store).rglob("*.onnx")], "what is refused leaves nothing"

@@ -12,8 +12,8 @@ from pipeline.request import SearchRequest
 from pipeline.resources import Resources
 from pipeline.retrieval.batch import join_batches
 from pipeline.searching import find_pairs, finish_batch, prepare_query, scan_group
+from vantage import Collection
 from workers import searches
-from workers.client import Collection
 
 
 def test_workers_give_the_pairs_that_one_process_gives_in_original_pixels(
@@ -49,8 +49,8 @@ def test_workers_give_the_pairs_that_one_process_gives_in_original_pixels(
     with Collection.open(indexed, site.settings) as remote:
         handle = remote.enqueue_search(half, plan="exhaustive")
         assert [match.image for match in handle.wait().matches] == chosen
-        there = searches.pairs(remote._context, handle.id, chosen)
-        assert searches.pairs(remote._context, "unknown", chosen) is None
+        there = searches.pairs(remote._driver.context, handle.id, chosen)
+        assert searches.pairs(remote._driver.context, "unknown", chosen) is None
     assert there is not None
     assert set(there) == set(here)
     for image, pairs in here.items():

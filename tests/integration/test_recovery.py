@@ -15,7 +15,6 @@ from heavy import long_only
 from redis import RedisError
 from sites import Eventually, files_below, live_workers, make_settings
 
-from pipeline import local
 from pipeline.config import Settings
 from pipeline.files import hash_bytes
 from pipeline.metadata import collections, parts
@@ -23,7 +22,7 @@ from pipeline.metadata.engine import create_metadata_engine, session_scope, upgr
 from pipeline.metadata.images import register_files
 from pipeline.metadata.records import JobProgress, RegisteredFile
 from pipeline.walk import walk
-from workers.client import Collection
+from vantage import Collection
 from workers.embedded import find_server
 from workers.processes import die_with_parent, free_port
 from workers.redis_url import RedisAddress
@@ -97,7 +96,7 @@ def undisturbed(
     settings = _settings(tmp_path_factory.mktemp("undisturbed") / "home")
     _prepare(settings, many_photographs)
     for disturbance in DISTURBANCES:
-        with local.Collection.open(_name(disturbance), settings) as collection:
+        with Collection.open(_name(disturbance), settings, local=True) as collection:
             done = collection.index([many_photographs]).progress()
             assert done.counters["images_extracted"] == IMAGES
     return files_below(settings.store)

@@ -23,10 +23,10 @@ from sites import make_settings
 
 from pipeline import indexing
 from pipeline.config import Settings
-from pipeline.local import Collection
 from pipeline.metadata import holdings, jobs, versions
 from pipeline.metadata.engine import create_metadata_engine, require_schema, session_scope, upgrade
 from pipeline.resources import Resources
+from vantage import Collection
 
 DATA = Path(__file__).parents[1] / "data" / "revision_0001"
 
@@ -106,7 +106,7 @@ def test_every_version_holds_and_hides_what_it_did(resources: Resources) -> None
 @pytest.mark.parametrize("asked", SAID["answers"])
 def test_answers_are_those_of_before(settings: Settings, asked: str) -> None:
     seed, plan = asked.split()
-    with Collection.open("pictures", settings) as collection:
+    with Collection.open("pictures", settings, local=True) as collection:
         answer = collection.search(picture(int(seed)), top=10, plan=plan)  # type: ignore[arg-type]
     found = [(match.image, match.votes) for match in answer.matches]
     assert found == [(image, votes) for image, _, votes in SAID["answers"][asked]]

@@ -14,7 +14,7 @@ from sites import Eventually, SecondHost, Site, answer, frozen, live_workers, se
 
 from pipeline.errors import NoWorkersError
 from pipeline.records import SearchResult
-from workers.client import Collection
+from vantage import Collection
 from workers.keys import KEYS
 from workers.searches import Ticket
 
@@ -114,7 +114,7 @@ def test_a_host_that_hangs_is_asked_twice_and_not_waited_for(
     assert result.matches[0].image == whole.matches[0].image
     enqueued = handle.wait(timeout=600)
     assert (enqueued.complete, enqueued.missing_groups) == (False, (2, 3))
-    ticket = Ticket.load(collection._context.redis, handle.id)
+    ticket = Ticket.load(collection._driver.context.redis, handle.id)
     assert ticket is not None
     assert (ticket.asked, ticket.resent) == ((0, 1, 2, 3), True)
     # What it finds waiting when it is back is over, and does no harm.
@@ -134,11 +134,11 @@ def test_what_a_killed_host_had_been_handed_is_scanned_by_its_successor(
 ) -> None:
     second.freeze()
     handle = collection.enqueue_search(queries[0], plan="exhaustive", deadline_s=600)
-    redis = collection._context.redis
+    redis = collection._driver.context.redis
     eventually(lambda: redis.exists(*(KEYS.part(handle.id, group) for group in (0, 1))) == 2)
     # A worker that dies takes along the messages that it had received.
     second.kill()
-    address = collection._context.redis_address
+    address = collection._driver.context.redis_address
     with address.client(database=address.broker_db) as broker:
         broker.delete("group.2", "group.3")
     second.start()

@@ -11,12 +11,9 @@ import numpy as np
 import pytest
 from sites import Eventually, Site, answer, served_groups
 
-from pipeline import fused as local_fused
-from pipeline import local
 from pipeline.errors import ImageReadError, InputError, NoFeaturesError, UnknownNameError
 from pipeline.records import SearchResult
-from workers import fused
-from workers.client import Collection
+from vantage import Collection, FusedCollection
 
 PLANS = pytest.mark.parametrize(
     "wish",
@@ -34,8 +31,8 @@ def remote(site: Site, indexed: str) -> Iterator[Collection]:
 
 
 @pytest.fixture
-def here(site: Site, indexed: str) -> Iterator[local.Collection]:
-    with local.Collection.open(indexed, site.settings) as opened:
+def here(site: Site, indexed: str) -> Iterator[Collection]:
+    with Collection.open(indexed, site.settings, local=True) as opened:
         yield opened
 
 
@@ -63,9 +60,9 @@ def alone(result: SearchResult) -> dict[str, Any]:
 
 @PLANS
 def test_the_answers_are_those_of_single_searches_here_and_by_workers(
-    here: local.Collection, remote: Collection, images: list[Any], wish: dict[str, Any]
+    here: Collection, remote: Collection, images: list[Any], wish: dict[str, Any]
 ) -> None:
-    together, by_workers = (form.search_many(images, 20, **wish) for form in (here, remote))
+    together, by_workers = (form.search_many(images, top=20, **wish) for form in (here, remote))
     assert len(together) == len(by_workers) == len(images)
     failed = [result for result in together if isinstance(result, InputError)]
     assert [type(error) for error in failed] == list(ERRORS)
@@ -73,18 +70,18 @@ def test_the_answers_are_those_of_single_searches_here_and_by_workers(
         if isinstance(mine, InputError):
             assert str(theirs) == str(mine)
             with pytest.raises(type(mine)):
-                here.search(image, 20, **wish)
+                here.search(image, top=20, **wish)
             continue
         assert mine.matches
         assert mine.explain["images"] == 5
-        assert alone(mine) == alone(here.search(image, 20, **wish))
+        assert alone(mine) == alone(here.search(image, top=20, **wish))
         assert answer(one(theirs)) == answer(mine)
-        assert alone(one(theirs)) == alone(remote.search(image, 20, **wish))
+        assert alone(one(theirs)) == alone(remote.search(image, top=20, **wish))
 
 
 @pytest.mark.parametrize("wish", [{"plan": "probed"}, {"exact": True}], ids=["probed", "exact"])
 def test_a_cell_that_several_images_want_is_visited_once(
-    here: local.Collection, remote: Collection, queries: list[Path], wish: dict[str, Any]
+    here: Collection, remote: Collection, queries: list[Path], wish: dict[str, Any]
 ) -> None:
     passes = [one(form.search_many(queries, **wish)[0]) for form in (here, remote)]
     singles = [here.search(query, **wish) for query in queries]
@@ -155,14 +152,14 @@ def test_a_host_that_hangs_holds_a_pass_up_until_its_deadline(
 
 
 def test_no_images_and_an_unknown_collection(
-    site: Site, here: local.Collection, remote: Collection, queries: list[Path]
+    site: Site, here: Collection, remote: Collection, queries: list[Path]
 ) -> None:
     assert here.search_many([]) == remote.search_many([]) == []
     for form in (here, remote):
         with pytest.raises(InputError, match="ask for one of the two"):
             form.search_many(queries, exact=True, effort=0.1)
     with (
-        local.Collection.open("nosuch", site.settings) as unknown,
+        Collection.open("nosuch", site.settings, local=True) as unknown,
         pytest.raises(UnknownNameError, match="no collection is named 'nosuch'"),
     ):
         unknown.search_many(queries)
@@ -177,13 +174,13 @@ def test_several_collections_answer_several_images(
     names = (indexed, other)
     images = [queries[0], BAD[0], queries[1], BAD[1]]
     with (
-        local_fused.FusedCollection.open(names, site.settings) as mine,
-        fused.FusedCollection.open(names, site.settings) as theirs,
+        FusedCollection.open(names, site.settings, local=True) as mine,
+        FusedCollection.open(names, site.settings) as theirs,
     ):
         for form in (mine, theirs):
-            found = form.search_many(images, 5, exact=True)
+            found = form.search_many(images, top=5, exact=True)
             assert [type(result) for result in found[1::2]] == [ImageReadError, NoFeaturesError]
             for image, result in zip(images[::2], found[::2], strict=True):
                 assert not isinstance(result, InputError)
-                assert result.matches == form.search(image, 5, exact=True).matches
+                assert result.matches == form.search(image, top=5, exact=True).matches
                 assert result.complete

@@ -21,11 +21,11 @@ from pipeline.extraction import features
 from pipeline.images import DecodedImage
 from pipeline.indexing import extract as stage
 from pipeline.indexing import unfinished
-from pipeline.local import Collection
 from pipeline.metadata import collections, images, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.resources import Resources
-from workers.client import Collection as Workers
+from vantage import Collection
+from vantage import Collection as Workers
 from workers.stack import Stack
 
 GOOD = 5
@@ -76,7 +76,7 @@ def test_slow_files_are_tried_twice_and_do_not_hold_up_their_batch(
     monkeypatch.setattr(features, "try_decode", noting)
     monkeypatch.setattr(stage, "SLICE_S", 0.0)  # every step is a slice
     monkeypatch.setattr(features, "DECODING_S", 0.0)  # and every image a step
-    with Collection.open("mixed", hasty(settings)) as collection:
+    with Collection.open("mixed", hasty(settings), local=True) as collection:
         job = collection.index([photographs]).progress()
     assert (job.state, job.images_done, job.images_failed) == ("done", GOOD + 2, 2)
     assert sorted(tries) == sorted(
@@ -97,10 +97,10 @@ def test_what_a_killed_process_had_kept_is_not_extracted_again(
         "from pipeline.config import ImageLimits, Settings\n"
         "from pipeline.extraction import features\n"
         "from pipeline.indexing import unfinished\n"
-        "from pipeline.local import Collection\n"
+        "from vantage import Collection\n"
         "unfinished.KEEP_EVERY_S = features.DECODING_S = 0.0\n"
         "settings = replace(Settings.from_env(), image_limits=ImageLimits(decode_seconds=1e4))\n"
-        f"Collection.open('killed', settings).index([{str(photographs)!r}])\n"
+        f"Collection.open('killed', settings, local=True).index([{str(photographs)!r}])\n"
     )
     environment = {"VANTAGE_HOME": str(settings.home), "PATH": "/usr/bin:/bin"}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
@@ -119,7 +119,7 @@ def test_what_a_killed_process_had_kept_is_not_extracted_again(
         return real(data, name=name, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(features, "try_decode", noting)
-    with Collection.open("killed", hasty(settings)) as collection:
+    with Collection.open("killed", hasty(settings), local=True) as collection:
         job = collection.index([photographs]).progress()
     assert (job.state, job.images_done, job.images_failed) == ("done", GOOD + 2, 2)
     good = [name for name in extracted if name.startswith("good")]

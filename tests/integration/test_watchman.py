@@ -16,7 +16,6 @@ import pytest
 from sites import Eventually, make_settings
 from sqlalchemy import update
 
-from pipeline import local
 from pipeline.abandoned import this_process
 from pipeline.config import Settings
 from pipeline.errors import (
@@ -35,9 +34,10 @@ from pipeline.metadata.models import Job
 from pipeline.metadata.records import JobRecord, WorkerRecord
 from pipeline.request import SearchRequest
 from pipeline.searching import prepare_query
+from vantage import Collection
 from workers import searches
-from workers.client import Collection, SearchHandle, _block
 from workers.context import Context
+from workers.driver import WorkersSearch, _block
 from workers.embedded import EmbeddedRedis
 from workers.jobs import PASSING, broker_epoch, keep_up, proceed, replan, send_stage
 from workers.keys import KEYS
@@ -50,7 +50,7 @@ PATIENCE_S = 15.0
 def indexed_home(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Settings:
     """A home with a collection of 15 photographs, without broker or workers."""
     settings = make_settings(tmp_path_factory.mktemp("watched") / "home")
-    with local.Collection.open("photographs", settings) as collection:
+    with Collection.open("photographs", settings, local=True) as collection:
         collection.index(sorted(photo_folder.glob("*.png")))
     return settings
 
@@ -215,7 +215,7 @@ class TestJobs:
         photographs = sorted(photo_folder.glob("*.png"))[:7]
         names = ("broken", "sound")
         for name in names:
-            with local.Collection.open(name, context.settings) as collection:
+            with Collection.open(name, context.settings, local=True) as collection:
                 collection.index(photographs[:1])
                 collection.index(photographs[1:])
         grown = Context(dataclasses.replace(context.settings, compact_above=1))
@@ -403,7 +403,7 @@ class TestSearches:
         assert _messages(context, "query") == [("retrieve.prepare", [search_id])]
         searches.prepare(context, search_id)
         searches.scan(context, search_id, 0)
-        handle = SearchHandle(context, search_id)
+        handle = WorkersSearch(context, search_id)
         for step in ("resend_at", "deadline_at"):
             assert not handle.ready()
             _let_be_due(context, search_id, step)
@@ -420,7 +420,7 @@ class TestSearches:
         search_id = uuid.uuid4().hex
         config = SearchRequest(deadline_s=0.3)
         searches.request(context, search_id, "photographs", query, config)
-        handle = SearchHandle(context, search_id)
+        handle = WorkersSearch(context, search_id)
         with pytest.raises(TimeoutError, match=search_id):
             handle.wait(timeout=0.1)
         eventually(lambda: searches.tend_all(context) and handle.ready())
@@ -433,8 +433,8 @@ class TestSearches:
     ) -> None:
         ticket = self._begin(context, query, 60)  # nobody serves anything
         assert ticket.missing == (0, 1, 2, 3)
-        first = SearchHandle(context, ticket.id).wait(timeout=600)
-        assert SearchHandle(context, ticket.id).wait(timeout=600) == first
+        first = WorkersSearch(context, ticket.id).wait(timeout=600)
+        assert WorkersSearch(context, ticket.id).wait(timeout=600) == first
         # Waiting takes its element and puts it back: it still goes by itself.
         _block(context, ticket.id, 1.0)
         assert 500 < context.redis.ttl(KEYS.reply(ticket.id)) <= 600
@@ -470,7 +470,7 @@ class TestSearches:
         self, context: Context, query: bytes, photo_folder: Path
     ) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
-        with local.Collection.open("passing", context.settings) as collection:
+        with Collection.open("passing", context.settings, local=True) as collection:
             collection.index([photo_folder / "page.png", photo_folder / "coffee.png"])
         config = SearchRequest(plan="exhaustive", deadline_s=600)
         ids = {name: uuid.uuid4().hex for name in ("passing", "photographs")}
@@ -480,7 +480,7 @@ class TestSearches:
         with session_scope(context.engine) as session:
             collections.delete_collection(session, "passing")
         fresh = Context(context.settings)  # the watchman's, which has not read the version before
-        handles = {name: SearchHandle(context, search_id) for name, search_id in ids.items()}
+        handles = {name: WorkersSearch(context, search_id) for name, search_id in ids.items()}
         for search_id in ids.values():
             _let_be_due(context, search_id, "resend_at", "deadline_at")
         assert searches.tend_all(fresh) == 2
@@ -562,12 +562,12 @@ class TestClient:
             Collection.open("photographs", make_settings(tmp_path))
 
     def test_waiting_for_a_job_ends_with_it_or_with_the_time(self, context: Context) -> None:
-        from workers.client import JobHandle
+        from vantage import JobHandle
 
         job = _job(context)
         with pytest.raises(TimeoutError, match="goes on"):
-            JobHandle(context, job.id).wait(timeout=0.05)
+            JobHandle(context.engine, job.id).wait(timeout=0.05)
         with session_scope(context.engine) as session:
             jobs.finish_job(session, job.id, "failed", "the disk is full")
         with pytest.raises(StateError, match="failed: the disk is full"):
-            JobHandle(context, job.id).wait(timeout=1)
+            JobHandle(context.engine, job.id).wait(timeout=1)

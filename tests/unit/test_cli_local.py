@@ -14,11 +14,11 @@ from pipeline.config import Settings
 from pipeline.index.cells import cells_by_default
 from pipeline.indexing import open_stage, run_part
 from pipeline.job_params import IndexParams
-from pipeline.local import Collection
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.jobs import create_job, get_job, pause_job
 from pipeline.resources import Resources
 from pipeline.text import columns
+from vantage import Collection
 from workers.cli import exits
 from workers.cli.options import complete_collection
 
@@ -320,7 +320,7 @@ def test_migrate_sets_up_and_then_has_nothing_to_do(home: Path) -> None:
 def test_the_job_of_a_killed_process_does_not_keep_its_images(home: Path, photos: Path) -> None:
     """As after kill -9 in the middle: images are registered for a job whose process is gone."""
     settings = Settings.from_env({"VANTAGE_HOME": str(home)})
-    with Collection.open("killed", settings) as collection:
+    with Collection.open("killed", settings, local=True) as collection:
         collection.index([photos / "coffee.png"])
     resources = Resources(settings)
     gone = json.dumps({"host": settings.host, "pid": os.getpid(), "started": 1.0})
@@ -339,7 +339,7 @@ def test_the_job_of_a_killed_process_does_not_keep_its_images(home: Path, photos
 
 def test_the_job_of_a_living_process_is_left_alone(home: Path, photos: Path) -> None:
     settings = Settings.from_env({"VANTAGE_HOME": str(home)})
-    with Collection.open("busy", settings) as collection:
+    with Collection.open("busy", settings, local=True) as collection:
         collection.index([photos / "coffee.png"])
     resources = Resources(settings)
     process = this_process(settings.host)
@@ -356,7 +356,7 @@ def test_the_job_of_a_living_process_is_left_alone(home: Path, photos: Path) -> 
 
 def test_an_unfinished_job_of_the_workers_is_told(home: Path, photos: Path) -> None:
     settings = Settings.from_env({"VANTAGE_HOME": str(home)})
-    with Collection.open("shared", settings) as collection:
+    with Collection.open("shared", settings, local=True) as collection:
         collection.index([photos / "coffee.png"])
     resources = Resources(settings)
     with session_scope(resources.engine) as session:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import InputError
-from pipeline.fused import require_different
+from pipeline.fusing import require_different
 from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 from pipeline.retrieval.fuse import DEPTH, HALF_EVIDENCE, deviations, fuse
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -15,12 +16,11 @@ from pipeline.config import PlanKind, Settings, digest
 from pipeline.errors import InputError, StateError, UnknownNameError
 from pipeline.request import SearchRequest
 from workers.cli import exits
-from workers.cli.indexing import do_by_workers, do_locally
+from workers.cli.indexing import JobOrder, do_job
 from workers.cli.metadata import metadata_engine
 from workers.cli.options import ExactOption, JsonOption, LocalOption, epilog
 from workers.cli.output import counted, say, show_table, to_stderr, write_json
 from workers.cli.progress import Bar
-from workers.cli.search import Searcher, open_collections
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from pipeline.config import ExtractorConfig
     from pipeline.evaluation import Dataset, EvaluationReport, Figures
     from pipeline.records import FusedResult, SearchResult
+    from workers.collection import Collection
+    from workers.fused_collection import FusedCollection
 
 HELP = epilog(
     """
@@ -115,7 +117,7 @@ def evaluate(
     from pipeline.evaluation import read_dataset
 
     settings = Settings.from_env()
-    plans = _plans(plan, effort, exact)
+    requests = _requests(plan, SearchRequest(effort=effort, exact=exact, top=top))
     specs = extractor or [settings.extractor_spec]
     if fuse and len(specs) < 2:
         raise InputError(
@@ -131,11 +133,9 @@ def evaluate(
             opened = _evaluation_collection(settings, engine, chosen, config, keep)
             names.append(collections.enter_context(opened))
             _index(settings, engine, names[-1], chosen, spec, local)
-            reports[labels[spec]] = _measure(
-                settings, [names[-1]], chosen, plans, effort, top, local
-            )
+            reports[labels[spec]] = _measure(settings, [names[-1]], chosen, requests, local)
         if fuse:
-            reports[FUSED] = _measure(settings, names, chosen, plans, effort, top, local)
+            reports[FUSED] = _measure(settings, names, chosen, requests, local)
     if as_json:
         write_json(_to_dict(reports))
     else:
@@ -159,9 +159,9 @@ def _index(
     settings: Settings, engine: Engine, name: str, dataset: Dataset, spec: str, local: bool
 ) -> None:
     """Index the database images of a data set by one extractor."""
-    work = do_locally if local else do_by_workers
+    order = JobOrder(name, paths=dataset.database_files(), extractor=spec, local=local)
     try:
-        progress = work(settings, engine, name, dataset.database_files(), extractor=spec)
+        progress = do_job(settings, engine, order)
     except exits.InterruptError:
         # Its own sentence promises a job that goes on; this collection is about to go.
         raise exits.InterruptError("Interrupted. What was extracted is kept.") from None
@@ -176,14 +176,14 @@ def _measure(
     settings: Settings,
     names: Sequence[str],
     dataset: Dataset,
-    plans: Sequence[PlanKind],
-    effort: float | None,
-    top: int,
+    requests: Sequence[SearchRequest],
     local: bool,
 ) -> dict[str, EvaluationReport]:
     """Search in a collection, or in several together, by each plan."""
-    with open_collections(names, settings, local) as searcher:
-        return {kind: _run(searcher, dataset, kind, effort, top) for kind in plans}
+    from workers.fused_collection import open_collections
+
+    with open_collections(names, settings, local=local) as searcher:
+        return {request.kind: _run(searcher, dataset, request) for request in requests}
 
 
 @contextmanager
@@ -217,31 +217,35 @@ def _evaluation_collection(
             pass  # it was not even made
 
 
-def _plans(plan: EvaluatedPlan, effort: float | None, exact: bool) -> list[PlanKind]:
-    """Return the plans to measure; refuse what contradicts itself."""
-    both = plan is EvaluatedPlan.both
-    asked: PlanKind = "auto" if both else cast("PlanKind", plan.value)
-    request = SearchRequest(plan=asked, effort=effort, exact=exact)
-    return ["probed", "exhaustive"] if both and not exact else [request.kind]
+def _requests(plan: EvaluatedPlan, request: SearchRequest) -> list[SearchRequest]:
+    """Return what to ask for to measure the plans; refuse what contradicts itself."""
+    if plan is not EvaluatedPlan.both:
+        return [replace(request, plan=cast("PlanKind", plan.value))]
+    if request.exact:
+        return [request]
+    return [
+        replace(request, plan="probed"),
+        replace(request, plan="exhaustive", effort=None),
+    ]
 
 
 def _run(
-    searcher: Searcher, dataset: Dataset, plan: PlanKind, effort: float | None, top: int
+    searcher: Collection | FusedCollection, dataset: Dataset, request: SearchRequest
 ) -> EvaluationReport:
     """Search with every query by one plan."""
     from pipeline.evaluation import run_evaluation
 
-    share = effort if plan == "probed" else None
+    plan = request.kind
 
     def ask(query: Path) -> SearchResult | FusedResult:
-        return searcher.search(query, top=top, plan=plan, effort=share)
+        return searcher.search(query, request)
 
     with Bar() as bar:
         return run_evaluation(
             dataset,
             ask,
             plan=plan,
-            top=top,
+            top=request.top,
             progress=lambda done, total: bar.show(f"{plan} queries", done, total),
         )
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import sys
-from typing import Any
 
 import typer
 
-from pipeline.errors import ConfigError, ImageReadError, InputError, NoFeaturesError, VantageError
+from pipeline.errors import ConfigError, InputError, VantageError
 from workers.cli.output import printable, to_stderr, wants_colour, write_json
 
 OK = 0
@@ -37,19 +36,11 @@ def exit_code(error: VantageError) -> int:
     return USAGE if isinstance(error, InputError | ConfigError) else TROUBLE
 
 
-def error_dict(error: VantageError) -> dict[str, Any]:
-    """Return an error as JSON shows it: type, message, and the code of an unreadable image."""
-    values = {"type": type(error).__name__, "message": str(error)}
-    if isinstance(error, ImageReadError | NoFeaturesError):
-        values["code"] = error.code
-    return values
-
-
 def show_error(error: VantageError, as_json: bool) -> int:
     """Tell an error; returns its exit code."""
     tell(str(error))
     if as_json:
-        write_json({"error": error_dict(error)})
+        write_json({"error": error.to_dict()})
     return exit_code(error)
 
 

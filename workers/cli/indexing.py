@@ -5,8 +5,9 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,7 +32,9 @@ from workers.cli.progress import JobReader, watched
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from pipeline.metadata.records import JobKind, JobProgress
+    from pipeline.driver import JobHandle, Report
+    from pipeline.metadata.records import JobProgress
+    from workers.collection import Collection
 
 INDEX_HELP = epilog(
     """
@@ -89,23 +92,17 @@ def index(
     as_json: JsonOption = False,
 ) -> None:
     """Add the images of folders and files to a collection (made if there is none)."""
-    if local and no_wait:
-        raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
     if not elsewhere:
         for path in paths:
             _require_path(path)
-    settings = Settings.from_env()
-    with metadata_engine(settings) as engine:
-        run_job(
-            settings,
-            engine,
-            collection,
-            paths,
-            local=local,
-            no_wait=no_wait,
-            as_json=as_json,
-            extractor=extractor,
-        )
+    order = JobOrder(
+        collection,
+        paths=paths,
+        extractor=extractor,
+        local=local,
+        wait=not no_wait,
+    )
+    run_job(order, as_json)
 
 
 def rebuild(
@@ -115,7 +112,7 @@ def rebuild(
     as_json: JsonOption = False,
 ) -> None:
     """Make a new tree and new segments, when a collection has outgrown its tree."""
-    _without_paths("rebuild", collection, local, no_wait, as_json)
+    run_job(JobOrder(collection, "rebuild", local=local, wait=not no_wait), as_json)
 
 
 def compact(
@@ -125,27 +122,7 @@ def compact(
     as_json: JsonOption = False,
 ) -> None:
     """Merge a collection's segments into one a group, for faster searches."""
-    _without_paths("compact", collection, local, no_wait, as_json)
-
-
-def _without_paths(
-    kind: JobKind, collection: str, local: bool, no_wait: bool, as_json: bool
-) -> None:
-    """Run a job that reads no photographs."""
-    if local and no_wait:
-        raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
-    settings = Settings.from_env()
-    with metadata_engine(settings) as engine:
-        run_job(
-            settings,
-            engine,
-            collection,
-            [],
-            kind=kind,
-            local=local,
-            no_wait=no_wait,
-            as_json=as_json,
-        )
+    run_job(JobOrder(collection, "compact", local=local, wait=not no_wait), as_json)
 
 
 def _require_path(path: Path) -> None:
@@ -161,30 +138,46 @@ def _require_path(path: Path) -> None:
     raise InputError(f"there is no file or folder {str(path)!r}{hint}")
 
 
-def run_job(
-    settings: Settings,
-    engine: Engine,
-    collection: str,
-    paths: list[Path],
-    *,
-    kind: JobKind = "index",
-    local: bool,
-    no_wait: bool,
-    as_json: bool,
-    extractor: str | None = None,
-) -> None:
+@dataclass(frozen=True)
+class JobOrder:
+    """A job that a command has done: of which kind, by whom, and whether it waits."""
+
+    collection: str
+    kind: str = "index"
+    paths: Sequence[Path] = ()
+    extractor: str | None = None
+    local: bool = False
+    wait: bool = True
+
+    def begin(self, collection: Collection, report: Report | None = None) -> JobHandle:
+        """Begin it."""
+        if self.kind == "rebuild":
+            return collection.rebuild(report)
+        if self.kind == "compact":
+            return collection.compact(report)
+        return collection.index(self.paths, report=report)
+
+
+def run_job(order: JobOrder, as_json: bool) -> None:
     """Run a job, show how it goes and what came of it."""
+    if order.local and not order.wait:
+        raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
+    settings = Settings.from_env()
+    began = time.monotonic()
+    with metadata_engine(settings) as engine:
+        progress = do_job(settings, engine, order)
+        _tell(engine, order.collection, progress, time.monotonic() - began, as_json)
+
+
+def _tell(
+    engine: Engine, collection: str, progress: JobProgress, took: float, as_json: bool
+) -> None:
+    """Print what came of a job."""
     from pipeline.metadata.collections import collection_status
     from pipeline.metadata.engine import session_scope
 
-    began = time.monotonic()
-    work = do_locally if local else do_by_workers
-    progress = work(
-        settings, engine, collection, paths, kind=kind, no_wait=no_wait, extractor=extractor
-    )
     with session_scope(engine, write=False) as session:
         status = collection_status(session, collection)
-    took = time.monotonic() - began
     others = [job for job in status.jobs if job.id != progress.job_id]
     for job in others:
         to_stderr(
@@ -207,67 +200,32 @@ def run_job(
         raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
 
 
-def do_locally(
-    settings: Settings,
-    engine: Engine,
-    name: str,
-    paths: list[Path],
-    *,
-    kind: JobKind = "index",
-    no_wait: bool = False,
-    extractor: str | None = None,
-) -> JobProgress:
-    """Run a job in this process.
+def do_job(settings: Settings, engine: Engine, order: JobOrder) -> JobProgress:
+    """Do a job in this process, or leave it to the workers and follow it.
 
     Raises
     ------
     exits.InterruptError
-        After Ctrl-C; what is done is kept.
+        After Ctrl-C. In this process, what is done is kept; with workers, the job goes on.
     """
-    from pipeline.local import Collection
+    from workers.collection import Collection
 
-    with (
-        told_of_interrupt("Interrupted. What is done is kept: the same command goes on from here."),
-        Collection.open(name, settings, extractor=extractor) as collection,
-        watched(engine) as watcher,
-    ):
-        if kind == "rebuild":
-            return collection.rebuild(report=watcher.report).progress()
-        if kind == "compact":
-            return collection.compact(report=watcher.report).progress()
-        return collection.index(paths, report=watcher.report).progress()
-
-
-def do_by_workers(
-    settings: Settings,
-    engine: Engine,
-    name: str,
-    paths: list[Path],
-    *,
-    kind: JobKind = "index",
-    no_wait: bool = False,
-    extractor: str | None = None,
-) -> JobProgress:
-    """Leave a job to the workers and, unless told otherwise, wait for it.
-
-    Raises
-    ------
-    exits.InterruptError
-        After Ctrl-C; the job goes on.
-    """
-    from workers.client import Collection
-
-    reader = JobReader(engine, settings.host_timeout_s)
-    with Collection.open(name, settings, extractor=extractor) as collection:
-        begin = {"rebuild": collection.rebuild, "compact": collection.compact}
-        handle = begin[kind]() if kind in begin else collection.index(paths)
-        if no_wait:
-            return reader.read(handle.id)
+    name = order.collection
+    with Collection.open(
+        name, settings, local=order.local, extractor=order.extractor
+    ) as collection:
+        if order.local:
+            sentence = "Interrupted. What is done is kept: the same command goes on from here."
+            with told_of_interrupt(sentence), watched(engine) as watcher:
+                return order.begin(collection, watcher.report).progress()
+        handle = order.begin(collection)
+        if not order.wait:
+            return handle.progress()
         with told_of_interrupt(
             f"No longer waiting. Job {handle.id} goes on with the workers; follow it with:\n"
             f"  vantage status {name} --follow"
         ):
-            return reader.follow(handle.id)
+            return JobReader(engine, settings.host_timeout_s).follow(handle.id)
 
 
 @contextmanager

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pipeline.config import PlanKind, Settings
+from pipeline.config import Settings
 from pipeline.errors import InputError
 from pipeline.request import SearchRequest
 from pipeline.text import displayable
@@ -31,6 +30,8 @@ from workers.cli.output import counted, say, show_table, to_stderr, write_json
 
 if TYPE_CHECKING:
     from pipeline.records import FoundBy, FusedResult, Match, SearchResult
+    from workers.collection import Collection
+    from workers.fused_collection import FusedCollection
 
 HELP = epilog(
     """
@@ -53,38 +54,6 @@ best 200, or of no likeness). Exit code 4: some groups of the index did not answ
 _STDIN = "-"
 
 
-class Searcher(Protocol):
-    """A collection, or several together, here or with the workers."""
-
-    def search(
-        self,
-        image: Any,
-        top: int = 10,
-        plan: PlanKind = "auto",
-        effort: float | None = None,
-        *,
-        exact: bool = False,
-    ) -> SearchResult | FusedResult:
-        """Find the images that show the same thing."""
-        ...
-
-    def search_many(
-        self,
-        images: Sequence[Any],
-        top: int = 10,
-        plan: PlanKind = "auto",
-        effort: float | None = None,
-        *,
-        exact: bool = False,
-    ) -> Sequence[SearchResult | FusedResult | InputError]:
-        """Find them for several images in one pass; what is wrong with one is its answer."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
 @dataclass(frozen=True)
 class Answer:
     """One query: its name, its image, and the answer or the error that came of it."""
@@ -98,7 +67,7 @@ class Answer:
         """Return plain values: the image, then those of the result, or the error."""
         if self.result is None:
             assert self.error is not None
-            return {"image": self.name, "error": exits.error_dict(self.error)}
+            return {"image": self.name, "error": self.error.to_dict()}
         return {"image": self.name, **self.result.to_dict()}
 
 
@@ -158,7 +127,9 @@ def search(
 
     # Once: it is at its end after that, however often it is named.
     piped = sys.stdin.buffer.read() if _STDIN in images else b""
-    with open_collections([collection, *(fuse or [])], settings, local) as searcher:
+    from workers.fused_collection import open_collections
+
+    with open_collections([collection, *(fuse or [])], settings, local=local) as searcher:
         answers: list[Answer] = []
         for first in range(0, len(images), BATCH_IMAGES):
             together = _ask(searcher, images[first : first + BATCH_IMAGES], request, piped)
@@ -173,49 +144,16 @@ def search(
     _leave(answers)
 
 
-@contextmanager
-def open_collection(name: str, settings: Settings, local: bool) -> Iterator[Searcher]:
-    """Give a collection to search in, in this process or with the workers."""
-    opened: Searcher
-    if local:
-        from pipeline.local import Collection as LocalCollection
-
-        opened = LocalCollection.open(name, settings)
-    else:
-        from workers.client import Collection
-
-        opened = Collection.open(name, settings)
-    with opened as searcher:
-        yield searcher
-
-
-@contextmanager
-def open_collections(names: Sequence[str], settings: Settings, local: bool) -> Iterator[Searcher]:
-    """Give one collection, or several to search together."""
-    if len(names) == 1:
-        with open_collection(names[0], settings, local) as searcher:
-            yield searcher
-        return
-    fused: Searcher
-    if local:
-        from pipeline.fused import FusedCollection as LocalFusedCollection
-
-        fused = LocalFusedCollection.open(names, settings)
-    else:
-        from workers.fused import FusedCollection
-
-        fused = FusedCollection.open(names, settings)
-    with fused as searcher:
-        yield searcher
-
-
 def _ask(
-    searcher: Searcher, images: Sequence[str], request: SearchRequest, piped: bytes
+    searcher: Collection | FusedCollection,
+    images: Sequence[str],
+    request: SearchRequest,
+    piped: bytes,
 ) -> list[Answer]:
     """Search for some images in one pass, `piped` for each ``-``; a bad image is an answer."""
     names = ["standard input" if image == _STDIN else image for image in images]
     sources: list[bytes | str] = [piped if image == _STDIN else image for image in images]
-    found = searcher.search_many(sources, top=request.top, plan=request.kind, effort=request.effort)
+    found = searcher.search_many(sources, request)
     return [
         Answer(name, source, error=result)
         if isinstance(result, InputError)

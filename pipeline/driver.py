@@ -1,0 +1,151 @@
+"""Who does the work of a collection: this process (`pipeline.local`) or workers (`workers.driver`).
+
+What differs between the two is here; all else of a collection is the same for both.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from sqlalchemy import Engine
+
+from pipeline.errors import InputError, StateError
+from pipeline.job_params import JobParams
+from pipeline.kinds import Kind
+from pipeline.metadata import parts
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.records import CollectionRecord, JobProgress
+from pipeline.records import SearchResult
+from pipeline.request import SearchRequest
+from pipeline.resources import Resources
+from pipeline.searching import ImageSource
+
+Report = Callable[[JobProgress], None]
+"""Called with how far a job is."""
+
+_POLL_S = 0.2
+
+
+class JobHandle:
+    """A job of a collection.
+
+    One that workers do goes on whether or not anybody waits; one of this process has ended when
+    its handle is there.
+
+    Attributes
+    ----------
+    id : str
+    """
+
+    def __init__(self, engine: Engine, job_id: str) -> None:
+        self._engine = engine
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"<JobHandle {self.id}>"
+
+    def progress(self) -> JobProgress:
+        """Return how far the job is, or what became of it."""
+        with session_scope(self._engine, write=False) as session:
+            return parts.job_progress(session, self.id)
+
+    def wait(self, timeout: float | None = None, report: Report | None = None) -> JobProgress:
+        """Wait until the job has ended.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds; default: as long as it takes.
+        report : callable, optional
+            Called with a `JobProgress` several times a second.
+
+        Returns
+        -------
+        JobProgress
+            What became of it.
+
+        Raises
+        ------
+        TimeoutError
+            The job is still running; it goes on.
+        StateError
+            The job failed, or is paused because a whole image folder is missing.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        while True:
+            progress = self.progress()
+            if report is not None:
+                report(progress)
+            if progress.state == "done":
+                return progress
+            if progress.state in ("failed", "paused"):
+                raise StateError(f"job {self.id} is {progress.state}: {progress.message}")
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError(
+                    f"job {self.id} is in stage {progress.stage} after {timeout} s and goes on"
+                )
+            time.sleep(_POLL_S)
+
+
+class SearchHandle(Protocol):
+    """A search that goes on while the caller does something else."""
+
+    @property
+    def id(self) -> str:
+        """What names it."""
+        ...
+
+    def ready(self) -> bool:
+        """Tell whether the search has ended."""
+        ...
+
+    def wait(self, timeout: float = 30.0) -> SearchResult:
+        """Return the answer, or raise what came of it; `TimeoutError` when there is none yet."""
+        ...
+
+
+class Driver(Protocol):
+    """Does the work of collections.
+
+    Attributes
+    ----------
+    local : bool
+        Whether this process does it.
+    """
+
+    local: bool
+
+    @property
+    def resources(self) -> Resources:
+        """Database, store, and the files that are open."""
+        ...
+
+    def require(self, kind: Kind) -> None:
+        """Raise unless a job of this kind can be done now."""
+        ...
+
+    def begin(
+        self, record: CollectionRecord, kind: Kind, params: JobParams, report: Report | None
+    ) -> JobHandle:
+        """Do a job of a collection, or send it to those who will."""
+        ...
+
+    def search(
+        self, collection: str, images: Sequence[ImageSource], request: SearchRequest
+    ) -> list[SearchResult | InputError]:
+        """Search for several images in one pass; what is wrong with one is its answer."""
+        ...
+
+    def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> SearchHandle:
+        """Begin a search, extraction included, and return at once."""
+        ...
+
+    def reopen(self) -> None:
+        """Open everything anew in a forked child, leaving what is the parent's alone."""
+        ...
+
+    def close(self) -> None:
+        """End threads and connections."""
+        ...

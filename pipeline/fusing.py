@@ -1,0 +1,135 @@
+"""Fuse the answers of several collections of the same images.
+
+A collection keeps one extractor, so several extractors are several collections; their answers are
+joined by the images' SHA-256 and ranked together by `pipeline.retrieval.fuse`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from pipeline.errors import InputError, NoFeaturesError
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.holdings import held_contents
+from pipeline.metadata.records import VersionRecord
+from pipeline.records import FusedResult, SearchResult
+from pipeline.resources import Resources
+from pipeline.retrieval.fuse import fuse
+
+__all__ = ["answer_or_nothing", "fuse_images", "fuse_parts", "require_different"]
+
+
+def require_different(names: Sequence[str]) -> None:
+    """Raise unless there are at least two collections, all different."""
+    if len(names) < 2:
+        raise InputError(f"fusing takes at least two collections, not {len(names)}; name another")
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"collection {twice!r} is named twice and cannot be fused with itself; name a "
+            "collection of the same images with another extractor"
+        )
+
+
+def answer_or_nothing(search: Callable[[], SearchResult]) -> SearchResult | NoFeaturesError:
+    """Return a collection's answer, or why its extractor sees nothing in the query."""
+    try:
+        return search()
+    except NoFeaturesError as error:
+        return error
+
+
+def fuse_images(
+    resources: Resources,
+    versions: Sequence[VersionRecord],
+    parts: Sequence[Sequence[SearchResult | InputError]],
+    top: int,
+) -> list[FusedResult | InputError]:
+    """Fuse what each collection answered to several images.
+
+    Parameters
+    ----------
+    resources, versions, top
+        As for `fuse_parts`.
+    parts : sequence of sequence of SearchResult or InputError
+        For each collection the answer to each image.
+
+    Returns
+    -------
+    list of FusedResult or InputError
+        For each image; the error when it cannot be used.
+    """
+    return [_fuse_image(resources, versions, image, top) for image in zip(*parts, strict=True)]
+
+
+def _fuse_image(
+    resources: Resources,
+    versions: Sequence[VersionRecord],
+    parts: Sequence[SearchResult | InputError],
+    top: int,
+) -> FusedResult | InputError:
+    """Fuse the answers to one image, or tell why it cannot be used."""
+    usable: list[SearchResult | NoFeaturesError] = []
+    for part in parts:
+        if not isinstance(part, SearchResult | NoFeaturesError):
+            return part
+        usable.append(part)
+    try:
+        return fuse_parts(resources, versions, usable, top)
+    except NoFeaturesError as error:
+        return error
+
+
+def fuse_parts(
+    resources: Resources,
+    versions: Sequence[VersionRecord],
+    parts: Sequence[SearchResult | NoFeaturesError],
+    top: int,
+) -> FusedResult:
+    """Fuse the answers of several collections.
+
+    Parameters
+    ----------
+    resources : Resources
+        Tells which images a collection does not hold.
+    versions : sequence of VersionRecord
+        Of the collections, in their order.
+    parts : sequence of SearchResult or NoFeaturesError
+        A collection whose extractor sees nothing in the query has an empty answer.
+    top : int
+
+    Raises
+    ------
+    NoFeaturesError
+        No extractor sees anything.
+    """
+    answers = [part for part in parts if isinstance(part, SearchResult)]
+    errors = [part for part in parts if isinstance(part, NoFeaturesError)]
+    if not answers:
+        raise errors[0]
+    results = [
+        part if isinstance(part, SearchResult) else _nothing(version, answers[0])
+        for version, part in zip(versions, parts, strict=True)
+    ]
+    found = {match.image for result in results for match in result.matches}
+    with session_scope(resources.engine, write=False) as session:
+        lacking = [
+            found - held_contents(session, version.collection_id, version.number, found)
+            for version in versions
+        ]
+    return fuse(results, top, lacking)
+
+
+def _nothing(version: VersionRecord, other: SearchResult) -> SearchResult:
+    """Return the answer of an extractor that sees nothing in the query."""
+    return SearchResult(
+        matches=(),
+        complete=True,
+        missing_groups=(),
+        plan={},
+        timings={},
+        query={**other.query, "descriptors": 0},
+        collection=version.collection,
+        version=version.number,
+        extractor=version.extractor.name,
+    )

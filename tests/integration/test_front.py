@@ -1,0 +1,174 @@
+"""What a new user tries: one path, other forms of a query, closing, forking, wrong arguments."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from sites import make_settings
+
+from pipeline.config import ExtractorConfig, Settings
+from pipeline.errors import ConfigError, InputError, SchemaVersionError, StateError
+from pipeline.request import SearchRequest
+from vantage import Collection, FusedCollection
+from workers.embedded import EmbeddedRedis
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return make_settings(tmp_path_factory.mktemp("front") / "home")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, photo_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for name in ("coffee.png", "page.png", "camera.png"):
+        picture = cv2.imread(str(photo_folder / name))
+        cv2.imwrite(str(folder / name), cv2.resize(picture, None, fx=0.5, fy=0.5))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def collection(settings: Settings, pictures: Path) -> Iterator[Collection]:
+    with Collection.open("pictures", settings, local=True, threads=2) as opened:
+        assert not len(opened)
+        assert opened
+        opened.index(str(pictures))
+        yield opened
+
+
+def first(result: Any) -> str:
+    """Return the name of the file that comes first."""
+    return Path(result.matches[0].locations[0]).name
+
+
+def test_one_path_is_one_path(collection: Collection, pictures: Path) -> None:
+    for one in (pictures, str(pictures), pictures / "page.png", [str(pictures)]):
+        assert collection.index(one).progress().counters["files_seen"] in (1, 3)
+    assert len(collection) == 3
+    for wrong in ("", [""], [b"x"], [3], 7):
+        with pytest.raises((InputError, TypeError)):
+            collection.index(wrong)  # type: ignore[arg-type]
+
+
+def test_a_query_may_have_any_form_that_holds_a_picture(
+    collection: Collection, pictures: Path
+) -> None:
+    path = pictures / "coffee.png"
+    data = path.read_bytes()
+    with Image.open(path) as opened:
+        picture = opened.copy()
+    pixels = np.asarray(picture.convert("RGB"))
+    forms = [str(path), path, data, bytearray(data), memoryview(data), io.BytesIO(data)]
+    for form in [*forms, picture, picture.convert("P"), picture.convert("CMYK"), pixels]:
+        assert first(collection.search(form)) == "coffee.png"
+        (alone,) = collection.search_many(io.BytesIO(data) if form is forms[5] else form)
+        assert not isinstance(alone, InputError)
+        assert first(alone) == "coffee.png"
+    with path.open("rb") as file:
+        assert first(collection.search(file)) == "coffee.png"
+    assert collection.search(picture).matches == collection.search(path).matches
+    with path.open("r", encoding="latin-1") as text, pytest.raises(InputError, match="'rb'"):
+        collection.search(text)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="cannot search with a dict"):
+        collection.search({})  # type: ignore[arg-type]
+
+
+def test_a_search_is_asked_for_by_options_or_by_one_value(
+    collection: Collection, pictures: Path
+) -> None:
+    path = pictures / "page.png"
+    request = SearchRequest(top=1, exact=True)
+    assert len(collection.search(path, request).matches) == 1
+    assert collection.search(path, request).plan["kind"] == "exhaustive"
+    other = collection.search(path, request, exact=False, effort=0.5)
+    assert other.plan["kind"] == "probed"
+    assert first(collection.enqueue_search(path, top=1).wait()) == "page.png"
+    with pytest.raises(InputError, match="name the option"):
+        collection.search(path, 5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="tpo"):
+        collection.search(path, tpo=5)  # type: ignore[call-arg]
+
+
+def test_a_collection_says_what_it_is(collection: Collection, settings: Settings) -> None:
+    home = re.escape(str(settings.home))
+    assert re.fullmatch(f"<Collection 'pictures' in this process, home '{home}'>", repr(collection))
+    assert collection.status().images["indexed"] == len(collection) == 3
+    assert collection.failures() == []
+
+
+def test_what_was_closed_says_so_everywhere(settings: Settings, pictures: Path) -> None:
+    one = Collection.open("pictures", settings, local=True)
+    both = FusedCollection.open(["pictures", "others"], settings, local=True)
+    for opened in (one, both):
+        opened.close()
+        opened.close()
+        assert repr(opened).endswith(", closed>")
+        for call in (opened.search, opened.search_many, opened.enqueue_search):
+            with pytest.raises(StateError, match="was closed; open it again"):
+                call(pictures / "page.png")
+        with pytest.raises(StateError, match="was closed"):
+            opened.status()
+    for work in (one.rebuild, one.compact, lambda: one.index(pictures), one.failures):
+        with pytest.raises(StateError, match="was closed"):
+            work()
+
+
+def test_what_was_opened_is_closed_when_a_later_check_raises(
+    settings: Settings, collection: Collection
+) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    for _ in range(3):
+        with pytest.raises(ConfigError, match="was made with sift"):
+            Collection.open(collection.name, settings, local=True, extractor="surf")
+    assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
+    with pytest.raises(ConfigError, match="was made with sift"):
+        collection.index([], extractor=ExtractorConfig(name="surf"))
+
+
+def test_an_empty_database_is_said_to_be_one(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path / "home")
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with EmbeddedRedis(settings.home):
+        for names in (["one", "two"], ["two", "one"]):
+            with pytest.raises(SchemaVersionError):
+                FusedCollection.open(names, settings)
+        with pytest.raises(SchemaVersionError):
+            Collection.open("one", settings)
+
+
+def test_threads_are_not_for_workers(settings: Settings) -> None:
+    with pytest.raises(InputError, match="threads=2 is for local=True"):
+        Collection.open("one", settings, threads=2)
+
+
+def _search(collection: Collection, path: Path, answers: Any) -> None:
+    answers.put(first(collection.search(path)))
+
+
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_search_in_a_forked_child_answers(collection: Collection, pictures: Path) -> None:
+    """The child has none of the parent's threads; its parent goes on as before."""
+    path = pictures / "coffee.png"
+    assert first(collection.search(path)) == "coffee.png"
+    fork = multiprocessing.get_context("fork")
+    answers = fork.SimpleQueue()
+    child = fork.Process(target=_search, args=(collection, path, answers))
+    child.start()
+    child.join(timeout=120)
+    try:
+        assert child.exitcode == 0
+        assert answers.get() == "coffee.png"
+    finally:
+        child.kill()
+        child.join()
+    assert first(collection.search(path)) == "coffee.png"

@@ -1,0 +1,441 @@
+"""A collection as its users see it, whoever does the work; see `vantage`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Self, Unpack
+
+from pipeline.config import ExtractorConfig, IndexConfig, Settings
+from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
+from pipeline.driver import Driver, JobHandle, Report, SearchHandle
+from pipeline.errors import InputError, StateError, UnknownNameError
+from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
+from pipeline.kinds import COMPACT, INDEX, REBUILD, Kind
+from pipeline.metadata import collections
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.images import failures as read_failures
+from pipeline.metadata.records import CollectionStatus, FailureRow
+from pipeline.request import SearchOptions, SearchRequest
+from pipeline.searching import only
+from pipeline.sources import Query, as_image, as_images, as_paths
+
+if TYPE_CHECKING:
+    from pipeline.records import SearchResult
+
+__all__ = ["Collection", "open_driver", "request_of"]
+
+_PAGE = 1000
+
+
+class Collection:
+    """A collection of images: index folders into it, search in it.
+
+    Use `Collection.open`, as a context manager or with `close`. The length of a collection is the
+    number of images that a search finds now.
+
+    Attributes
+    ----------
+    name : str
+
+    Examples
+    --------
+    >>> from vantage import Collection
+    >>> with Collection.open("holiday", local=True) as holiday:  # doctest: +SKIP
+    ...     holiday.index("photos")
+    ...     for match in holiday.search("query.jpg", top=3).matches:
+    ...         print(match.rank, match.score, match.locations)
+    """
+
+    def __init__(self, name: str, driver: Driver, chosen: ChosenExtractor | None = None) -> None:
+        self.name = name
+        self._chosen = chosen
+        self._work = Work(driver)
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        settings: Settings | None = None,
+        *,
+        local: bool = False,
+        extractor: str | None = None,
+        threads: int | None = None,
+    ) -> Self:
+        """Open a collection; it is created when something is indexed into it.
+
+        Parameters
+        ----------
+        name : str
+        settings : Settings, optional
+            Default: from the environment.
+        local : bool
+            Work in this process, without Redis and workers. Both ways share database and store.
+        extractor : str, optional
+            ``sift``, ``surf``, ``cnn:FILE`` or another package's. Default: the collection's own;
+            of a new one, the settings'. A collection keeps the one that it was made with.
+        threads : int, optional
+            Threads at work, with `local`; default one a core.
+
+        Returns
+        -------
+        Collection
+
+        Raises
+        ------
+        ConfigError
+            The collection was made with another extractor, or there is no such model file.
+        BrokerUnavailableError
+            Redis does not answer, or none runs here.
+        SchemaVersionError
+            The database must be migrated first.
+        """
+        require_name(name)
+        settings = settings or Settings.from_env()
+        chosen = None if extractor is None else choose_extractor(settings, extractor)
+        driver = open_driver(settings, local=local, threads=threads)
+        try:
+            if chosen is not None:
+                find_collection(driver.resources, name, chosen)
+        except BaseException:
+            driver.close()
+            raise
+        return cls(name, driver, chosen)
+
+    def close(self) -> None:
+        """End the threads and close the connections; may be called twice."""
+        self._work.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Collection {self.name!r} {self._work.describe()}>"
+
+    def __bool__(self) -> bool:
+        return True  # an empty collection is one, too
+
+    def __len__(self) -> int:
+        """Return the number of images that a search finds; 0 before the first is indexed."""
+        try:
+            return self.status().images.get("indexed", 0)
+        except UnknownNameError:
+            return 0
+
+    def index(
+        self,
+        paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
+        *,
+        extractor: ExtractorConfig | None = None,
+        index: IndexConfig | None = None,
+        report: Report | None = None,
+    ) -> JobHandle:
+        """Index a folder or file, or several.
+
+        With `local` it returns when the job is done; workers go on after it returns: wait with the
+        handle. When a group has then more segments than the settings allow, small ones are merged
+        (or all made anew, see `pipeline.indexing.due_upkeep`).
+
+        Parameters
+        ----------
+        paths : path, or iterable of paths
+            Folders, searched recursively, and files, as those who do the work see them.
+        extractor : ExtractorConfig, optional
+            Default: as the collection was opened. An existing collection takes no other.
+        index : IndexConfig, optional
+            Used when the collection is new; default from the settings.
+        report : callable, optional
+            Called with a `JobProgress` when the job begins and, with `local`, after every part,
+            from any thread.
+
+        Returns
+        -------
+        JobHandle
+
+        Raises
+        ------
+        InputError
+            Something is no path.
+        ConfigError
+            The collection was made with another extractor.
+        NoWorkersError, BrokerUnavailableError
+            Nobody is there to do it.
+        MissingRootError
+            With `local`: a whole folder is missing; the job is kept, paused.
+        """
+        names = as_paths(paths)
+        driver = self._driver
+        driver.require(INDEX)
+        chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
+        record = open_collection(driver.resources, self.name, chosen, index)
+        return driver.begin(record, INDEX, IndexParams(paths=tuple(names)), report)
+
+    def rebuild(self, report: Report | None = None) -> JobHandle:
+        """Make a new tree and new segments from the feature containers.
+
+        Parameters
+        ----------
+        report : callable, optional
+            As for `index`.
+
+        Returns
+        -------
+        JobHandle
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such collection.
+        NoWorkersError, BrokerUnavailableError
+            Nobody is there to do it.
+        """
+        return self._begin(REBUILD, RebuildParams(), report)
+
+    def compact(self, report: Report | None = None) -> JobHandle:
+        """Merge the segments of every group into one, without the rows of removed images.
+
+        The counters of its progress tell what was merged, and of how many removed images rows are
+        left (so many at once, and none while a rebuild is under way); there are none when there was
+        nothing to do.
+
+        Parameters
+        ----------
+        report : callable, optional
+            As for `index`.
+
+        Returns
+        -------
+        JobHandle
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such collection.
+        NoWorkersError, BrokerUnavailableError
+            Nobody is there to do it.
+        """
+        return self._begin(COMPACT, CompactParams(), report)
+
+    def search(
+        self, image: Query, request: SearchRequest | None = None, **options: Unpack[SearchOptions]
+    ) -> SearchResult:
+        """Find the images that show the same thing.
+
+        Features are extracted in this process; with workers, the groups are scanned by them.
+
+        Parameters
+        ----------
+        image : path, bytes, array, Pillow image or open file
+            A file, a file's bytes, or pixels (grey or RGB).
+        request : SearchRequest, optional
+            What is asked for, as one value.
+        **options
+            ``top``, ``plan``, ``effort``, ``exact``, ``deadline_s``: see `SearchRequest`.
+
+        Returns
+        -------
+        SearchResult
+
+        Raises
+        ------
+        UnknownNameError, IndexNotBuiltError
+            There is no such collection, or nothing in it.
+        InputError
+            The image cannot be used, or options contradict each other.
+        TransientError
+            Redis does not answer, or has lost its data meanwhile.
+        """
+        request = request_of(request, options)
+        driver = self._driver
+        return only(driver.search(self.name, [as_image(image)], request))
+
+    def search_many(
+        self,
+        images: Query | Sequence[Query],
+        request: SearchRequest | None = None,
+        **options: Unpack[SearchOptions],
+    ) -> list[SearchResult | InputError]:
+        """Find for each of several images those that show the same thing.
+
+        They are searched for together, up to `pipeline.retrieval.batch.BATCH_IMAGES` at a time:
+        cells that several of them want are visited once. The answers are those of single searches.
+
+        Parameters
+        ----------
+        images : image, or sequence of images
+            Each as for `search`.
+        request, **options
+            As for `search`; the deadline is that of each pass.
+
+        Returns
+        -------
+        list of SearchResult or InputError
+            In the order of the images; for one that cannot be used, the error.
+
+        Raises
+        ------
+        UnknownNameError, IndexNotBuiltError
+            There is no such collection, or nothing in it.
+        InputError
+            Options contradict each other, or something is no image.
+        TransientError
+            Redis does not answer, or has lost its data meanwhile.
+        """
+        request = request_of(request, options)
+        return self._driver.search(self.name, as_images(images), request)
+
+    def enqueue_search(
+        self, image: Query, request: SearchRequest | None = None, **options: Unpack[SearchOptions]
+    ) -> SearchHandle:
+        """Begin a search, extraction included, and return at once.
+
+        Parameters
+        ----------
+        image : path, bytes, array, Pillow image or open file
+        request, **options
+            As for `search`.
+
+        Returns
+        -------
+        SearchHandle
+            With ``ready()`` and ``wait(timeout)``.
+
+        Raises
+        ------
+        InputError
+            The image cannot be read, or options contradict each other.
+        NoWorkersError, BrokerUnavailableError
+            Nobody is there to do it.
+        """
+        request = request_of(request, options)
+        return self._driver.enqueue(self.name, as_image(image), request)
+
+    def status(self) -> CollectionStatus:
+        """Return what the collection holds now.
+
+        Returns
+        -------
+        CollectionStatus
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such collection.
+        """
+        with session_scope(self._driver.resources.engine, write=False) as session:
+            return collections.collection_status(session, self.name)
+
+    def failures(self) -> list[FailureRow]:
+        """Return the files that could not be indexed, and why.
+
+        Returns
+        -------
+        list of FailureRow
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such collection.
+        """
+        found: list[FailureRow] = []
+        with session_scope(self._driver.resources.engine, write=False) as session:
+            number = collections.get_collection(session, self.name).id
+            while page := read_failures(session, number, limit=_PAGE, offset=len(found)):
+                found += page
+        return found
+
+    @property
+    def _driver(self) -> Driver:
+        return self._work.driver(self.name)
+
+    def _begin(self, kind: Kind, params: JobParams, report: Report | None) -> JobHandle:
+        """Begin a job of a collection that is there."""
+        driver = self._driver
+        driver.require(kind)
+        with session_scope(driver.resources.engine, write=False) as session:
+            record = collections.get_collection(session, self.name)
+        return driver.begin(record, kind, params, report)
+
+
+class Work:
+    """A driver until it is closed; in a forked child, opened anew."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver: Driver | None = driver
+        self._pid = os.getpid()
+        self._description = (
+            f"{'in this process' if driver.local else 'by workers'}, "
+            f"home {str(driver.resources.settings.home)!r}"
+        )
+
+    def driver(self, name: str) -> Driver:
+        """Return who does the work of the collection `name`.
+
+        Raises
+        ------
+        StateError
+            It was closed.
+        """
+        if self._driver is None:
+            raise StateError(f"collection {name!r} was closed; open it again")
+        if self._pid != os.getpid():
+            self._driver.reopen()
+            self._pid = os.getpid()
+        return self._driver
+
+    def close(self) -> None:
+        """End it; may be called twice."""
+        driver, self._driver = self._driver, None
+        if driver is not None and self._pid == os.getpid():
+            driver.close()
+
+    def describe(self) -> str:
+        """Say who does the work, and where."""
+        return f"{self._description}{', closed' if self._driver is None else ''}"
+
+
+def open_driver(settings: Settings, *, local: bool, threads: int | None = None) -> Driver:
+    """Return who does the work: this process, or workers.
+
+    Raises
+    ------
+    InputError
+        Threads were asked of the workers.
+    BrokerUnavailableError, SchemaVersionError
+        The workers cannot be reached, or the database must be migrated first.
+    """
+    if local:
+        from pipeline.local import LocalDriver
+
+        return LocalDriver(settings, threads)
+    if threads is not None:
+        raise InputError(f"threads={threads} is for local=True; workers have threads of their own")
+    from workers.driver import WorkersDriver
+
+    return WorkersDriver(settings)
+
+
+def require_name(name: object) -> None:
+    """Raise unless a collection is named by text."""
+    if not isinstance(name, str):
+        raise InputError(f"a collection is named by a str, not by {name!r}")
+
+
+def request_of(request: SearchRequest | None, options: SearchOptions) -> SearchRequest:
+    """Return what is asked for: a request, changed by keyword options.
+
+    Raises
+    ------
+    InputError
+        It is no request.
+    ConfigError
+        There is no such option, or its value is out of range.
+    """
+    if request is None:
+        return SearchRequest.from_dict(options)
+    if not isinstance(request, SearchRequest):
+        raise InputError(f"{request!r} is no SearchRequest; name the option, as in top=10")
+    return SearchRequest.from_dict({**request.to_dict(), **options})

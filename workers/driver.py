@@ -1,0 +1,259 @@
+"""The work of collections by workers: jobs and searches are sent, and waited for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from kombu.exceptions import OperationalError
+from redis import RedisError
+
+from pipeline.abandoned import end_abandoned_jobs
+from pipeline.config import Settings
+from pipeline.driver import JobHandle, Report
+from pipeline.errors import (
+    BrokerUnavailableError,
+    InputError,
+    NoWorkersError,
+    StateError,
+    TransientError,
+)
+from pipeline.job_params import JobParams
+from pipeline.kinds import Kind
+from pipeline.metadata import heartbeats, jobs
+from pipeline.metadata.engine import require_schema, session_scope
+from pipeline.metadata.records import CollectionRecord
+from pipeline.records import SearchResult
+from pipeline.request import SearchRequest
+from pipeline.resources import Resources
+from pipeline.retrieval.batch import Batch
+from pipeline.searching import ImageSource, only, search_images
+from pipeline.sources import image_bytes
+from workers import searches
+from workers.context import Context
+from workers.jobs import broker_epoch, send_stage
+from workers.keys import KEEP_S, KEYS
+
+__all__ = ["WorkersDriver", "WorkersSearch"]
+
+_BLOCK_S = 1.0
+
+
+class WorkersSearch:
+    """A search that the workers do.
+
+    Attributes
+    ----------
+    id : str
+    """
+
+    def __init__(self, context: Context, search_id: str) -> None:
+        self.context = context
+        self.id = search_id
+
+    def ready(self) -> bool:
+        """Tell whether the search has ended."""
+        with _broker(self.context):
+            return bool(self.context.redis.exists(KEYS.result(self.id)))
+
+    def wait(self, timeout: float = 30.0) -> SearchResult:
+        """Return the answer.
+
+        Raises
+        ------
+        TimeoutError
+            There is none after `timeout` seconds.
+        BrokerUnavailableError
+            Redis does not answer.
+        VantageError
+            The search ended with it (the image cannot be read, say).
+        """
+        until = time.monotonic() + timeout
+        with _broker(self.context):
+            while (results := searches.fetch_results(self.context.redis, self.id)) is None:
+                left = until - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError(f"search {self.id} has no answer after {timeout} s")
+                _block(self.context, self.id, left)
+            return only(results)
+
+
+class WorkersDriver:
+    """Has the work of collections done by workers.
+
+    Parameters
+    ----------
+    settings : Settings
+
+    Attributes
+    ----------
+    context : Context
+        Connections, and the app that sends.
+
+    Raises
+    ------
+    BrokerUnavailableError
+        Redis does not answer, or none runs here.
+    SchemaVersionError
+        The database must be migrated first.
+    """
+
+    local = False
+
+    def __init__(self, settings: Settings) -> None:
+        self._inherited: list[Context] = []
+        self.context = Context(settings)
+        try:
+            with _broker(self.context):
+                self.context.redis.ping()
+            require_schema(self.context.engine)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def resources(self) -> Resources:
+        """Database, store, and the files that are open."""
+        return self.context.resources
+
+    def reopen(self) -> None:
+        """Open everything anew in a forked child, leaving what is the parent's alone."""
+        self._inherited.append(self.context)
+        self.context = Context(self.context.settings)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.context.close()
+
+    def require(self, kind: Kind) -> None:
+        """Raise unless workers for all stages of this kind are alive.
+
+        Raises
+        ------
+        NoWorkersError
+            A kind of worker is not alive.
+        """
+        self._require_workers(*kind.queues)
+
+    def begin(
+        self, record: CollectionRecord, kind: Kind, params: JobParams, report: Report | None
+    ) -> JobHandle:
+        """Create a job and send its first stage.
+
+        Raises
+        ------
+        StateError
+            Another process works on the collection already.
+        BrokerUnavailableError
+            Redis does not answer. If the job was created already, it begins when Redis is back.
+        """
+        context = self.context
+        end_abandoned_jobs(context.engine, record.id, context.settings.host)
+        with _broker(context):
+            epoch = broker_epoch(context.redis)
+        with session_scope(context.engine) as session:
+            job = jobs.create_job(session, record.id, kind.name, params, broker_epoch=epoch)
+        if job.process is not None:
+            raise StateError(
+                f"collection {record.name!r} is worked on already, by the {job.kind} job {job.id} "
+                "of another process; wait for it, see `vantage status`"
+            )
+        with _broker(context):
+            send_stage(context, job)
+        handle = JobHandle(context.engine, job.id)
+        if report is not None:
+            report(handle.progress())
+        return handle
+
+    def search(
+        self, collection: str, images: Sequence[ImageSource], request: SearchRequest
+    ) -> list[SearchResult | InputError]:
+        """Search for several images in one pass; what is wrong with one is its answer.
+
+        Features are extracted in this process, groups are scanned by the workers: one message a
+        group serves all images of a pass.
+
+        Raises
+        ------
+        TransientError
+            Redis does not answer, or has lost its data meanwhile.
+        """
+        context = self.context
+        version = context.resources.current_version(collection)
+
+        def answer(batch: Batch) -> list[SearchResult]:
+            deadline_at = time.time() + request.seconds(context.settings.search_deadline_s)
+            with _broker(context):
+                ticket = searches.begin(context, uuid.uuid4().hex, version, batch, deadline_at)
+                return _tend_until_answered(context, ticket)
+
+        if len(images) < 2:
+            return search_images(context.resources, version, images, request, answer)
+        with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1), "vantage-query") as pool:
+            return search_images(context.resources, version, images, request, answer, pool.map)
+
+    def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> WorkersSearch:
+        """Leave a search to the workers, extraction included.
+
+        Raises
+        ------
+        NoWorkersError
+            No query worker is alive.
+        """
+        context = self.context
+        self._require_workers("query")
+        search_id = uuid.uuid4().hex
+        data = image_bytes(image, context.settings.image_limits)
+        with _broker(context):
+            searches.request(context, search_id, collection, data, request)
+        return WorkersSearch(context, search_id)
+
+    def _require_workers(self, *kinds: str) -> None:
+        """Raise when a kind of worker is not alive."""
+        timeout_s = self.context.settings.host_timeout_s
+        with session_scope(self.context.engine, write=False) as session:
+            live = {host.kind for host in heartbeats.live_workers(session, time.time(), timeout_s)}
+        for kind in kinds:
+            if kind not in live:
+                raise NoWorkersError(kind)
+
+
+@contextlib.contextmanager
+def _broker(context: Context) -> Iterator[None]:
+    """Turn the errors of Redis, which come from two libraries, into ours."""
+    try:
+        yield
+    except (RedisError, OperationalError) as exc:
+        raise BrokerUnavailableError(str(context.redis_address), str(exc)) from exc
+
+
+def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[SearchResult]:
+    """Wait for a search and see to its late parts and its deadline, as the watchman does."""
+    over = False
+    while (results := searches.fetch_results(context.redis, ticket.id)) is None:
+        if over:
+            raise TransientError("Redis has lost this search with its data; search again")
+        now = time.time()
+        due = ticket.deadline_at if ticket.resent else ticket.resend_at
+        if now >= due:
+            over = now >= ticket.deadline_at
+            ticket = searches.tend(context, ticket, now)
+            due = now + 0.05
+        _block(context, ticket.id, 0.0 if over else due - now)
+    return results
+
+
+def _block(context: Context, search_id: str, seconds: float) -> None:
+    """Wait for a search's reply, at most so long."""
+    # The element is put back for other callers who wait for the same search.
+    key = KEYS.reply(search_id)
+    if context.redis.blpop([key], timeout=max(0.01, min(seconds, _BLOCK_S))):
+        # A list that was emptied is gone, and its time to live with it.
+        pipe = context.redis.pipeline(transaction=True)
+        pipe.rpush(key, b"1")
+        pipe.expire(key, KEEP_S)
+        pipe.execute()
