@@ -23,6 +23,8 @@ _FOREIGN = (
     (0, b"#?RADIANCE", "Radiance HDR"),
     (0, b"\x00\x00\x01\x00", "Windows icon"),
     (0, b"DDS ", "DirectDraw"),
+    (0, b"PF\n", "colour PFM"),
+    (0, b"P7\n", "PAM"),
 )
 
 # What can be decoded: a file that starts so and does not open is damaged.

@@ -42,6 +42,9 @@ _FLAT = 8.0
 """Standard deviation, levels, below which a frame is passed over for the next one: a page of
 a few words has more, the first frame of a slow fade less."""
 
+_BY_LIBTIFF = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
+"""Compressions of a TIFF that Pillow's library has: what it cannot decode of them is damaged."""
+
 _MOST_FRAMES = 256
 """Frames that are looked at."""
 
@@ -210,7 +213,8 @@ def _tiff_samples(data: bytes, page: TiffPage, wanted: Wanted, error: Exception 
     try:
         channels, width = sample_size(page)
     except PictureError:
-        if error is None or isinstance(error, UnidentifiedImageError):
+        refused = isinstance(error, UnidentifiedImageError | ValueError | KeyError)
+        if error is None or refused or page.first(259, 1) not in _BY_LIBTIFF:
             raise
         # Pillow knows the flavour: the page is damaged.
         raise error from None

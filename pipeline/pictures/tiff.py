@@ -14,7 +14,19 @@ from pipeline.pictures.errors import PictureError
 
 __all__ = ["TiffPage", "alone", "pages"]
 
-_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_TYPES = {
+    1: "B",
+    3: "H",
+    4: "I",
+    6: "b",
+    7: "B",
+    8: "h",
+    9: "i",
+    13: "I",
+    16: "Q",
+    17: "q",
+    18: "Q",
+}
 # Subfile, width, height, bits, compression, photometric, fill order, strips, orientation, samples,
 # rows, counts, planes, T4, T6, predictor, colours, tiles, sub-directories, inks, extra, format,
 # JPEG, YCbCr, reference black and white.
@@ -23,6 +35,7 @@ _PIXEL_TAGS = frozenset(
     | {322, 323, 324, 325, 330, 332, 338, 339, 347, 512, 513, 514, 515, 517, 518, 519, 520, 521}
     | {530, 531, 50706}
 )
+_JPEG_TABLES = 347
 _RATIONAL_TAGS = frozenset({529, 532})
 _FORMATS = {1: "", 2: " signed", 3: " float", 4: "", 5: " complex integer", 6: " complex float"}
 _COLOURS = {
@@ -287,6 +300,8 @@ def _encoded(page: TiffPage, tag: int) -> tuple[int, int, bytes]:
         content = page.rationals[tag]
         return 5, len(content) // 8, content
     values = page.tags[tag]
+    if tag == _JPEG_TABLES:
+        return 7, len(values), bytes(values)
     wide = max(values) > 0xFFFFFFFF
     short = max(values) <= 0xFFFF and min(values) >= 0
     kind, form = (16, "Q") if wide else (3, "H") if short else (4, "I")

@@ -1,4 +1,4 @@
-"""Colours of 16 bits in PNG and PPM, of which Pillow gives the high bytes.
+"""Wide colours of PNG, PPM and JPEG 2000, of which Pillow gives the high bytes.
 
 They are read whole where the high bytes hold too little of the picture: ten bits in sixteen.
 """
@@ -8,11 +8,13 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from pipeline.pictures.contrast import SMALL_RANGE, levels
+from pipeline.pictures.contrast import SMALL_RANGE, levels, scaled
+from pipeline.pictures.errors import PictureError
 from pipeline.pictures.pillow import pillow_state
 from pipeline.pictures.samples import Samples
 
@@ -42,6 +44,8 @@ def wide_samples(data: bytes, image: Image.Image, admit: Callable[[int], bool]) 
         key = image.info.get("transparency")
         if data[25] in _CHANNELS and (isinstance(key, tuple) or _is_small(image)) and admit(needed):
             return _png(data, _CHANNELS[data[25]], key)
+    if image.format == "JPEG2000" and image.mode in ("LA", "RGB", "RGBA"):
+        return _jpeg_2000(data, admit, needed)
     if (
         image.format == "PPM"
         and image.mode == "RGB"
@@ -107,6 +111,27 @@ def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint1
     """Return numbers of two bytes."""
     joined: NDArray[np.uint16] = high.astype(np.uint16) << np.uint16(8) | low
     return joined
+
+
+def _jpeg_2000(data: bytes, admit: Callable[[int], bool], needed: int) -> Samples | None:
+    """Read wide colours, of which Pillow rounds the lightest up to black."""
+    at = data.find(b"\xff\x4f\xff\x51") + 2
+    channels, depth = int.from_bytes(data[at + 38 : at + 40], "big"), data[at + 40]
+    bits = 1 + (depth & 0x7F)
+    if at < 2 or (bits <= 8 and depth < 128):
+        return None
+    flavour = f"JPEG 2000, {bits}-bit{' signed' * (depth >= 128)}, {channels} samples"
+    refusal = PictureError("unsupported-format", f"{flavour}, is not supported; save it as PNG")
+    if depth >= 128 or bits > 16 or channels not in (3, 4):
+        raise refusal
+    if not admit(needed):
+        raise PictureError("too-much-memory", f"{flavour}, takes more memory than the limit")
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if values is None or values.dtype != np.uint16 or values.shape[2:] != (channels,):
+        raise refusal
+    most = float(2**bits - 1)
+    alpha = scaled(values[:, :, 3], 0.0, most) if channels == 4 else None
+    return Samples(values[:, :, 2::-1], alpha, (0.0, most))
 
 
 def _ppm(data: bytes, size: tuple[int, int]) -> Samples | None:

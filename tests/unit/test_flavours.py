@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from picture_files import COMPRESSIONS, Tiff, coded, grey_of, png, png_chunk, truth
+from PIL import Image
 
 from pipeline.config import ImageLimits
 from pipeline.errors import ImageReadError
@@ -118,6 +121,28 @@ class TestTiffCoding:
             writer = Tiff(bits, kind, 2, order, planes, None, compression, predictor)
             check(writer.file(coded(RGB, bits, kind)), grey_of(RGB))
 
+    @pytest.mark.parametrize("compression", ["jpeg", "tiff_adobe_deflate", "group4"])
+    @pytest.mark.parametrize("rows", [None, 16])
+    def test_what_pillow_writes(self, compression: str, rows: int | None) -> None:
+        picture = RGB if compression != "group4" else np.repeat(GREY > 0.5, 3, axis=2)
+        image = Image.fromarray(np.rint(picture * 255).astype(np.uint8))
+        stream = io.BytesIO()
+        options: dict[str, object] = {"tiffinfo": {278: rows} if rows else {}}
+        if compression == "jpeg":
+            options["quality"] = 100
+        image = image.convert("1") if compression == "group4" else image
+        image.save(stream, "TIFF", compression=compression, **options)
+        check(stream.getvalue(), grey_of(picture), 9)
+
+    def test_a_jpeg_in_a_tiff_that_is_damaged_is_corrupt(self) -> None:
+        stream = io.BytesIO()
+        image = Image.fromarray(np.rint(RGB * 255).astype(np.uint8))
+        image.save(stream, "TIFF", compression="jpeg")
+        data = bytearray(stream.getvalue())
+        at = data.index(b"\xff\xd8")
+        data[at : at + 200] = b"\0" * 200
+        assert refusal(bytes(data)).code == "corrupt"
+
     @pytest.mark.parametrize("bits", [4, 8, 16])
     def test_palettes(self, bits: int) -> None:
         numbers = coded(GREY, bits, "u")
@@ -154,6 +179,7 @@ class TestTiffCoding:
             (Tiff(16, photometric=32845), "TIFF, 16-bit, 1 sample (LogLuv)"),
             (Tiff(16, tags={259: (3, [34887])}), "LERC"),
             (Tiff(12, tags={259: (3, [7])}), "TIFF, 12-bit, 1 sample (grey), JPEG"),
+            (Tiff(8, tags={259: (3, [50001])}), "WebP"),
             (Tiff(8, tags={259: (3, [50002])}), "JPEG XL"),
             (Tiff(16, tags={339: (3, [5])}), "16-bit complex integer"),
             (Tiff(20), "20-bit"),
@@ -221,6 +247,25 @@ class TestNetpbm:
         samples = np.repeat(GREY, 3, axis=2) if mark == b"P6" else GREY
         values = np.rint(samples * 1023).astype(">u2").tobytes()
         check(mark + b" 48 40 65535\n" + values, GREY, 6)
+
+
+class TestJpeg2000:
+    @pytest.mark.parametrize("most", [255, 1023, 65535])
+    @pytest.mark.parametrize("channels", [1, 3, 4])
+    def test_depths(self, most: int, channels: int) -> None:
+        samples = {1: GREY, 3: RGB[:, :, ::-1], 4: np.dstack([RGB[:, :, ::-1], GREY * 0 + 1])}
+        values = np.rint(samples[channels] * most).astype(np.uint8 if most == 255 else np.uint16)
+        if channels == 4:
+            values[:, :, 3] = np.iinfo(values.dtype).max
+        options = [cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000]
+        written, data = cv2.imencode(".jp2", values, options)
+        assert written
+        wanted = GREY if channels == 1 else grey_of(RGB)
+        if most == 1023:
+            pixels = decode(data.tobytes()).pixels.astype(float)
+            assert np.corrcoef(pixels.ravel(), wanted.ravel())[0, 1] > 0.99
+        else:
+            check(data.tobytes(), wanted, 2)
 
 
 class TestJpeg:
