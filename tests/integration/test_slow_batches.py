@@ -174,13 +174,14 @@ def test_no_exception_of_the_process_becomes_a_failure_of_a_file(
 def _registered_job(resources: Resources, folder: Path) -> str:
     """Register a folder's files in a collection and plan their extraction; returns the job."""
     from pipeline.creation import open_collection
+    from pipeline.job_params import IndexParams
     from pipeline.metadata import jobs
     from pipeline.metadata.engine import upgrade
 
     upgrade(resources.engine)
     collection = open_collection(resources, "stopped", None, None)
     with session_scope(resources.engine) as session:
-        job = jobs.create_job(session, collection.id, "index", {"paths": [str(folder)]})
+        job = jobs.create_job(session, collection.id, "index", IndexParams(paths=(str(folder),)))
     indexing.open_stage(resources, job)
     indexing.run_part(resources, job.id, "register", 0)
     moved = indexing.advance(resources, job)
