@@ -229,7 +229,7 @@ def test_a_segment_is_scanned_again_only_where_too_few_are_left(
     near = np.argsort(((rows - plan.codes[0]) ** 2).sum(axis=1))
     mine = stored[0].ids[stored[0].segment.images[near]]
     size = len(rows)
-    for gone, again in ((20, 0), (60, size)):
+    for gone, again in ((6, 0), (60, size)):
         removed = ImageSet(frozenset(mine[:gone].tolist()))
         counts = scan_opened(stored[0], plan, [removed]).counts
         assert (counts.rows, counts.pairs) == (size, 2 * size + again)
