@@ -11,7 +11,15 @@ from typing import Any
 
 import psutil
 import pytest
-from sites import Eventually, files_below, found_names, frozen, live_workers, make_settings
+from sites import (
+    Eventually,
+    files_below,
+    found_names,
+    frozen,
+    live_workers,
+    make_settings,
+    served_groups,
+)
 from sqlalchemy import text
 
 from pipeline import indexing
@@ -377,7 +385,7 @@ def test_groups_with_sound_segments_answer_when_another_is_damaged(
         worker = psutil.Process(live_workers(settings)[f"group@{settings.host}"].pid)
         worker.terminate()  # what it had open would go on to serve
         worker.wait(600)
-        eventually(lambda: f"group@{settings.host}" in live_workers(settings))
+        eventually(lambda: set(range(4)) <= served_groups(settings))
         result = collection.search(folder / "page.png", plan="exhaustive")
         assert (result.complete, result.missing_groups) == (False, (1,))
         assert found_names(result)[0] == "page"
