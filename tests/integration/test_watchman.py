@@ -29,8 +29,7 @@ from pipeline.job_params import IndexParams
 from pipeline.kinds import COMPACT, REBUILD
 from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.models import Collection as Collected
-from pipeline.metadata.models import Job
+from pipeline.metadata.models import Job, Version
 from pipeline.metadata.records import JobRecord, WorkerRecord
 from pipeline.request import SearchRequest
 from pipeline.searching import prepare_query
@@ -232,7 +231,7 @@ class TestJobs:
             found = collections.get_collection(session, "broken")
             wrong = {**found.extractor.to_dict(), "name": "nowhere-installed"}
             values = {"extractor": wrong}
-            session.execute(update(Collected).where(Collected.id == found.id).values(values))
+            session.execute(update(Version).where(Version.collection_id == found.id).values(values))
         assert watch_segments(grown, patience_s=0.0) == 1
         with session_scope(grown.engine, write=False) as session:
             begun = [
