@@ -157,3 +157,10 @@ def test_examples_in_docstrings_give_what_they_show(module: str) -> None:
     outcome = doctest.testmod(importlib.import_module(module), raise_on_error=False)
     assert outcome.attempted > 0
     assert outcome.failed == 0
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_prose_is_wrapped_at_120(page: Path) -> None:
+    prose = FENCE.sub("", page.read_text(encoding="utf-8"))
+    lines = [line for line in prose.splitlines() if len(line) > 120]
+    assert [line for line in lines if not re.match(r"\s*[|#!\[]", line)] == []
