@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 
 # What is often found in a photo folder and cannot be decoded: (offset, signature, name).
@@ -77,9 +78,38 @@ def is_cut_off(data: bytes) -> bool:
 
 
 def odd_flavour(data: bytes) -> str | None:
-    """Name the flavour of a sound JPEG that no decoder here reads, else None."""
-    if known_format(data) != "JPEG":
+    """Name the flavour of a JPEG or BMP file that no decoder here reads, else None."""
+    kind = known_format(data)
+    if kind == "BMP":
+        return _odd_bmp(data)
+    return _odd_jpeg(data) if kind == "JPEG" else None
+
+
+def _odd_bmp(data: bytes) -> str | None:
+    """Name the flavour of a BMP of other depths, compressions or bit fields than common ones."""
+    if len(data) < 70 or int.from_bytes(data[14:18], "little") < 40:
         return None
+    bits = int.from_bytes(data[28:30], "little")
+    compression = int.from_bytes(data[30:34], "little")
+    what = _BMP_COMPRESSIONS.get(compression, f"compression {compression}")
+    if compression == 3:
+        masks = struct.unpack_from("<3I", data, 54)
+        common = all((mask >> _lowest_bit(mask)) in (31, 63, 255) for mask in masks)
+        what += " " + "/".join(f"{mask:x}" for mask in masks)
+    else:
+        common = compression in (0, 1, 2)
+    return None if common and bits in (1, 4, 8, 16, 24, 32) else f"BMP, {bits}-bit, {what}"
+
+
+def _lowest_bit(mask: int) -> int:
+    return max(0, (mask & -mask).bit_length() - 1)
+
+
+_BMP_COMPRESSIONS = {0: "plain", 1: "RLE", 2: "RLE", 3: "bit fields", 4: "JPEG", 5: "PNG"}
+
+
+def _odd_jpeg(data: bytes) -> str | None:
+    """Name the flavour of a JPEG whose frame is of another kind than common ones."""
     at = 2
     while at + 10 <= len(data):
         at = data.find(b"\xff", at)

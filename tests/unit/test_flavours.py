@@ -249,6 +249,39 @@ class TestNetpbm:
         check(mark + b" 48 40 65535\n" + values, GREY, 6)
 
 
+class TestBmp:
+    @pytest.mark.parametrize(
+        ("bits", "compression", "masks", "words"),
+        [
+            (32, 3, (1023 << 20, 1023 << 10, 1023), "BMP, 32-bit, bit fields 3ff00000/ffc00/3ff"),
+            (16, 3, (0xF00, 0xF0, 0xF), "bit fields f00/f0/f"),
+            (0, 5, (0, 0, 0), "BMP, 0-bit, PNG"),
+            (64, 0, (0, 0, 0), "BMP, 64-bit, plain"),
+            (32, 11, (0, 0, 0), "compression 11"),
+        ],
+    )
+    def test_a_flavour_that_nobody_reads_is_named(
+        self, bits: int, compression: int, masks: tuple[int, int, int], words: str
+    ) -> None:
+        pixels = bytes(48 * 40 * 8)
+        head = struct.pack(
+            "<IiiHHIIiiII", 40, 48, 40, 1, bits, compression, len(pixels), 0, 0, 0, 0
+        )
+        head += struct.pack("<3I", *masks)
+        start = 14 + len(head)
+        data = b"BM" + struct.pack("<IHHI", start + len(pixels), 0, 0, start) + head + pixels
+        error = refusal(data)
+        assert (error.code, words in error.sentence) == ("unsupported-format", True), error
+
+    @pytest.mark.parametrize("bits", [24, 32])
+    def test_common_ones(self, bits: int) -> None:
+        image = Image.fromarray(np.rint(RGB * 255).astype(np.uint8))
+        stream = io.BytesIO()
+        (image if bits == 24 else image.convert("RGBA")).save(stream, "BMP")
+        check(stream.getvalue(), grey_of(RGB))
+        assert refusal(stream.getvalue()[:900]).code == "truncated"
+
+
 class TestJpeg2000:
     @pytest.mark.parametrize("most", [255, 1023, 65535])
     @pytest.mark.parametrize("channels", [1, 3, 4])
