@@ -86,7 +86,7 @@ class _Server:
 
     def is_swollen(self) -> bool:
         """Say whether earlier images left so much behind that a new process is better."""
-        return _address_space() > self._base + SLACK // 2
+        return _address_space() > self._base + SLACK
 
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
         """Decode one image; returns the reply, whatever happens short of death."""
