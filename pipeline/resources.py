@@ -55,7 +55,7 @@ first search that uses them."""
 
 
 class _Recent:
-    """The most recently used values; of two made at once for one key the first is kept."""
+    """The most recently used values; the first of two concurrent values of a key wins."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -81,7 +81,7 @@ class _Recent:
             return list(self._values.values())
 
     def keep(self, keys: Collection[str]) -> None:
-        """Drop everything else. Whoever uses it still has a reference of his own."""
+        """Drop everything else. Its users still hold references of their own."""
         with self._lock:
             for key in self._values.keys() - keys:
                 del self._values[key]

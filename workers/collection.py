@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self, Unpack
 
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
-from pipeline.creation import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.driver import Driver, JobHandle, Report, SearchHandle
 from pipeline.errors import InputError, StateError, UnknownNameError
 from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
@@ -16,6 +15,7 @@ from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.images import failures as read_failures
 from pipeline.metadata.records import CollectionStatus, FailureRow
+from pipeline.opening import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.request import SearchOptions, SearchRequest
 from pipeline.searching import only
 from pipeline.sources import Query, as_image, as_images, as_paths

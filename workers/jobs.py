@@ -85,7 +85,7 @@ def do_part(
     ------
     Ignore
         The message came again while a live worker does the part: it is that worker's to finish,
-        and only his message counts in the stage's chord.
+        and only its message counts in the stage's chord.
     """
     from pipeline import indexing
 

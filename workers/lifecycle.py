@@ -114,7 +114,7 @@ def _let_go(sender: Any, args: Any, exception: BaseException, **_: object) -> No
     """Give back the part of a pool process that died for the last time that Celery tries.
 
     Sent in the worker's main process: the one that knew the part is gone. Nobody has the part then,
-    and the watchman plans it again.
+    and the supervisor plans it again.
     """
     if not isinstance(exception, WorkerLostError):
         return

@@ -59,7 +59,7 @@ RESEND_SHARE = 0.4
 """Share of the time to the deadline after which a late part is sent again."""
 
 LOOK_EVERY_S = 0.5
-"""How often, at least, the watchman looks after a search in flight, seconds."""
+"""How often, at least, the supervisor looks after a search in flight, seconds."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def request(
 ) -> None:
     """Leave a search to the workers: store the image's bytes and send ``retrieve.prepare``.
 
-    The watchman looks after the search from now on: nobody need wait for it.
+    The supervisor looks after the search from now on: nobody need wait for it.
     """
     deadline_s = asked.seconds(context.settings.search_deadline_s)
     deadline_at = time.time() + deadline_s
@@ -388,7 +388,7 @@ def _unanswered(redis: Redis, ticket: Ticket) -> Sequence[int]:
 def tend(context: Context, ticket: Ticket, now: float) -> Ticket:
     """Do what is due for a search in flight: send late parts again, end it at the deadline.
 
-    Called by whoever waits for the search and by the watchman, as often as they like.
+    Called by whoever waits for the search and by the supervisor, as often as they like.
     """
     late = _unanswered(context.redis, ticket)
     if not late or now >= ticket.deadline_at:

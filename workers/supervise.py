@@ -1,4 +1,4 @@
-"""The watchman: ``python -m workers.supervise``.
+"""The supervisor: ``python -m workers.supervise``.
 
 Each second it looks at what SQL and Redis say and mends what has stopped: jobs whose messages were
 lost (with a worker or with the whole broker) are planned again, jobs that wait for a missing image
@@ -66,7 +66,7 @@ def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
 def watch_segments(context: Context, patience_s: float = PATIENCE_S) -> int:
     """Begin the compactions that nobody has begun; returns how many.
 
-    Whoever publishes begins one at once: it is missing when he died between the two.
+    The publisher begins one at once; it is missing when that process died between the two.
     """
     above, before = context.settings.compact_above, time.time() - patience_s
     with session_scope(context.engine, write=False) as session:

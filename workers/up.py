@@ -242,7 +242,7 @@ def _redis_trouble(server: EmbeddedRedis | None) -> str | None:
 
 
 def _child_environment(settings: Settings) -> dict[str, str]:
-    """Return what the processes get: their settings, this Python, whom to outlive not."""
+    """Return what the processes get: their settings, this Python, which process to die with."""
     env = environment(settings)
     env["VANTAGE_UP_PID"] = str(os.getpid())
     env["PYTHON"] = sys.executable

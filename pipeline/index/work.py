@@ -70,7 +70,7 @@ def whole_work(rows: int, queries: int) -> Work:
     )
 
 
-class Wishes(NamedTuple):
+class CellRequests(NamedTuple):
     """Cells with the queries that want them.
 
     Attributes
@@ -83,13 +83,13 @@ class Wishes(NamedTuple):
     query_start: NDArray[np.int64]
     query_list: NDArray[np.int32]
 
-    def some(self, first: int, count: int) -> Wishes:
+    def some(self, first: int, count: int) -> CellRequests:
         """Return those for `count` cells from `first` on, which need not be there."""
         starts = self.query_start.take(np.arange(first, first + count + 1), mode="clip")
-        return Wishes(starts, self.query_list)
+        return CellRequests(starts, self.query_list)
 
 
-def cell_wishes(cells: NDArray[np.integer], count: int | None = None) -> Wishes:
+def cell_requests(cells: NDArray[np.integer], count: int | None = None) -> CellRequests:
     """Sort by cell what queries want.
 
     Parameters
@@ -101,20 +101,20 @@ def cell_wishes(cells: NDArray[np.integer], count: int | None = None) -> Wishes:
     """
     if count is None:
         count = int(cells.max()) + 1 if cells.size else 0
-    return Wishes(*_list_queries(read_only(np.ascontiguousarray(cells, np.int64)), count))
+    return CellRequests(*_list_queries(read_only(np.ascontiguousarray(cells, np.int64)), count))
 
 
-def wanted_work(wishes: Wishes, cell_offsets: NDArray[np.int64]) -> Work:
+def wanted_work(requests: CellRequests, cell_offsets: NDArray[np.int64]) -> Work:
     """Return the work of a scan of the cells that are wanted and not empty, in their order.
 
     Parameters
     ----------
-    wishes : Wishes
+    requests : CellRequests
         For C cells.
     cell_offsets : ndarray of shape (C + 1,), int64
         Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     """
-    starts, listed = wishes
+    starts, listed = requests
     counts = np.diff(starts)
     visited = np.flatnonzero((counts > 0) & (np.diff(cell_offsets) > 0))
     ends = np.append(0, np.cumsum(counts[visited]))
@@ -136,12 +136,12 @@ def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Wo
     cell_offsets : ndarray of shape (C + 1,), int64
         Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     """
-    return wanted_work(cell_wishes(cells, len(cell_offsets) - 1), cell_offsets)
+    return wanted_work(cell_requests(cells, len(cell_offsets) - 1), cell_offsets)
 
 
 @numba.njit(nogil=True, cache=True)
 def _list_queries(cells, count):  # type: ignore[no-untyped-def]
-    """Sort the wishes by cell, by counting: where each cell's queries start, and all."""
+    """Sort the requests by cell, by counting: where each cell's queries start, and all."""
     starts = np.zeros(count + 1, np.int64)
     for query in range(cells.shape[0]):
         for place in range(cells.shape[1]):
@@ -163,7 +163,7 @@ def _list_queries(cells, count):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _take_ranges(starts, listed, visited, count):  # type: ignore[no-untyped-def]
-    """Return the wishes for some cells, one after the other."""
+    """Return the requests for some cells, one after the other."""
     taken = np.empty(count, np.int32)
     at = 0
     for cell in visited:
@@ -174,7 +174,7 @@ def _take_ranges(starts, listed, visited, count):  # type: ignore[no-untyped-def
 
 
 def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:
-    """Return the work of a scan of cells (Q, P), query by query, in the order of the wishes."""
+    """Return the work of a scan of cells (Q, P), query by query, in the order of the requests."""
     wanted = cells.ravel().astype(np.int64)
     return Work(
         cell_offsets[wanted],

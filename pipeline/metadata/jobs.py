@@ -114,7 +114,7 @@ def list_jobs(
 
 
 def touch_job(session: Session, job_id: str, message: str | None = None) -> None:
-    """Note that a job moved on, so that the watchman leaves it alone; set its message if given."""
+    """Note that a job moved on, so the supervisor leaves it alone; set its message if given."""
     values: dict[str, Any] = {"progress_at": time.time()}
     if message is not None:
         values["message"] = message

@@ -15,7 +15,14 @@ from pipeline.index.cells import cells_by_default
 from pipeline.index.kernels import Queries, best_rows, prepare_queries
 from pipeline.index.model import Model
 from pipeline.index.segments import Segment
-from pipeline.index.work import Wishes, Work, cell_wishes, full_work, wanted_work, whole_work
+from pipeline.index.work import (
+    CellRequests,
+    Work,
+    cell_requests,
+    full_work,
+    wanted_work,
+    whole_work,
+)
 from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import Extent, exhaustive_is_fast_enough
 
@@ -99,9 +106,9 @@ class QueryPlan:
         )
 
     @cached_property
-    def wishes(self) -> Wishes:
+    def requests(self) -> CellRequests:
         """Which query descriptors want each cell; computed once for all segments."""
-        return cell_wishes(self.cells)
+        return cell_requests(self.cells)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that travel to the scans."""
@@ -261,7 +268,7 @@ def plan_work(plan: QueryPlan, segment: Segment) -> Work:
     if plan.kind == "exhaustive":
         return full_work(segment.rows.size, len(plan.codes), segment.rows.dimensions)
     offsets = segment.cell_offsets
-    return wanted_work(plan.wishes.some(segment.first_cell, len(offsets) - 1), offsets)
+    return wanted_work(plan.requests.some(segment.first_cell, len(offsets) - 1), offsets)
 
 
 def radius_rule(plan: QueryPlan) -> list[object]:

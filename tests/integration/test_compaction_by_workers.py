@@ -103,7 +103,7 @@ def many_segments(settings: Settings, name: str, folder: Path) -> None:
 def begun(
     settings: Settings, context: Context, name: str, folder: Path, epoch: str | None = None
 ) -> JobRecord:
-    """A compaction whose merges no worker was told of; the watchman tells them, for no `epoch`."""
+    """A compaction of whose merges no worker was told; without `epoch` the supervisor tells."""
     many_segments(settings, name, folder)
     with session_scope(context.engine) as session:
         found = collections.get_collection(session, name)
@@ -120,7 +120,7 @@ def test_small_segments_are_merged_after_an_index_job_and_all_by_hand(
         for name in NAMES[3:]:
             done = collection.index([folder / f"{name}.png"]).wait(timeout=600)
             assert (done.kind, done.state) == ("index", "done")
-        # The watchman begins a merge that was not begun by an index job: a moment later.
+        # The supervisor begins a merge that was not begun by an index job: a moment later.
         eventually(lambda: status(context, "grown").largest_group <= 2)
         eventually(lambda: status(context, "grown").jobs == ())
         assert {job.state for job in compactions(context, "grown")} == {"done"}
@@ -364,7 +364,7 @@ def test_a_message_that_comes_again_does_what_a_dead_worker_had(
         ignore_result=True,
         delivery_info={"redelivered": True},
     )
-    # By this message, or by those that the watchman sends when he sees it first.
+    # By this message, or by those that the supervisor sends when it sees it first.
     eventually(lambda: status(context, "dead").jobs == ())
     assert status(context, "dead").largest_group == 1
 

@@ -16,7 +16,7 @@ from pipeline.records import SearchResult
 from vantage import Collection, FusedCollection
 
 PLANS = pytest.mark.parametrize(
-    "wish",
+    "options",
     [{"plan": "probed"}, {"exact": True}, {"effort": 0.5}, {}],
     ids=["probed", "exact", "effort", "auto"],
 )
@@ -60,9 +60,9 @@ def alone(result: SearchResult) -> dict[str, Any]:
 
 @PLANS
 def test_the_answers_are_those_of_single_searches_here_and_by_workers(
-    here: Collection, remote: Collection, images: list[Any], wish: dict[str, Any]
+    here: Collection, remote: Collection, images: list[Any], options: dict[str, Any]
 ) -> None:
-    together, by_workers = (form.search_many(images, top=20, **wish) for form in (here, remote))
+    together, by_workers = (form.search_many(images, top=20, **options) for form in (here, remote))
     assert len(together) == len(by_workers) == len(images)
     failed = [result for result in together if isinstance(result, InputError)]
     assert [type(error) for error in failed] == list(ERRORS)
@@ -70,21 +70,21 @@ def test_the_answers_are_those_of_single_searches_here_and_by_workers(
         if isinstance(mine, InputError):
             assert str(theirs) == str(mine)
             with pytest.raises(type(mine)):
-                here.search(image, top=20, **wish)
+                here.search(image, top=20, **options)
             continue
         assert mine.matches
         assert mine.explain["images"] == 5
-        assert alone(mine) == alone(here.search(image, top=20, **wish))
+        assert alone(mine) == alone(here.search(image, top=20, **options))
         assert answer(one(theirs)) == answer(mine)
-        assert alone(one(theirs)) == alone(remote.search(image, top=20, **wish))
+        assert alone(one(theirs)) == alone(remote.search(image, top=20, **options))
 
 
-@pytest.mark.parametrize("wish", [{"plan": "probed"}, {"exact": True}], ids=["probed", "exact"])
+@pytest.mark.parametrize("options", [{"plan": "probed"}, {"exact": True}], ids=["probed", "exact"])
 def test_a_cell_that_several_images_want_is_visited_once(
-    here: Collection, remote: Collection, queries: list[Path], wish: dict[str, Any]
+    here: Collection, remote: Collection, queries: list[Path], options: dict[str, Any]
 ) -> None:
-    passes = [one(form.search_many(queries, **wish)[0]) for form in (here, remote)]
-    singles = [here.search(query, **wish) for query in queries]
+    passes = [one(form.search_many(queries, **options)[0]) for form in (here, remote)]
+    singles = [here.search(query, **options) for query in queries]
     counted = []
     for result in passes:
         groups = result.explain["groups"]

@@ -173,10 +173,10 @@ def test_no_exception_of_the_process_becomes_a_failure_of_a_file(
 
 def _registered_job(resources: Resources, folder: Path) -> str:
     """Register a folder's files in a collection and plan their extraction; returns the job."""
-    from pipeline.creation import open_collection
     from pipeline.job_params import IndexParams
     from pipeline.metadata import jobs
     from pipeline.metadata.engine import upgrade
+    from pipeline.opening import open_collection
 
     upgrade(resources.engine)
     collection = open_collection(resources, "stopped", None, None)

@@ -18,8 +18,8 @@ from pipeline.config import (
     Settings,
     digest,
 )
-from pipeline.creation import choose_extractor
 from pipeline.errors import ConfigError, InputError, VantageError
+from pipeline.opening import choose_extractor
 from pipeline.request import SearchOptions, SearchRequest
 
 CONFIGS: list[Any] = [ImageLimits, ExtractorConfig, IndexConfig, SearchRequest]
@@ -187,7 +187,7 @@ def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -
 
 
 @pytest.mark.parametrize(
-    ("wish", "plan", "effort"),
+    ("options", "plan", "effort"),
     [
         ({}, "auto", None),
         ({"exact": True}, "exhaustive", None),
@@ -197,24 +197,24 @@ def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -
         ({"plan": "probed"}, "probed", None),
     ],
 )
-def test_a_search_is_done_as_it_is_asked_for(wish: Any, plan: str, effort: float | None) -> None:
-    request = SearchRequest(**wish, top=3, deadline_s=2.0)
+def test_a_search_is_done_as_it_is_asked_for(options: Any, plan: str, effort: float | None) -> None:
+    request = SearchRequest(**options, top=3, deadline_s=2.0)
     assert (request.kind, request.effort, request.top) == (plan, effort, 3)
     assert SearchRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request
     assert (request.seconds(5.0), SearchRequest().seconds(5.0)) == (2.0, 5.0)
 
 
 @pytest.mark.parametrize(
-    ("wish", "sentence"),
+    ("options", "sentence"),
     [
         ({"exact": True, "effort": 0.1}, "exact compares with every row, an effort of 0.1"),
         ({"exact": True, "plan": "probed"}, "the plan asked for is probed"),
         ({"effort": 0.1, "plan": "exhaustive"}, r"knows no effort \(of 0.1\)"),
     ],
 )
-def test_wishes_that_contradict_each_other_are_refused(wish: Any, sentence: str) -> None:
+def test_requests_that_contradict_each_other_are_refused(options: Any, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        SearchRequest(**wish)
+        SearchRequest(**options)
 
 
 def test_an_effort_out_of_range_is_refused() -> None:

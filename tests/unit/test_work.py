@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.index.work import Work, cell_wishes, cell_work, wanted_work
+from pipeline.index.work import Work, cell_requests, cell_work, wanted_work
 
 CELLS = 9
 
@@ -34,19 +34,21 @@ def expected(cells: NDArray[np.uint32], offsets: NDArray[np.int64], first: int) 
     return found
 
 
-wishes = st.integers(0, 5).flatmap(
+requests = st.integers(0, 5).flatmap(
     lambda count: st.lists(
         st.permutations(range(CELLS)).map(lambda cells: cells[:count]), min_size=0, max_size=6
     ).map(lambda rows: np.array(rows, np.uint32).reshape(len(rows), count))
 )
 
 
-@given(cells=wishes, sizes=st.lists(st.integers(0, 3), max_size=CELLS), first=st.integers(0, CELLS))
+@given(
+    cells=requests, sizes=st.lists(st.integers(0, 3), max_size=CELLS), first=st.integers(0, CELLS)
+)
 def test_work_is_that_of_the_cells_wanted_and_filled(
     cells: NDArray[np.uint32], sizes: list[int], first: int
 ) -> None:
     offsets = np.append(0, np.cumsum(np.array(sizes, np.int64)))
-    found = wanted_work(cell_wishes(cells).some(first, len(sizes)), offsets)
+    found = wanted_work(cell_requests(cells).some(first, len(sizes)), offsets)
     assert visits(found) == expected(cells, offsets, first)
     assert found.pairs == sum(
         (stop - start) * len(queries) for (start, stop), queries in visits(found).items()

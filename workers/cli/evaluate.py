@@ -113,8 +113,8 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Measure how well and how fast a data set's queries are answered."""
-    from pipeline.creation import choose_extractor
     from pipeline.evaluation import read_dataset
+    from pipeline.opening import choose_extractor
 
     settings = Settings.from_env()
     requests = _requests(plan, SearchRequest(effort=effort, exact=exact, top=top))

@@ -37,7 +37,7 @@ RETRY: dict[str, Any] = {
     "max_retries": 5,
 }
 """Options of tasks that may try again: 1, 2, 4, ... seconds with jitter, five times; after that the
-watchman plans the job anew when the trouble is over."""
+supervisor plans the job anew when the trouble is over."""
 
 
 def put_off(task: Task) -> NoReturn:

@@ -84,7 +84,7 @@ def test_a_local_job_that_says_nothing_any_more_holds_nobody_up(db: Database, ki
         assert len(_droppable(db, collection)) == (0 if rebuilt else 1)
     assert db.job(collection, kind).id != left.id
     _hear_nothing_of(db, left, 0.0)
-    # Workers' jobs are their watchman's to mend, however long they take.
+    # Workers' jobs are their supervisor's to mend, however long they take.
     theirs = db.job(collection, kind)
     _hear_nothing_of(db, theirs, 610.0)
     assert _due(db, 2) == []

@@ -70,7 +70,7 @@ def test_going_back_a_stage_drops_the_parts_from_there_on(db: Database) -> None:
     assert [part["stage"] for part in db.rows()["parts"]] == ["extract"]
 
 
-def test_one_of_many_watchmen_begins_a_new_attempt(db: Database) -> None:
+def test_one_of_many_supervisors_begins_a_new_attempt(db: Database) -> None:
     job = db.job(db.collection(), broker_epoch="e1")
     winners = db.together(*[lambda s: jobs.new_attempt(s, job.id, 1, "e2")] * 4)
     assert sum(winner is not None for winner in winners) == 1

@@ -1,4 +1,4 @@
-"""The watchman's decisions on a real Redis and a real database, without any worker running."""
+"""The supervisor's decisions on a real Redis and a real database, without any worker running."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class TestJobs:
             alone.close()
         moved = _read(context, job)
         assert (moved.state, moved.stage) == ("running", "train")
-        # Its next message was never sent: the watchman makes up for it.
+        # Its next message was never sent: the supervisor makes up for it.
         assert watch_jobs(context, patience_s=0.0) == 1
         assert _messages(context, "reduce")[-1] == ("group.train", [job.id, moved.attempt + 1])
 
@@ -273,7 +273,7 @@ class TestJobs:
         assert sent
         assert {args[0] for _, args in sent} == {fresh.id}
 
-    def test_of_two_watchmen_one_sends(self, context: Context) -> None:
+    def test_of_two_supervisors_one_sends(self, context: Context) -> None:
         job = _job(context)
         _messages(context, "reduce")
         stale = _read(context, job)
@@ -478,7 +478,7 @@ class TestSearches:
             searches.prepare(context, search_id)
         with session_scope(context.engine) as session:
             collections.delete_collection(session, "passing")
-        fresh = Context(context.settings)  # the watchman's, which has not read the version before
+        fresh = Context(context.settings)  # the supervisor's, which has not read the version before
         handles = {name: WorkersSearch(context, search_id) for name, search_id in ids.items()}
         for search_id in ids.values():
             _let_be_due(context, search_id, "resend_at", "deadline_at")
