@@ -61,7 +61,22 @@ class Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Build from a mapping, refusing keys that do not exist."""
+        """Build from plain values: the inverse of `to_dict`.
+
+        Parameters
+        ----------
+        values : mapping of str to value
+            By the names of the parameters; those that are left out have their defaults.
+
+        Returns
+        -------
+        Self
+
+        Raises
+        ------
+        ConfigError
+            There is no such parameter, or its value is out of range.
+        """
         names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for key in values:
             if key not in names:

@@ -12,7 +12,7 @@ from typing import TypedDict, get_args
 from pipeline.config import Config, PlanKind
 from pipeline.errors import ConfigError, InputError
 
-__all__ = ["SearchOptions", "SearchRequest"]
+__all__ = ["SearchOptions", "SearchRequest", "request_of"]
 
 
 class SearchOptions(TypedDict, total=False):
@@ -112,6 +112,23 @@ class SearchRequest(Config):
             Where none were asked for.
         """
         return default if self.deadline_s is None else self.deadline_s
+
+
+def request_of(request: SearchRequest | None, options: SearchOptions) -> SearchRequest:
+    """Return what is asked for: a request, changed by keyword options.
+
+    Raises
+    ------
+    InputError
+        It is no request.
+    ConfigError
+        There is no such option, or its value is out of range.
+    """
+    if request is None:
+        return SearchRequest.from_dict(options)
+    if not isinstance(request, SearchRequest):
+        raise InputError(f"{request!r} is no SearchRequest; name the option, as in top=10")
+    return SearchRequest.from_dict({**request.to_dict(), **options})
 
 
 def _is_number(value: object) -> bool:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
 from pipeline.driver import Driver, JobHandle, Report, SearchHandle
-from pipeline.errors import InputError, StateError, UnknownNameError
+from pipeline.errors import InputError, UnknownNameError
 from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
 from pipeline.kinds import COMPACT, INDEX, REBUILD, Kind
 from pipeline.metadata import collections
@@ -16,19 +16,20 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.images import failures as read_failures
 from pipeline.metadata.records import CollectionStatus, FailureRow
 from pipeline.opening import ChosenExtractor, choose_extractor, find_collection, open_collection
-from pipeline.request import SearchOptions, SearchRequest
+from pipeline.request import SearchOptions, SearchRequest, request_of
 from pipeline.searching import only
 from pipeline.sources import Query, as_image, as_images, as_paths
+from workers.opened import Opened, open_driver, require_name
 
 if TYPE_CHECKING:
     from pipeline.records import SearchResult
 
-__all__ = ["Collection", "open_driver", "request_of"]
+__all__ = ["Collection"]
 
 _PAGE = 1000
 
 
-class Collection:
+class Collection(Opened):
     """A collection of images: index folders into it, search in it.
 
     Use `Collection.open`, as a context manager or with `close`. The length of a collection is the
@@ -48,9 +49,9 @@ class Collection:
     """
 
     def __init__(self, name: str, driver: Driver, chosen: ChosenExtractor | None = None) -> None:
+        super().__init__([name], driver)
         self.name = name
         self._chosen = chosen
-        self._work = Work(driver)
 
     @classmethod
     def open(
@@ -101,19 +102,6 @@ class Collection:
             driver.close()
             raise
         return cls(name, driver, chosen)
-
-    def close(self) -> None:
-        """End the threads and close the connections; may be called twice."""
-        self._work.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Collection {self.name!r} {self._work.describe()}>"
 
     def __bool__(self) -> bool:
         return True  # an empty collection is one, too
@@ -347,10 +335,6 @@ class Collection:
                 found += page
         return found
 
-    @property
-    def _driver(self) -> Driver:
-        return self._work.driver(self.name)
-
     def _begin(self, kind: Kind, params: JobParams, report: Report | None) -> JobHandle:
         """Begin a job of a collection that is there."""
         driver = self._driver
@@ -358,84 +342,3 @@ class Collection:
         with session_scope(driver.resources.engine, write=False) as session:
             record = collections.get_collection(session, self.name)
         return driver.begin(record, kind, params, report)
-
-
-class Work:
-    """A driver until it is closed; in a forked child, opened anew."""
-
-    def __init__(self, driver: Driver) -> None:
-        self._driver: Driver | None = driver
-        self._pid = os.getpid()
-        self._description = (
-            f"{'in this process' if driver.local else 'by workers'}, "
-            f"home {str(driver.resources.settings.home)!r}"
-        )
-
-    def driver(self, name: str) -> Driver:
-        """Return who does the work of the collection `name`.
-
-        Raises
-        ------
-        StateError
-            It was closed.
-        """
-        if self._driver is None:
-            raise StateError(f"collection {name!r} was closed; open it again")
-        if self._pid != os.getpid():
-            self._driver.reopen()
-            self._pid = os.getpid()
-        return self._driver
-
-    def close(self) -> None:
-        """End it; may be called twice."""
-        driver, self._driver = self._driver, None
-        if driver is not None and self._pid == os.getpid():
-            driver.close()
-
-    def describe(self) -> str:
-        """Say who does the work, and where."""
-        return f"{self._description}{', closed' if self._driver is None else ''}"
-
-
-def open_driver(settings: Settings, *, local: bool, threads: int | None = None) -> Driver:
-    """Return who does the work: this process, or workers.
-
-    Raises
-    ------
-    InputError
-        Threads were asked of the workers.
-    BrokerUnavailableError, SchemaVersionError
-        The workers cannot be reached, or the database must be migrated first.
-    """
-    if local:
-        from pipeline.local import LocalDriver
-
-        return LocalDriver(settings, threads)
-    if threads is not None:
-        raise InputError(f"threads={threads} is for local=True; workers have threads of their own")
-    from workers.driver import WorkersDriver
-
-    return WorkersDriver(settings)
-
-
-def require_name(name: object) -> None:
-    """Raise unless a collection is named by text."""
-    if not isinstance(name, str):
-        raise InputError(f"a collection is named by a str, not by {name!r}")
-
-
-def request_of(request: SearchRequest | None, options: SearchOptions) -> SearchRequest:
-    """Return what is asked for: a request, changed by keyword options.
-
-    Raises
-    ------
-    InputError
-        It is no request.
-    ConfigError
-        There is no such option, or its value is out of range.
-    """
-    if request is None:
-        return SearchRequest.from_dict(options)
-    if not isinstance(request, SearchRequest):
-        raise InputError(f"{request!r} is no SearchRequest; name the option, as in top=10")
-    return SearchRequest.from_dict({**request.to_dict(), **options})

@@ -17,12 +17,13 @@ from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, VersionRecord
 from pipeline.records import FusedResult, SearchResult
-from pipeline.request import SearchOptions, SearchRequest
+from pipeline.request import SearchOptions, SearchRequest, request_of
 from pipeline.resources import Resources
 from pipeline.retrieval.fuse import DEPTH
 from pipeline.searching import only
 from pipeline.sources import Query, as_image, as_images
-from workers.collection import Collection, Work, open_driver, request_of, require_name
+from workers.collection import Collection
+from workers.opened import Opened, open_driver, require_name
 
 __all__ = ["FusedCollection", "FusedSearchHandle", "open_collections"]
 
@@ -81,7 +82,7 @@ class FusedSearchHandle:
         )
 
 
-class FusedCollection:
+class FusedCollection(Opened):
     """Several collections of the same images, searched together.
 
     A collection keeps one extractor, so several extractors are several collections; their answers
@@ -101,8 +102,8 @@ class FusedCollection:
     """
 
     def __init__(self, names: Sequence[str], driver: Driver) -> None:
+        super().__init__(names, driver)
         self.names = tuple(names)
-        self._work = Work(driver)
 
     @classmethod
     def open(
@@ -143,19 +144,6 @@ class FusedCollection:
         require_different(names)
         settings = settings or Settings.from_env()
         return cls(names, open_driver(settings, local=local, threads=threads))
-
-    def close(self) -> None:
-        """End the threads and close the connections; may be called twice."""
-        self._work.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<FusedCollection {list(self.names)} {self._work.describe()}>"
 
     def search(
         self, image: Query, request: SearchRequest | None = None, **options: Unpack[SearchOptions]
@@ -273,10 +261,6 @@ class FusedCollection:
         """
         with session_scope(self._driver.resources.engine, write=False) as session:
             return tuple(collections.collection_status(session, name) for name in self.names)
-
-    @property
-    def _driver(self) -> Driver:
-        return self._work.driver(" and ".join(self.names))
 
     def _versions(self, driver: Driver) -> list[VersionRecord]:
         """Return what a search of each collection uses now, before any is begun."""

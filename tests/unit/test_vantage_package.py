@@ -27,7 +27,8 @@ def public() -> Iterator[tuple[str, Callable[..., Any]]]:
         if not inspect.isclass(value):
             yield name, value
             continue
-        for member, found in vars(value).items():
+        ours = [cls for cls in value.__mro__ if cls.__module__.startswith(("pipeline", "workers"))]
+        for member, found in {k: v for cls in reversed(ours) for k, v in vars(cls).items()}.items():
             function = getattr(found, "__func__", found)
             if not member.startswith("_") and inspect.isfunction(function):
                 yield f"{name}.{member}", function

@@ -1,0 +1,83 @@
+"""What `vantage.Collection` and `vantage.FusedCollection` share: a driver, until it is closed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Self
+
+from pipeline.config import Settings
+from pipeline.driver import Driver
+from pipeline.errors import InputError, StateError
+
+__all__ = ["Opened", "open_driver", "require_name"]
+
+
+class Opened:
+    """One collection or several, with the driver that does their work.
+
+    A context manager. In a forked child the driver is opened anew.
+    """
+
+    def __init__(self, names: Sequence[str], driver: Driver) -> None:
+        self._names = tuple(names)
+        self._pid = os.getpid()
+        self._open_driver: Driver | None = driver
+        self._whose = (
+            f"{'in this process' if driver.local else 'by workers'}, "
+            f"home {str(driver.resources.settings.home)!r}"
+        )
+
+    def close(self) -> None:
+        """End the threads and close the connections; may be called twice."""
+        driver, self._open_driver = self._open_driver, None
+        if driver is not None and self._pid == os.getpid():
+            driver.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        names = self._names[0] if len(self._names) == 1 else list(self._names)
+        closed = ", closed" if self._open_driver is None else ""
+        return f"<{type(self).__name__} {names!r} {self._whose}{closed}>"
+
+    @property
+    def _driver(self) -> Driver:
+        """Does the work; raises `StateError` after `close`."""
+        if self._open_driver is None:
+            raise StateError(f"collection {' and '.join(self._names)!r} was closed; open it again")
+        if self._pid != os.getpid():
+            self._open_driver.reopen()
+            self._pid = os.getpid()
+        return self._open_driver
+
+
+def open_driver(settings: Settings, *, local: bool, threads: int | None = None) -> Driver:
+    """Return who does the work: this process, or workers.
+
+    Raises
+    ------
+    InputError
+        Threads were asked of the workers.
+    BrokerUnavailableError, SchemaVersionError
+        The workers cannot be reached, or the database must be migrated first.
+    """
+    if local:
+        from pipeline.local import LocalDriver
+
+        return LocalDriver(settings, threads)
+    if threads is not None:
+        raise InputError(f"threads={threads} is for local=True; workers have threads of their own")
+    from workers.driver import WorkersDriver
+
+    return WorkersDriver(settings)
+
+
+def require_name(name: object) -> None:
+    """Raise unless a collection is named by text."""
+    if not isinstance(name, str):
+        raise InputError(f"a collection is named by a str, not by {name!r}")
