@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,6 +101,31 @@ def test_a_stage_imports_the_foundation_and_what_lies_below_it_alone(stage: str)
         assert {name for name in used if not within(name, allowed)} == set(), path
 
 
+def _drawn_layers() -> list[set[str]]:
+    """Return the lines of the drawing in docs/architecture.md, top first: the modules of each."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawing = page.split("## Layers\n")[1].split("```text\n")[1].split("```")[0]
+    lines = [re.split("  +", line)[0].split(", ") for line in drawing.splitlines() if line]
+    packages = [line[0].partition(".")[0] for line in lines]
+    return [
+        {line[0], *(f"{package}.{name}" for name in line[1:])}
+        for package, line in zip(packages, lines, strict=True)
+    ]
+
+
+def test_no_module_imports_one_that_the_architecture_draws_above_it() -> None:
+    layers = _drawn_layers()
+    assert len(layers) > 10
+    above: set[str] = set()
+    for layer in layers:
+        for name in layer:
+            mine = [p for p in modules(name.partition(".")[0]) if within(module_name(p), {name})]
+            assert mine, f"there is no {name}"
+            for path in mine:
+                assert [used for used in imports(path) if within(used, above)] == [], path
+        above |= layer
+
+
 @pytest.mark.parametrize("module", ["pipeline.local", "pipeline.indexing", "pipeline.searching"])
 def test_importing_the_local_form_loads_no_broker(module: str) -> None:
     code = (
@@ -119,6 +145,6 @@ def test_a_worker_that_only_watches_loads_no_compiler_and_no_extractor() -> None
         "print(sorted({'numba', 'cv2', 'onnxruntime', 'flower'} & set(sys.modules)))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False
     )
     assert (done.stdout, done.stderr) == ("[]\n", "")
