@@ -14,7 +14,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Exists, and_, case, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.metadata.models import Holding, Image, table
@@ -46,13 +46,9 @@ class HoldingChanges:
         return any((self.begun, self.hidden, self.returned, self.ended))
 
 
-def has_rows() -> ColumnElement[bool]:
+def has_rows() -> Exists:
     """Condition: rows of the image lie in the segments of the current version."""
-    return (
-        select(Holding.image_id)
-        .where(Holding.image_id == Image.id, Holding.rows_until.is_(None))
-        .exists()
-    )
+    return exists().where(Holding.image_id == Image.id, Holding.rows_until.is_(None))
 
 
 def changes(
@@ -69,7 +65,6 @@ def changes(
     ended : collection of int
         Images whose rows leave the segments.
     """
-    here = _open(collection_id)
     have_rows = {
         image_id
         for some in chunks(sorted(begun))
@@ -78,9 +73,17 @@ def changes(
         )
     }
     gone = set(ended)
-    states = select(Holding.image_id).join(Image, Image.id == Holding.image_id).where(here)
-    removed = states.where(Holding.until_version.is_(None), Image.state == "removed")
-    back = states.where(Holding.until_version.is_not(None), Image.state == "indexed")
+    # From the images' index of states: most images are held, and few are removed.
+    removed = select(Image.id).where(
+        Image.collection_id == collection_id,
+        Image.state == "removed",
+        has_rows().where(Holding.until_version.is_(None)),
+    )
+    back = (
+        select(Holding.image_id)
+        .join(Image, Image.id == Holding.image_id)
+        .where(_open(collection_id), Holding.until_version.is_not(None), Image.state == "indexed")
+    )
     return HoldingChanges(
         begun=sorted(set(begun) - have_rows),
         hidden=sorted(set(session.scalars(removed)) - gone),

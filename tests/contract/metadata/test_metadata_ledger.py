@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from metadata_database import Database, content, file
 from sqlalchemy import update
 
 from pipeline.abandoned import this_process
 from pipeline.metadata import compaction, holdings, jobs, ledger, versions
-from pipeline.metadata.models import Job
+from pipeline.metadata.models import Holding, Image, Job, table
 from pipeline.metadata.records import CollectionRecord, VersionRecord
 from pipeline.metadata.sql import lock_collection
 
@@ -226,3 +227,38 @@ def test_a_rebuild_that_slept_while_its_rows_were_given_up_does_not_bring_them_b
     version = db.publish(collection, rebuild, new, [segment], "replace")
     assert version is not None
     assert version.tombstones == frozenset()
+
+
+def test_what_an_addition_changes_is_found_without_a_look_at_every_image(db: Database) -> None:
+    if db.engine.dialect.name != "sqlite":
+        pytest.skip("counts the steps of SQLite's machine")
+    steps = []
+    for number, held in enumerate((100, 5000)):
+        collection = db.collection(f"of-{held}")
+        first = 10_000 * number
+        images = [
+            {
+                "id": first + i,
+                "collection_id": collection.id,
+                "sha256": content(str(i)),
+                "state": "removed" if i == 1 else "indexed",
+            }
+            for i in range(1, held + 1)
+        ]
+        stays = [
+            {"collection_id": collection.id, "image_id": row["id"], "from_version": 1}
+            for row in images
+        ]
+        with db.write() as session:
+            session.execute(table(Image).insert(), images)
+            session.execute(table(Holding).insert(), stays)
+        ticks: list[int] = []
+        with db.read() as session:
+            connection = session.connection().connection.driver_connection
+            assert connection is not None
+            connection.set_progress_handler(lambda ticks=ticks: ticks.append(1), 10)
+            found = holdings.changes(session, collection.id, [], ())
+            connection.set_progress_handler(None, 0)
+        assert found == holdings.HoldingChanges(hidden=[first + 1], begun=[], returned=[], ended=[])
+        steps.append(len(ticks))
+    assert steps[1] <= 2 * steps[0] + 10
