@@ -134,8 +134,7 @@ class Kind:
 
     def following(self, name: str) -> str:
         """Return the name of the stage after one; `DONE` after the last."""
-        names = [stage.name for stage in self.stages]
-        return [*names, DONE][names.index(name) + 1]
+        return self.from_stage(name)[1]
 
     def from_stage(self, name: str) -> list[str]:
         """Return the names of a stage and of all after it, `DONE` too."""

@@ -32,8 +32,7 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         segment_ids = [r["segment"] for r in results if r.get("segment") is not None]
         fresh = trees.get_segments(session, segment_ids)
         previous = trees.current_segments(session, job.collection_id)
-    replaces = kind_of(job.kind).replaces
-    kept = [] if replaces else [s for s in previous if s.tree_id == tree.id]
+    kept = [] if kind_of(job.kind).replaces else [s for s in previous if s.tree_id == tree.id]
     stats = cell_stats(resources, tree, kept + [s for s in fresh if s not in kept])
     with session_scope(resources.engine) as session:
         version = versions.publish_version(
@@ -42,8 +41,7 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
             job.id,
             tree.id,
             segment_ids,
-            mode="replace" if replaces else "append",
-            stats=stats,
+            stats,
         )
         summary = {
             "published": version is not None,

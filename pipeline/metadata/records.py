@@ -23,7 +23,6 @@ JobStage = str
 """A stage of a kind of job, or ``done``."""
 PartState = Literal["planned", "running", "done"]
 WorkerState = Literal["starting", "ready", "draining"]
-PublishMode = Literal["append", "replace"]
 
 P = TypeVar("P", bound=JobParams)
 

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.errors import IndexNotBuiltError, UnknownNameError
+from pipeline.kinds import kind_of
 from pipeline.metadata import ledger
 from pipeline.metadata.collections import get_collection, get_collection_by_id
 from pipeline.metadata.extraction import assigned_images
@@ -23,7 +24,7 @@ from pipeline.metadata.models import (
     VersionSegment,
     table,
 )
-from pipeline.metadata.records import CollectionRecord, PublishMode, VersionRecord
+from pipeline.metadata.records import CollectionRecord, VersionRecord
 from pipeline.metadata.sql import lock_collection
 from pipeline.metadata.trees import get_tree, segment_record
 
@@ -34,10 +35,12 @@ def publish_version(
     job_id: str,
     tree_id: int,
     segment_ids: Sequence[int],
-    mode: PublishMode,
     stats: Mapping[str, Any],
 ) -> VersionRecord | None:
     """Publish the next version of a collection.
+
+    It has the current version's segments and these; where the job's kind replaces, these alone, and
+    `tree_id` becomes the collection's tree.
 
     The images of the job's assignment become ``indexed`` and the version holds them; those that
     were removed it does not hold, and those that came back it holds again.
@@ -48,9 +51,6 @@ def publish_version(
         The tree that the segments were made with.
     segment_ids : sequence of int
         Segments that the job made.
-    mode : {"append", "replace"}
-        ``append``: the current version's segments and these. ``replace``: these alone, and
-        `tree_id` becomes the collection's tree.
     stats : mapping
         JSON-serialisable figures of the index; ``median_cell`` is shown by the status.
 
@@ -59,32 +59,34 @@ def publish_version(
     VersionRecord or None
         The version; that of the first call when the job has published already; the current one
         when there is nothing to change. None when the index changed under the job and its segments
-        cannot be used: the tree is another one (append), images were indexed that the job does not
-        know (replace), or the job has been ended or paused. The caller then assigns anew.
+        cannot be used: the collection has another tree, segments that replace all would lose images
+        indexed meanwhile, or the job has been ended or paused. The caller then assigns anew.
     """
     collection = lock_collection(session, collection_id)
     done = published_version(session, collection_id, job_id)
     if done is not None:
         return done
-    if get_job(session, job_id).state != "running":
+    job = get_job(session, job_id)
+    if job.state != "running":
         return None
+    replaces = kind_of(job.kind).replaces
     assigned = assigned_images(session, job_id)
     images = sorted({image_id for some in assigned.values() for image_id in some})
     kept: list[int] = []
     ended: set[int] = set()
-    if mode == "append":
-        if collection.tree_id != tree_id:
-            return None
-        kept = version_segment_ids(session, collection.current_version_id)
-    else:
+    if replaces:
         if not ledger.fit_to_replace(session, collection_id, images):
             return None
         ended = images_with_rows(session, collection_id).difference(images)
+    else:
+        if collection.tree_id != tree_id:
+            return None
+        kept = version_segment_ids(session, collection.current_version_id)
     ledger.index_images(session, list(assigned), images)
     changed = changes(session, collection_id, images, ended)
     segments = list(dict.fromkeys([*kept, *segment_ids]))
     current = collection.current_version_id
-    if mode == "append" and current is not None and segments == kept and not changed:
+    if not replaces and current is not None and segments == kept and not changed:
         return get_version(session, current)
     values = {"tree_id": tree_id, "job_id": job_id, "stats": dict(stats)}
     return insert_version(session, collection, values, segments, changed)

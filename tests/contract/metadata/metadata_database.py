@@ -23,7 +23,6 @@ from pipeline.metadata.records import (
     CollectionRecord,
     ContainerInfo,
     JobRecord,
-    PublishMode,
     RegisteredFile,
     SegmentRecord,
     TreeRecord,
@@ -174,7 +173,6 @@ class Database:
         job: JobRecord,
         tree: TreeRecord,
         segments: Sequence[SegmentRecord],
-        mode: PublishMode = "append",
     ) -> VersionRecord | None:
         with self.write() as session:
             return versions.publish_version(
@@ -183,7 +181,6 @@ class Database:
                 job.id,
                 tree.id,
                 [segment.id for segment in segments],
-                mode,
                 {"median_cell": 700},
             )
 

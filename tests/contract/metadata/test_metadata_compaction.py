@@ -141,9 +141,7 @@ def test_index_jobs_and_a_compaction_that_publish_at_once_all_land(db: Database)
     db.assign(job, before.tree)
     late = db.segment(collection, before.tree, "late")
     found = db.together(
-        lambda s: versions.publish_version(
-            s, collection.id, job.id, before.tree.id, [late.id], "append", {}
-        ),
+        lambda s: versions.publish_version(s, collection.id, job.id, before.tree.id, [late.id], {}),
         lambda s: compaction.publish_compaction(
             s,
             collection.id,
@@ -180,7 +178,7 @@ def test_nothing_is_published_when_a_rebuild_or_another_compaction_came_first(
     rebuild = db.job(collection, "rebuild")
     new = db.tree(collection, "trees/new")
     db.assign(rebuild, new)
-    assert db.publish(collection, rebuild, new, [], "replace") is not None
+    assert db.publish(collection, rebuild, new, []) is not None
     assert _compact(db, second, [merged], [other]) is None
 
 

@@ -221,10 +221,10 @@ def test_a_rebuild_that_slept_while_its_rows_were_given_up_does_not_bring_them_b
         session.execute(update(Job).where(Job.id == rebuild.id).values(values))
     assert _compact(db, collection, before).tombstones == frozenset()
     segment = db.segment(collection, new, "s4")
-    assert db.publish(collection, rebuild, new, [segment], "replace") is None
+    assert db.publish(collection, rebuild, new, [segment]) is None
     assigned = db.assign(rebuild, new).values()
     assert {image_id for some in assigned for image_id in some} == _ids(db, "b", "c")
-    version = db.publish(collection, rebuild, new, [segment], "replace")
+    version = db.publish(collection, rebuild, new, [segment])
     assert version is not None
     assert version.tombstones == frozenset()
 

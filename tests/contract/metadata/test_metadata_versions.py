@@ -52,7 +52,7 @@ def _assigned(db: Database, job: JobRecord) -> set[int]:
 def _rebuild(
     db: Database, collection: CollectionRecord, job: JobRecord, tree: TreeRecord, key: str
 ) -> VersionRecord | None:
-    return db.publish(collection, job, tree, [db.segment(collection, tree, key)], "replace")
+    return db.publish(collection, job, tree, [db.segment(collection, tree, key)])
 
 
 def test_a_collection_without_a_version_cannot_be_searched(db: Database) -> None:
@@ -119,7 +119,7 @@ def test_index_jobs_that_publish_at_once_all_land(db: Database) -> None:
     found = db.together(
         *[
             lambda s, job=job, tree=tree, segment=segment: versions.publish_version(
-                s, collection.id, job, tree, [segment], "append", {}
+                s, collection.id, job, tree, [segment], {}
             )
             for job, tree, segment in ready
         ]
@@ -134,11 +134,7 @@ def test_one_job_that_publishes_from_two_workers_at_once_makes_one_version(db: D
     job, tree = _ready(db, collection, "/a")
     segment = db.segment(collection, tree, "s1")
     found = db.together(
-        *[
-            lambda s: versions.publish_version(
-                s, collection.id, job.id, tree.id, [segment.id], "append", {}
-            )
-        ]
+        *[lambda s: versions.publish_version(s, collection.id, job.id, tree.id, [segment.id], {})]
         * 3
     )
     assert len({version.id for version in found}) == 1
