@@ -66,7 +66,7 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         return _record_extraction(resources, job, part, batch, container, key, checksum, False)
     extractor = resources.extractor(config)
     names = [image.sha256 for image in batch]
-    found = UnfinishedBatch(resources.storage, config, names, extractor.dimensions)
+    found = UnfinishedBatch(resources.storage, job.id, config, names, extractor.dimensions)
     if not _go_on(resources, part, batch, config, found):
         with session_scope(resources.engine) as session:
             parts.yield_part(session, part)

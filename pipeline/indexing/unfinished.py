@@ -1,4 +1,8 @@
-"""What is known of a batch that is not finished: it outlives the process that worked on it."""
+"""What is known of a batch that is not finished: it outlives the process that worked on it.
+
+A failure that may pass (`UNREADABLE_CODES`) counts for the job that met it: another one, begun when
+the file is back, tries again.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 
 from pipeline.config import ExtractorConfig
-from pipeline.containers import container_arrays, container_key, read_container
+from pipeline.containers import (
+    UNREADABLE_CODES,
+    container_arrays,
+    container_key,
+    read_container,
+)
 from pipeline.extraction.features import Extracted
 from pipeline.records import Features, ImageFailure
 from pipeline.storage import Storage
@@ -23,6 +32,7 @@ class UnfinishedBatch:
     Parameters
     ----------
     storage : Storage
+    job_id : str
     config : ExtractorConfig
     images : sequence of str
         SHA-256 of the batch's images.
@@ -38,11 +48,17 @@ class UnfinishedBatch:
     """
 
     def __init__(
-        self, storage: Storage, config: ExtractorConfig, images: Sequence[str], dimensions: int
+        self,
+        storage: Storage,
+        job_id: str,
+        config: ExtractorConfig,
+        images: Sequence[str],
+        dimensions: int,
     ) -> None:
         name = container_key(config, images).removeprefix("containers/").removesuffix(".npz")
         self._names = f"unfinished/{name}-{{}}.npz"
         self._storage = storage
+        self._job_id = job_id
         self._dimensions = dimensions
         self.done: dict[str, Features] = {}
         self.failures: dict[str, ImageFailure] = {}
@@ -53,8 +69,10 @@ class UnfinishedBatch:
         for key in self._files():
             arrays = storage.read_arrays(key)
             kept = read_container(arrays, arrays.meta)
+            mine = arrays.meta["job"] == job_id
+            failures = [f for f in kept.failures if mine or f.code not in UNREADABLE_CODES]
             again = [ImageFailure(*failure) for failure in arrays.meta["exceeded"]]
-            self._take(Extracted(0, list(kept.items()), list(kept.failures), again))
+            self._take(Extracted(0, list(kept.items()), failures, again))
             self._count += 1
 
     def add(self, extracted: Extracted) -> None:
@@ -75,6 +93,7 @@ class UnfinishedBatch:
             return
         arrays, meta = container_arrays(done, failures, self._dimensions)
         meta["exceeded"] = [[f.sha256, f.code, f.sentence] for f in again]
+        meta["job"] = self._job_id
         self._storage.write_arrays(self._names.format(self._count), arrays, meta)
         self._count += 1
 

@@ -18,14 +18,16 @@ from sites import make_settings
 from pipeline import indexing
 from pipeline.config import ImageLimits, Settings
 from pipeline.extraction import features
+from pipeline.files import hash_bytes
 from pipeline.images import DecodedImage
 from pipeline.indexing import extract as stage
 from pipeline.indexing import unfinished
-from pipeline.metadata import collections, images, parts
-from pipeline.metadata.engine import session_scope
+from pipeline.job_params import IndexParams
+from pipeline.metadata import collections, images, jobs, parts
+from pipeline.metadata.engine import session_scope, upgrade
+from pipeline.opening import open_collection
 from pipeline.resources import Resources
 from vantage import Collection
-from vantage import Collection as Workers
 from workers.stack import Stack
 
 GOOD = 5
@@ -107,7 +109,7 @@ def test_what_a_killed_process_had_kept_is_not_extracted_again(
     try:
         # Whatever the order of the files is: what comes before the first slow one is kept.
         before = _before_the_first_slow(photographs)
-        eventually(lambda: len(kept(settings)) >= before, 120)
+        eventually(lambda: len(kept(settings)) >= before)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -129,10 +131,12 @@ def test_what_a_killed_process_had_kept_is_not_extracted_again(
 
 def _before_the_first_slow(photographs: Path) -> int:
     """Return how many files a batch, sorted by SHA-256, has before its first slow one."""
-    from pipeline.files import hash_bytes
+    return [path.name[:4] for path in _in_their_order(photographs)].index("slow")
 
-    names = sorted(photographs.iterdir(), key=lambda path: hash_bytes(path.read_bytes()))
-    return [path.name[:4] for path in names].index("slow")
+
+def _in_their_order(photographs: Path) -> list[Path]:
+    """Return the files as a batch has them: by SHA-256."""
+    return sorted(photographs.iterdir(), key=lambda path: hash_bytes(path.read_bytes()))
 
 
 class InterruptedByLimitError(Exception):
@@ -171,13 +175,32 @@ def test_no_exception_of_the_process_becomes_a_failure_of_a_file(
     assert failures(settings, "stopped") == {}
 
 
+def test_a_failure_that_may_pass_does_not_outlive_its_job(
+    settings: Settings, photographs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for slow in photographs.glob("slow*"):
+        slow.unlink()
+    monkeypatch.setattr(stage, "SLICE_S", 0.0)  # every step is a slice
+    monkeypatch.setattr(features, "DECODING_S", 0.0)  # and every image a step
+    resources = Resources(settings)
+    job_id = _registered_job(resources, photographs)
+    first = _in_their_order(photographs)[0]
+    away = first.rename(photographs.parent / "away.png")
+    assert indexing.run_part(resources, job_id, "extract", 0) == {"more": True}
+    assert len(kept(settings)) == 1
+    with session_scope(resources.engine) as session:
+        jobs.finish_job(session, job_id, "failed", "interrupted")
+    resources.close()
+    away.rename(first)
+    with Collection.open("stopped", settings, local=True) as collection:
+        job = collection.index([photographs]).progress()
+    assert (job.state, job.images_done, job.images_failed) == ("done", GOOD, 0)
+    assert failures(settings, "stopped") == {}
+    assert kept(settings) == []
+
+
 def _registered_job(resources: Resources, folder: Path) -> str:
     """Register a folder's files in a collection and plan their extraction; returns the job."""
-    from pipeline.job_params import IndexParams
-    from pipeline.metadata import jobs
-    from pipeline.metadata.engine import upgrade
-    from pipeline.opening import open_collection
-
     upgrade(resources.engine)
     collection = open_collection(resources, "stopped", None, None)
     with session_scope(resources.engine) as session:
@@ -190,7 +213,6 @@ def _registered_job(resources: Resources, folder: Path) -> str:
     return job.id
 
 
-@pytest.mark.timeout(300)
 def test_workers_hand_a_slow_batch_on_by_messages_and_end_it(
     tmp_path: Path, photographs: Path
 ) -> None:
@@ -198,8 +220,8 @@ def test_workers_hand_a_slow_batch_on_by_messages_and_end_it(
     limits = ImageLimits(decode_seconds=0.4)
     # A slow file has its second try at the beginning of a slice: the batch takes several.
     settings = make_settings(home, batch_size=16, image_limits=limits, visibility_timeout_s=60)
-    with Stack(settings), Workers.open("mixed", settings) as collection:
-        job = collection.index([photographs]).wait(timeout=240)
+    with Stack(settings), Collection.open("mixed", settings) as collection:
+        job = collection.index([photographs]).wait(timeout=600)
         answer = collection.search(photographs / "good3.png")
     assert (job.state, job.images_done, job.images_failed) == ("done", GOOD + 2, 2)
     assert answer.matches[0].locations[0].endswith("good3.png")
