@@ -2,7 +2,7 @@
 
 A job belongs to workers, who find it in SQL whatever happens, or to one process, which may be
 killed. A job that nobody works on keeps its images from every other job, so whoever is about to
-index ends it first; what it had extracted is then taken over (`extraction.adopt_containers`).
+index ends it first; what it had extracted is then taken over (`containers.adopt_containers`).
 """
 
 from __future__ import annotations

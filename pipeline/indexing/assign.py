@@ -7,7 +7,7 @@ import numpy as np
 from pipeline.config import digest
 from pipeline.index.segments import assign_features
 from pipeline.indexing.features import open_container
-from pipeline.metadata import collections, extraction, parts, trees
+from pipeline.metadata import assignment, collections, containers, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, PartRecord, PartResult
 from pipeline.resources import Resources
@@ -17,7 +17,7 @@ def plan(resources: Resources, job: JobRecord) -> None:
     """Plan a part for each container that the job indexes."""
     with session_scope(resources.engine) as session:
         tree = parts.stage_result(session, job.id, "train")["tree"]
-        extraction.plan_assignment(session, job.id, tree)
+        assignment.plan_assignment(session, job.id, tree)
 
 
 def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
@@ -25,7 +25,7 @@ def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult
     with session_scope(resources.engine, write=False) as session:
         collection = collections.get_collection_by_id(session, job.collection_id)
         tree = trees.get_tree(session, part.args["tree"])
-        record = extraction.get_container(session, part.args["container"])
+        record = containers.get_container(session, part.args["container"])
     rows = [row for row, _ in part.args["rows"]]
     key = f"{assignments(job)}/{digest(tree.key, record.key, rows)}.npz"
     checksum = resources.storage.find(key)

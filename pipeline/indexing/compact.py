@@ -27,6 +27,7 @@ from pipeline.metadata import compaction, identities, jobs, parts, trees, versio
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     JobRecord,
+    MergedSegments,
     PartRecord,
     PartResult,
     SegmentRecord,
@@ -207,15 +208,20 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
     kept = [segment for segment in current if segment.id not in replaced]
     stats = cell_stats(resources, tree, [s for s in kept if s.tree_id == tree.id] + fresh)
     dropped = merges[0].args["dropped"]
+    merged = MergedSegments(
+        tree_id=tree.id,
+        segment_ids=made,
+        stats=stats,
+        replaced=sorted(replaced),
+        dropped=dropped,
+    )
     counters = {
         "segments_merged": len(replaced - set(made)),
         "segments_made": len(set(made) - replaced),
         "images_dropped": len(dropped),
     }
     with session_scope(resources.engine) as session:
-        version = compaction.publish_compaction(
-            session, job.collection_id, job.id, tree.id, sorted(replaced), made, dropped, stats
-        )
+        version = compaction.publish_compaction(session, job.id, merged)
         summary = {
             "published": version is not None,
             "version": version.number if version else None,

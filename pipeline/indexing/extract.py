@@ -16,7 +16,10 @@ from pipeline.metadata import collections, extraction, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     BatchImage,
+    BatchOutcome,
     ContainerInfo,
+    ExtractedImage,
+    FailedImage,
     JobRecord,
     PartRecord,
     PartResult,
@@ -59,13 +62,13 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
     with session_scope(resources.engine, write=False) as session:
         batch = extraction.batch_images(session, part.args["images"])
         config = collections.get_collection_by_id(session, job.collection_id).extractor
-    key = container_key(config, [image.sha256 for image in batch])
+    names = [image.sha256 for image in batch]
+    key = container_key(config, names)
     checksum = resources.storage.find(key)
     if checksum is not None:
         container = resources.container(key, checksum)
-        return _record_extraction(resources, job, part, batch, container, key, checksum, False)
+        return _record(resources, job, part, _outcome(batch, container, key, checksum, False))
     extractor = resources.extractor(config)
-    names = [image.sha256 for image in batch]
     found = UnfinishedBatch(resources.storage, job.id, config, names, extractor.dimensions)
     if not _go_on(resources, part, batch, config, found):
         with session_scope(resources.engine) as session:
@@ -81,7 +84,7 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
     checksum = resources.storage.write_arrays(key, arrays, meta)
     container = resources.container(key, checksum)
     container = replace(container, failures=(*container.failures, *unreadable))
-    summary = _record_extraction(resources, job, part, batch, container, key, checksum, True)
+    summary = _record(resources, job, part, _outcome(batch, container, key, checksum, True))
     found.drop()
     return summary
 
@@ -126,34 +129,44 @@ def _go_on(
     return True
 
 
-def _record_extraction(
-    resources: Resources,
-    job: JobRecord,
-    part: PartRecord,
-    batch: Sequence[BatchImage],
-    container: Container,
-    key: str,
-    checksum: str,
-    fresh: bool,
-) -> PartResult:
-    """Write the rows of a batch in one transaction."""
+def _outcome(
+    batch: Sequence[BatchImage], container: Container, key: str, checksum: str, fresh: bool
+) -> BatchOutcome:
+    """Return what came of a batch whose container is there; fresh: extracted just now."""
     ids = {image.sha256: image.id for image in batch}
     rows = [
-        (ids[sha256], row, features.width, features.height, len(features))
+        ExtractedImage(ids[sha256], row, features.width, features.height, len(features))
         for row, (sha256, features) in enumerate(container.items())
         if sha256 in ids
     ]
-    failures = [(ids[f.sha256], f.code, f.sentence) for f in container.failures if f.sha256 in ids]
+    failures = [
+        FailedImage(ids[f.sha256], f.code, f.sentence)
+        for f in container.failures
+        if f.sha256 in ids
+    ]
+    info = ContainerInfo(
+        key=key,
+        checksum=checksum,
+        image_count=len(rows),
+        descriptor_count=container.descriptor_count,
+        failed_count=len(failures),
+    )
     summary = {
         "images": len(rows),
         "failed": len(failures),
         "descriptors": container.descriptor_count,
         "extracted": len(rows) if fresh else 0,
     }
-    info = ContainerInfo(key, checksum, len(rows), container.descriptor_count) if rows else None
+    return BatchOutcome(rows, failures, info if rows else None, summary)
+
+
+def _record(
+    resources: Resources, job: JobRecord, part: PartRecord, found: BatchOutcome
+) -> PartResult:
+    """Write the rows of a batch in one transaction."""
     with session_scope(resources.engine) as session:
-        extraction.record_extraction(session, job.id, part.number, info, rows, failures, summary)
-    return summary
+        extraction.record_extraction(session, job.id, part.number, found)
+    return dict(found.result)
 
 
 def _batch_item(resources: Resources, part: PartRecord, image: BatchImage) -> BatchItem:

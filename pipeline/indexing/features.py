@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.containers import Container
 from pipeline.errors import CorruptFileError
-from pipeline.metadata import extraction
+from pipeline.metadata import containers
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import ContainerRecord
 from pipeline.resources import Resources
@@ -28,5 +28,5 @@ def open_container(resources: Resources, record: ContainerRecord) -> Container:
         if checksum is None:
             raise
         with session_scope(resources.engine) as session:
-            extraction.correct_checksum(session, record.id, checksum)
+            containers.correct_checksum(session, record.id, checksum)
         return resources.container(record.key, checksum)

@@ -12,7 +12,7 @@ from pipeline.index.identities import NOBODY, Identities
 from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.metadata import parts, trees
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import JobRecord, PartRecord, PartResult, TreeRecord
+from pipeline.metadata.records import JobRecord, PartRecord, PartResult, SegmentInfo, TreeRecord
 from pipeline.resources import Resources
 
 
@@ -88,16 +88,14 @@ def store_segment(
 
         checksum = resources.storage.write(key, fill)
     segment = resources.open_segment(key, checksum)
+    info = SegmentInfo(
+        tree_id=tree.id,
+        group_number=group,
+        key=key,
+        checksum=checksum,
+        descriptor_count=segment.rows.size,
+        image_count=segment.image_count,
+        byte_count=resources.storage.size(key),
+    )
     with session_scope(resources.engine) as session:
-        return trees.add_segment(
-            session,
-            job.collection_id,
-            tree_id=tree.id,
-            group_number=group,
-            key=key,
-            checksum=checksum,
-            descriptor_count=segment.rows.size,
-            image_count=segment.image_count,
-            byte_count=resources.storage.size(key),
-            job_id=job.id,
-        ).id
+        return trees.add_segment(session, job.collection_id, info, job.id).id

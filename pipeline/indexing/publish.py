@@ -16,6 +16,7 @@ from pipeline.metadata import parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     JobRecord,
+    NewSegments,
     PartRecord,
     PartResult,
     SegmentRecord,
@@ -34,15 +35,9 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         previous = trees.current_segments(session, job.collection_id)
     kept = [] if kind_of(job.kind).replaces else [s for s in previous if s.tree_id == tree.id]
     stats = cell_stats(resources, tree, kept + [s for s in fresh if s not in kept])
+    new = NewSegments(tree_id=tree.id, segment_ids=segment_ids, stats=stats)
     with session_scope(resources.engine) as session:
-        version = versions.publish_version(
-            session,
-            job.collection_id,
-            job.id,
-            tree.id,
-            segment_ids,
-            stats,
-        )
+        version = versions.publish_version(session, job.id, new)
         summary = {
             "published": version is not None,
             "version": version.number if version else None,

@@ -9,7 +9,7 @@ from pipeline.containers import UNREADABLE_CODES
 from pipeline.errors import ImageReadError, StateError
 from pipeline.files import hash_bytes, read_file
 from pipeline.job_params import IndexParams
-from pipeline.metadata import extraction, images, jobs, parts
+from pipeline.metadata import containers, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     JobRecord,
@@ -48,7 +48,7 @@ def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResu
         if time.monotonic() > until and registered > 0:
             return {"more": True}
     with session_scope(resources.engine) as session:
-        extraction.adopt_containers(session, job.id)
+        containers.adopt_containers(session, job.id)
         jobs.set_counters(session, job.id, skipped=found.skipped)
         parts.finish_part(session, job.id, "register", part.number, totals)
     return totals

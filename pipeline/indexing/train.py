@@ -15,7 +15,7 @@ from pipeline.index.rows import ROW_UNIT
 from pipeline.index.sampling import draw_samples
 from pipeline.indexing.features import open_container
 from pipeline.kinds import DONE, Stage, kind_of
-from pipeline.metadata import collections, extraction, parts, trees
+from pipeline.metadata import assignment, collections, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     CollectionRecord,
@@ -23,6 +23,7 @@ from pipeline.metadata.records import (
     JobRecord,
     PartRecord,
     PartResult,
+    TreeInfo,
 )
 from pipeline.resources import Resources
 
@@ -34,7 +35,7 @@ def train(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     """Give the job a tree: the collection's, or a new one trained on the job's features."""
     with session_scope(resources.engine, write=False) as session:
         collection = collections.get_collection_by_id(session, job.collection_id)
-        records = extraction.containers_to_index(session, job)
+        records = assignment.containers_to_index(session, job)
     tree_id = None if kind_of(job.kind).replaces else collection.tree_id
     if tree_id is None and any(record.descriptor_count for record in records):
         tree_id = _train_tree(resources, job, collection, records)
@@ -66,20 +67,18 @@ def _train_tree(
         trained = _train_model(resources, collection, records, descriptors)
         checksum = resources.storage.write_arrays(key, trained.to_arrays(), {})
     model = resources.model(key, checksum)
+    info = TreeInfo(
+        key=key,
+        checksum=checksum,
+        levels=model.tree.levels,
+        cells=model.tree.cells,
+        groups=model.groups,
+        strategy=config.vantage,
+        trained_on=descriptors,
+        target_cell_size=config.cell_size,
+    )
     with session_scope(resources.engine) as session:
-        tree = trees.add_tree(
-            session,
-            job.collection_id,
-            key=key,
-            checksum=checksum,
-            levels=model.tree.levels,
-            cells=model.tree.cells,
-            groups=model.groups,
-            strategy=config.vantage,
-            trained_on=descriptors,
-            target_cell_size=config.cell_size,
-            job_id=job.id,
-        )
+        tree = trees.add_tree(session, job.collection_id, info, job.id)
         if not kind_of(job.kind).replaces:
             tree = trees.adopt_tree(session, job.collection_id, tree.id)
         return tree.id

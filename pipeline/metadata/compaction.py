@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
 from sqlalchemy import ColumnElement, and_, exists, func, not_, select
 from sqlalchemy.orm import Session
@@ -21,7 +20,7 @@ from pipeline.metadata.models import (
     Version,
     VersionSegment,
 )
-from pipeline.metadata.records import VersionRecord
+from pipeline.metadata.records import MergedSegments, VersionRecord
 from pipeline.metadata.sql import lock_collection
 from pipeline.metadata.versions import (
     insert_version,
@@ -124,30 +123,12 @@ def is_rebuilt(session: Session, collection_id: int) -> bool:
 
 
 def publish_compaction(
-    session: Session,
-    collection_id: int,
-    job_id: str,
-    tree_id: int,
-    replaced: Sequence[int],
-    made: Sequence[int],
-    dropped: Sequence[int],
-    stats: Mapping[str, Any],
+    session: Session, job_id: str, merged: MergedSegments
 ) -> VersionRecord | None:
     """Publish a version with merged segments in the place of those that they were made of.
 
     Segments that were published meanwhile stay beside them. Images whose rows were left out need no
     tombstone any more, and one that comes back is extracted anew.
-
-    Parameters
-    ----------
-    tree_id : int
-        The tree of the segments.
-    replaced, made : sequence of int
-        Segments that were merged, and what came of them.
-    dropped : sequence of int
-        Removed images whose rows the new segments lack; then all segments were merged.
-    stats : mapping
-        JSON-serialisable figures of the index.
 
     Returns
     -------
@@ -157,19 +138,21 @@ def publish_compaction(
         image came back, or the job has been ended or paused. The caller then looks again what there
         is to merge.
     """
-    collection = lock_collection(session, collection_id)
-    done = published_version(session, collection_id, job_id)
+    job = get_job(session, job_id)
+    collection = lock_collection(session, job.collection_id)
+    done = published_version(session, job)
     if done is not None:
         return done
-    if get_job(session, job_id).state != "running" or collection.tree_id != tree_id:
+    if get_job(session, job_id).state != "running" or collection.tree_id != merged.tree_id:
         return None
     current = version_segment_ids(session, collection.current_version_id)
-    if not set(replaced) <= set(current):
+    replaced, dropped = set(merged.replaced), merged.dropped
+    if not replaced <= set(current):
         return None
-    if dropped and (is_rebuilt(session, collection_id) or not ledger.fit_to_drop(session, dropped)):
+    if dropped and (is_rebuilt(session, collection.id) or not ledger.fit_to_drop(session, dropped)):
         return None
-    kept = [segment_id for segment_id in current if segment_id not in set(replaced)]
-    segments = list(dict.fromkeys([*kept, *made]))
-    values = {"tree_id": tree_id, "job_id": job_id, "stats": dict(stats)}
-    changed = changes(session, collection_id, [], dropped)
-    return insert_version(session, collection, values, segments, changed)
+    kept = [segment_id for segment_id in current if segment_id not in replaced]
+    segments = list(dict.fromkeys([*kept, *merged.segment_ids]))
+    changed = changes(session, collection.id, [], dropped)
+    made = replace(merged, segment_ids=segments)
+    return insert_version(session, collection.id, made, changed, job_id)

@@ -5,9 +5,9 @@ Times are unix seconds. Paths are Python strings as `os.fsdecode` makes them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.job_params import JobParams
@@ -182,38 +182,84 @@ class FailureRow:
     message: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ContainerInfo:
-    """A feature container as the extraction wrote it."""
-
-    key: str
-    checksum: str
-    image_count: int
-    descriptor_count: int
-
-
-@dataclass(frozen=True)
-class ContainerRecord:
     """A feature container: one file with the features of a batch of images."""
 
-    id: int
-    collection_id: int
     key: str
     checksum: str
     image_count: int
     descriptor_count: int
     failed_count: int
+
+
+class ExtractedImage(NamedTuple):
+    """An image with features, and where in its container they are."""
+
+    id: int
+    row: int
+    width: int
+    height: int
+    descriptors: int
+
+
+class FailedImage(NamedTuple):
+    """An image without features, and why."""
+
+    id: int
+    code: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class BatchOutcome:
+    """What came of the images of an ``extract`` part.
+
+    Attributes
+    ----------
+    images : sequence of ExtractedImage
+    failures : sequence of FailedImage
+    container : ContainerInfo or None
+        The file with the features; None when no image had any.
+    result : mapping
+        JSON-serialisable result of the part.
+    """
+
+    images: Sequence[ExtractedImage]
+    failures: Sequence[FailedImage]
+    container: ContainerInfo | None
+    result: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerRecord(ContainerInfo):
+    """A feature container of a collection."""
+
+    id: int
+    collection_id: int
     job_id: str
     state: ContainerState
     created_at: float
 
 
-@dataclass(frozen=True)
-class TreeRecord:
-    """A VP-tree with its PCA: one file."""
+@dataclass(frozen=True, kw_only=True)
+class TreeInfo:
+    """A VP-tree with its PCA: one file.
 
-    id: int
-    collection_id: int
+    Attributes
+    ----------
+    key, checksum : str
+        The file in the store.
+    levels, cells, groups : int
+        Its shape.
+    strategy : str
+        How its vantage points were chosen.
+    trained_on : int
+        Descriptors it was made from.
+    target_cell_size : int
+        Descriptors that a cell should hold.
+    """
+
     key: str
     checksum: str
     levels: int
@@ -222,16 +268,22 @@ class TreeRecord:
     strategy: str
     trained_on: int
     target_cell_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeRecord(TreeInfo):
+    """A tree of a collection."""
+
+    id: int
+    collection_id: int
     job_id: str | None
     created_at: float
 
 
-@dataclass(frozen=True)
-class SegmentRecord:
-    """An immutable file set of one group's descriptors."""
+@dataclass(frozen=True, kw_only=True)
+class SegmentInfo:
+    """An immutable file of one group's descriptors, made with a tree."""
 
-    id: int
-    collection_id: int
     tree_id: int
     group_number: int
     key: str
@@ -239,8 +291,51 @@ class SegmentRecord:
     descriptor_count: int
     image_count: int
     byte_count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentRecord(SegmentInfo):
+    """A segment of a collection."""
+
+    id: int
+    collection_id: int
     job_id: str | None
     created_at: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewSegments:
+    """What a job would publish.
+
+    Attributes
+    ----------
+    tree_id : int
+        The tree that the segments were made with.
+    segment_ids : sequence of int
+        Segments that the job made.
+    stats : mapping
+        JSON-serialisable figures of the index; ``median_cell`` is shown by the status.
+    """
+
+    tree_id: int
+    segment_ids: Sequence[int]
+    stats: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergedSegments(NewSegments):
+    """What a compaction would publish.
+
+    Attributes
+    ----------
+    replaced : sequence of int
+        Segments that were merged.
+    dropped : sequence of int
+        Removed images whose rows the new segments lack; then all segments were merged.
+    """
+
+    replaced: Sequence[int]
+    dropped: Sequence[int]
 
 
 @dataclass(frozen=True)

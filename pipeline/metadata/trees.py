@@ -3,61 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import Row, and_, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
 from pipeline.metadata.models import Base, Collection, Segment, Tree, VersionSegment, table
-from pipeline.metadata.records import SegmentRecord, TreeRecord
+from pipeline.metadata.records import SegmentInfo, SegmentRecord, TreeInfo, TreeRecord
 from pipeline.metadata.sql import chunks, insert_into, lock_collection
 
 
 def add_tree(
-    session: Session,
-    collection_id: int,
-    *,
-    key: str,
-    checksum: str,
-    levels: int,
-    cells: int,
-    groups: int,
-    strategy: str,
-    trained_on: int,
-    target_cell_size: int,
-    job_id: str | None = None,
+    session: Session, collection_id: int, tree: TreeInfo, job_id: str | None = None
 ) -> TreeRecord:
-    """Note a tree's file; a key that is known already keeps its row, with the file of now.
-
-    Parameters
-    ----------
-    key, checksum : str
-        The file in the store.
-    levels, cells, groups : int
-        Its shape.
-    strategy : str
-        How its vantage points were chosen.
-    trained_on : int
-        Descriptors it was made from.
-    target_cell_size : int
-        Descriptors that a cell should hold.
-    """
-    values = {
-        "collection_id": collection_id,
-        "key": key,
-        "checksum": checksum,
-        "levels": levels,
-        "cells": cells,
-        "groups": groups,
-        "strategy": strategy,
-        "trained_on": trained_on,
-        "target_cell_size": target_cell_size,
-        "job_id": job_id,
-        "created_at": time.time(),
-    }
-    return tree_record(_insert_or_correct(session, Tree, values))
+    """Note a tree's file; a key that is known already keeps its row, with the file of now."""
+    return tree_record(_insert_or_correct(session, Tree, collection_id, tree, job_id))
 
 
 def get_tree(session: Session, tree_id: int) -> TreeRecord:
@@ -91,35 +54,13 @@ def adopt_tree(session: Session, collection_id: int, tree_id: int) -> TreeRecord
 
 
 def add_segment(
-    session: Session,
-    collection_id: int,
-    *,
-    tree_id: int,
-    group_number: int,
-    key: str,
-    checksum: str,
-    descriptor_count: int,
-    image_count: int,
-    byte_count: int,
-    job_id: str | None = None,
+    session: Session, collection_id: int, segment: SegmentInfo, job_id: str | None = None
 ) -> SegmentRecord:
     """Note a segment's file; a key that is known already keeps its row, with the file of now.
 
     It becomes part of the index when a version with it is published.
     """
-    values = {
-        "collection_id": collection_id,
-        "tree_id": tree_id,
-        "group_number": group_number,
-        "key": key,
-        "checksum": checksum,
-        "descriptor_count": descriptor_count,
-        "image_count": image_count,
-        "byte_count": byte_count,
-        "job_id": job_id,
-        "created_at": time.time(),
-    }
-    return segment_record(_insert_or_correct(session, Segment, values))
+    return segment_record(_insert_or_correct(session, Segment, collection_id, segment, job_id))
 
 
 def get_segments(session: Session, segment_ids: Sequence[int]) -> list[SegmentRecord]:
@@ -145,20 +86,26 @@ def current_segments(session: Session, collection_id: int) -> list[SegmentRecord
     return [segment_record(row) for row in rows]
 
 
-def _insert_or_correct(session: Session, model: type[Base], values: Mapping[str, Any]) -> Row[Any]:
+def _insert_or_correct(
+    session: Session,
+    model: type[Base],
+    collection_id: int,
+    file: TreeInfo | SegmentInfo,
+    job_id: str | None,
+) -> Row[Any]:
     """Insert a row, or note the file that its key has now; return the row.
 
     A file that was lost or damaged and made again may differ in its last bits.
     """
+    of_file = asdict(file)
+    whose = {"collection_id": collection_id, "job_id": job_id, "created_at": time.time()}
+    statement = insert_into(session, model).values({**of_file, **whose})
+    changes = {name: statement.excluded[name] for name in of_file if name != "key"}
     unique = ["collection_id", "key"]
-    statement = insert_into(session, model).values(dict(values))
-    kept = [*unique, "job_id", "created_at"]
-    changes = {name: statement.excluded[name] for name in values if name not in kept}
     session.execute(statement.on_conflict_do_update(index_elements=unique, set_=changes))
     columns = table(model).c
-    return session.execute(
-        select(table(model)).where(*(columns[name] == values[name] for name in unique))
-    ).one()
+    mine = and_(columns.collection_id == collection_id, columns.key == file.key)
+    return session.execute(select(table(model)).where(mine)).one()
 
 
 def tree_record(row: Row[Any]) -> TreeRecord:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
 
-from sqlalchemy import Row, and_, func, select, update
+from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.errors import IndexNotBuiltError, UnknownNameError
 from pipeline.kinds import kind_of
 from pipeline.metadata import ledger
+from pipeline.metadata.assignment import assigned_images
 from pipeline.metadata.collections import get_collection, get_collection_by_id
-from pipeline.metadata.extraction import assigned_images
 from pipeline.metadata.holdings import HoldingChanges, changes, hidden_images, images_with_rows
 from pipeline.metadata.jobs import get_job
 from pipeline.metadata.models import (
@@ -24,35 +23,19 @@ from pipeline.metadata.models import (
     VersionSegment,
     table,
 )
-from pipeline.metadata.records import CollectionRecord, VersionRecord
+from pipeline.metadata.records import CollectionRecord, JobRecord, NewSegments, VersionRecord
 from pipeline.metadata.sql import lock_collection
 from pipeline.metadata.trees import get_tree, segment_record
 
 
-def publish_version(
-    session: Session,
-    collection_id: int,
-    job_id: str,
-    tree_id: int,
-    segment_ids: Sequence[int],
-    stats: Mapping[str, Any],
-) -> VersionRecord | None:
-    """Publish the next version of a collection.
+def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionRecord | None:
+    """Publish the next version of a job's collection.
 
-    It has the current version's segments and these; where the job's kind replaces, these alone, and
-    `tree_id` becomes the collection's tree.
+    It has the current version's segments and the new ones; where the job's kind replaces, these
+    alone, and their tree becomes the collection's.
 
     The images of the job's assignment become ``indexed`` and the version holds them; those that
     were removed it does not hold, and those that came back it holds again.
-
-    Parameters
-    ----------
-    tree_id : int
-        The tree that the segments were made with.
-    segment_ids : sequence of int
-        Segments that the job made.
-    stats : mapping
-        JSON-serialisable figures of the index; ``median_cell`` is shown by the status.
 
     Returns
     -------
@@ -62,12 +45,12 @@ def publish_version(
         cannot be used: the collection has another tree, segments that replace all would lose images
         indexed meanwhile, or the job has been ended or paused. The caller then assigns anew.
     """
-    collection = lock_collection(session, collection_id)
-    done = published_version(session, collection_id, job_id)
+    job = get_job(session, job_id)
+    collection = lock_collection(session, job.collection_id)
+    done = published_version(session, job)
     if done is not None:
         return done
-    job = get_job(session, job_id)
-    if job.state != "running":
+    if get_job(session, job_id).state != "running":
         return None
     replaces = kind_of(job.kind).replaces
     assigned = assigned_images(session, job_id)
@@ -75,26 +58,26 @@ def publish_version(
     kept: list[int] = []
     ended: set[int] = set()
     if replaces:
-        if not ledger.fit_to_replace(session, collection_id, images):
+        if not ledger.fit_to_replace(session, collection.id, images):
             return None
-        ended = images_with_rows(session, collection_id).difference(images)
+        ended = images_with_rows(session, collection.id).difference(images)
     else:
-        if collection.tree_id != tree_id:
+        if collection.tree_id != new.tree_id:
             return None
         kept = version_segment_ids(session, collection.current_version_id)
     ledger.index_images(session, list(assigned), images)
-    changed = changes(session, collection_id, images, ended)
-    segments = list(dict.fromkeys([*kept, *segment_ids]))
+    changed = changes(session, collection.id, images, ended)
+    segments = list(dict.fromkeys([*kept, *new.segment_ids]))
     current = collection.current_version_id
     if not replaces and current is not None and segments == kept and not changed:
         return get_version(session, current)
-    values = {"tree_id": tree_id, "job_id": job_id, "stats": dict(stats)}
-    return insert_version(session, collection, values, segments, changed)
+    made = replace(new, segment_ids=segments)
+    return insert_version(session, collection.id, made, changed, job_id)
 
 
-def published_version(session: Session, collection_id: int, job_id: str) -> VersionRecord | None:
+def published_version(session: Session, job: JobRecord) -> VersionRecord | None:
     """Return the version that a job has published; None when it has published none."""
-    mine = and_(Version.collection_id == collection_id, Version.job_id == job_id)
+    mine = and_(Version.collection_id == job.collection_id, Version.job_id == job.id)
     version_id = session.scalar(select(Version.id).where(mine))
     return None if version_id is None else get_version(session, version_id)
 
@@ -112,12 +95,16 @@ def version_segment_ids(session: Session, version_id: int | None) -> list[int]:
 
 def insert_version(
     session: Session,
-    collection: Row[Any],
-    values: Mapping[str, Any],
-    segment_ids: Sequence[int],
+    collection_id: int,
+    made: NewSegments,
     changed: HoldingChanges,
+    job_id: str | None = None,
 ) -> VersionRecord:
-    """Insert the next version, made with the collection's settings, and make it the current one."""
+    """Insert the next version, of these segments alone, and make it the current one.
+
+    It is made with the collection's settings.
+    """
+    collection = lock_collection(session, collection_id)
     last = select(func.max(Version.number)).where(Version.collection_id == collection.id)
     number = (session.scalar(last) or 0) + 1
     row = {
@@ -126,23 +113,25 @@ def insert_version(
         "extractor": collection.extractor,
         "extractor_id": collection.extractor_id,
         "index_config": collection.index_config,
+        "tree_id": made.tree_id,
+        "job_id": job_id,
+        "stats": dict(made.stats),
         "created_at": time.time(),
-        **values,
     }
     session.execute(table(Version).insert().values(row))
     version_id = session.scalars(
         select(Version.id).where(Version.collection_id == collection.id, Version.number == number)
     ).one()
-    if segment_ids:
+    if made.segment_ids:
         session.execute(
             table(VersionSegment).insert(),
-            [{"version_id": version_id, "segment_id": i} for i in segment_ids],
+            [{"version_id": version_id, "segment_id": i} for i in made.segment_ids],
         )
     ledger.enter_version(session, collection.id, number, changed)
     session.execute(
         update(table(Collection))
         .where(Collection.id == collection.id)
-        .values(current_version_id=version_id, tree_id=values["tree_id"])
+        .values(current_version_id=version_id, tree_id=made.tree_id)
     )
     return get_version(session, version_id)
 

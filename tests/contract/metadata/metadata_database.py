@@ -16,15 +16,31 @@ from sqlalchemy.orm import Session
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.kinds import kind_of
-from pipeline.metadata import collections, extraction, images, jobs, parts, trees, versions
+from pipeline.metadata import (
+    assignment,
+    collections,
+    extraction,
+    images,
+    jobs,
+    parts,
+    trees,
+    versions,
+)
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Base
 from pipeline.metadata.records import (
+    BatchOutcome,
     CollectionRecord,
     ContainerInfo,
+    ExtractedImage,
+    FailedImage,
     JobRecord,
+    MergedSegments,
+    NewSegments,
     RegisteredFile,
+    SegmentInfo,
     SegmentRecord,
+    TreeInfo,
     TreeRecord,
     VersionRecord,
 )
@@ -120,22 +136,17 @@ class Database:
                 good = [image for image in batch if image.sha256 not in bad]
                 failed = [image for image in batch if image.sha256 in bad]
                 key = sha256("".join(image.sha256 for image in good).encode()).hexdigest()
-                container = ContainerInfo(f"containers/{key}", key, len(good), 100 * len(good))
-                extraction.record_extraction(
-                    session,
-                    job.id,
-                    part.number,
-                    container if good else None,
-                    [(image.id, row, 640, 480, 100) for row, image in enumerate(good)],
-                    [(image.id, "corrupt", "its data is damaged") for image in failed],
-                    {"key": container.key},
+                outcome = found(
+                    f"containers/{key}",
+                    [image.id for image in good],
+                    [FailedImage(image.id, "corrupt", "its data is damaged") for image in failed],
+                    checksum=key,
                 )
+                extraction.record_extraction(session, job.id, part.number, outcome)
 
     def tree(self, collection: CollectionRecord, key: str = "trees/a") -> TreeRecord:
         with self.write() as session:
-            return trees.add_tree(
-                session,
-                collection.id,
+            info = TreeInfo(
                 key=key,
                 checksum="c",
                 levels=4,
@@ -145,6 +156,7 @@ class Database:
                 trained_on=1000,
                 target_cell_size=1500,
             )
+            return trees.add_tree(session, collection.id, info)
 
     def adopted_tree(self, collection: CollectionRecord) -> TreeRecord:
         tree = self.tree(collection)
@@ -155,17 +167,7 @@ class Database:
         self, collection: CollectionRecord, tree: TreeRecord, key: str, group: int = 0
     ) -> SegmentRecord:
         with self.write() as session:
-            return trees.add_segment(
-                session,
-                collection.id,
-                tree_id=tree.id,
-                group_number=group,
-                key=key,
-                checksum="c",
-                descriptor_count=100,
-                image_count=2,
-                byte_count=6400,
-            )
+            return trees.add_segment(session, collection.id, segment_info(tree, key, group))
 
     def publish(
         self,
@@ -175,14 +177,7 @@ class Database:
         segments: Sequence[SegmentRecord],
     ) -> VersionRecord | None:
         with self.write() as session:
-            return versions.publish_version(
-                session,
-                collection.id,
-                job.id,
-                tree.id,
-                [segment.id for segment in segments],
-                {"median_cell": 700},
-            )
+            return versions.publish_version(session, job.id, new_segments(tree, segments))
 
     def to_stage(self, job: JobRecord, stage: Any) -> JobRecord:
         """Move a job to a stage, whatever its stage and attempt."""
@@ -196,8 +191,8 @@ class Database:
         """Plan the assignment of a job; return its images by container."""
         self.to_stage(job, "assign")
         with self.write() as session:
-            extraction.plan_assignment(session, job.id, tree.id)
-            return extraction.assigned_images(session, job.id)
+            assignment.plan_assignment(session, job.id, tree.id)
+            return assignment.assigned_images(session, job.id)
 
     def index(
         self, collection: CollectionRecord, *files: RegisteredFile, key: str
@@ -212,6 +207,55 @@ class Database:
         with self.write() as session:
             jobs.finish_job(session, job.id, "done")
         return version
+
+
+def found(
+    key: str, images: Sequence[int], failures: Sequence[FailedImage] = (), checksum: str = "sum"
+) -> BatchOutcome:
+    """What came of a batch whose images have 100 descriptors each."""
+    container = ContainerInfo(
+        key=key,
+        checksum=checksum,
+        image_count=len(images),
+        descriptor_count=100 * len(images),
+        failed_count=len(failures),
+    )
+    rows = [ExtractedImage(image_id, row, 640, 480, 100) for row, image_id in enumerate(images)]
+    return BatchOutcome(rows, failures, container if images else None, {"key": key})
+
+
+def segment_info(
+    tree: TreeRecord, key: str, group: int = 0, *, checksum: str = "c", byte_count: int = 6400
+) -> SegmentInfo:
+    """A segment's file."""
+    return SegmentInfo(
+        tree_id=tree.id,
+        group_number=group,
+        key=key,
+        checksum=checksum,
+        descriptor_count=100,
+        image_count=2,
+        byte_count=byte_count,
+    )
+
+
+def new_segments(tree: TreeRecord, segments: Sequence[SegmentRecord]) -> NewSegments:
+    """What an index job or a rebuild would publish."""
+    ids = [segment.id for segment in segments]
+    return NewSegments(tree_id=tree.id, segment_ids=ids, stats={"median_cell": 700})
+
+
+def merged_segments(
+    replaced: Sequence[SegmentRecord], made: Sequence[SegmentRecord], dropped: Sequence[int] = ()
+) -> MergedSegments:
+    """What a compaction would publish."""
+    return MergedSegments(
+        tree_id=replaced[0].tree_id,
+        segment_ids=[segment.id for segment in made],
+        stats={"median_cell": 700},
+        replaced=[segment.id for segment in replaced],
+        dropped=dropped,
+    )
 
 
 def content(name: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from metadata_database import Database, content, file
+from metadata_database import Database, content, file, merged_segments, new_segments
 from sqlalchemy import update
 
 from pipeline.abandoned import this_process
@@ -42,16 +42,8 @@ def _compact(
     dropped: Sequence[int] = (),
 ) -> VersionRecord | None:
     with db.write() as session:
-        return compaction.publish_compaction(
-            session,
-            job.collection_id,
-            job.id,
-            replaced[0].tree_id,
-            [segment.id for segment in replaced],
-            [segment.id for segment in made],
-            dropped,
-            {"median_cell": 700},
-        )
+        merged = merged_segments(replaced, made, dropped)
+        return compaction.publish_compaction(session, job.id, merged)
 
 
 def _droppable(db: Database, collection: CollectionRecord) -> list[int]:
@@ -141,16 +133,9 @@ def test_index_jobs_and_a_compaction_that_publish_at_once_all_land(db: Database)
     db.assign(job, before.tree)
     late = db.segment(collection, before.tree, "late")
     found = db.together(
-        lambda s: versions.publish_version(s, collection.id, job.id, before.tree.id, [late.id], {}),
+        lambda s: versions.publish_version(s, job.id, new_segments(before.tree, [late])),
         lambda s: compaction.publish_compaction(
-            s,
-            collection.id,
-            compacting.id,
-            before.tree.id,
-            [segment.id for segment in before.segments],
-            [merged.id],
-            [],
-            {},
+            s, compacting.id, merged_segments(before.segments, [merged])
         ),
     )
     assert sorted(version.number for version in found) == [4, 5]

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import pytest
-from metadata_database import Database, content, file
+from metadata_database import Database, content, file, found
 
 from pipeline.errors import UnknownNameError
-from pipeline.metadata import extraction, jobs, parts
-from pipeline.metadata.records import ContainerInfo, JobRecord
+from pipeline.metadata import containers, extraction, jobs, parts
+from pipeline.metadata.records import FailedImage, JobRecord
 
 
 def _batches(db: Database, job: JobRecord) -> list[list[str]]:
@@ -114,15 +114,9 @@ def _record(db: Database, job: JobRecord, number: int = 0) -> None:
     with db.write() as session:
         part = parts.get_part(session, job.id, "extract", number)
         batch = extraction.batch_images(session, part.args["images"])
-        extraction.record_extraction(
-            session,
-            job.id,
-            number,
-            ContainerInfo("containers/k", "sum", len(batch) - 1, 300),
-            [(image.id, row, 640, 480, 100) for row, image in enumerate(batch[:-1])],
-            [(batch[-1].id, "truncated", "it ends too early")],
-            {"container": "containers/k"},
-        )
+        failed = [FailedImage(batch[-1].id, "truncated", "it ends too early")]
+        outcome = found("containers/k", [image.id for image in batch[:-1]], failed)
+        extraction.record_extraction(session, job.id, number, outcome)
 
 
 def test_an_extraction_recorded_twice_gives_the_same_rows(db: Database) -> None:
@@ -154,16 +148,8 @@ def test_two_workers_that_record_the_same_part_at_once_leave_one_record(db: Data
     _plan(db, job)
     with db.read() as session:
         batch = parts.get_part(session, job.id, "extract", 0).args["images"]
-    info = ContainerInfo("containers/k", "sum", 4, 400)
-    found = [(image_id, row, 640, 480, 100) for row, image_id in enumerate(batch)]
-    db.together(
-        *[
-            lambda session: extraction.record_extraction(
-                session, job.id, 0, info, found, [], {"k": 1}
-            )
-        ]
-        * 3
-    )
+    outcome = found("containers/k", batch)
+    db.together(*[lambda s: extraction.record_extraction(s, job.id, 0, outcome)] * 3)
     rows = db.rows()
     assert rows["jobs"][0]["counters"] == {"images_extracted": 4, "images_failed": 0}
     assert len(rows["containers"]) == 1
@@ -230,12 +216,11 @@ def test_a_late_record_of_a_file_that_differs_notes_its_checksum(db: Database) -
     (container,) = db.rows()["containers"]
     with db.write() as session:
         images = parts.get_part(session, first.id, "extract", 0).args["images"]
-        info = ContainerInfo(container["key"], "of the file of now", 1, 100)
-        found = [(image_id, 0, 640, 480, 100) for image_id in images]
-        extraction.record_extraction(session, first.id, 0, info, found, [], {})
+        outcome = found(container["key"], images, checksum="of the file of now")
+        extraction.record_extraction(session, first.id, 0, outcome)
     assert db.rows()["containers"] == [{**container, "checksum": "of the file of now"}]
     with db.write() as session:
-        extraction.correct_checksum(session, container["id"], "corrected")
+        containers.correct_checksum(session, container["id"], "corrected")
     assert db.rows()["containers"] == [{**container, "checksum": "corrected"}]
 
 
@@ -248,11 +233,11 @@ def test_containers_of_failed_jobs_are_adopted_and_those_of_running_ones_not(db:
     db.extract(running)
     with db.write() as session:
         jobs.finish_job(session, failed.id, "failed", "given up")
-        assert extraction.adopt_containers(session, taker.id) == 1
-        assert extraction.adopt_containers(session, taker.id) == 0
-        assert len(extraction.job_containers(session, taker.id)) == 1
-        assert len(extraction.job_containers(session, running.id)) == 1
-        assert extraction.job_containers(session, failed.id) == []
+        assert containers.adopt_containers(session, taker.id) == 1
+        assert containers.adopt_containers(session, taker.id) == 0
+        assert len(containers.job_containers(session, taker.id)) == 1
+        assert len(containers.job_containers(session, running.id)) == 1
+        assert containers.job_containers(session, failed.id) == []
 
 
 def test_containers_are_listed_by_key_with_their_images_by_row(db: Database) -> None:
@@ -261,17 +246,17 @@ def test_containers_are_listed_by_key_with_their_images_by_row(db: Database) -> 
     db.register(collection, job, *[file(f"/{i}") for i in range(6)])
     db.extract(job)
     with db.read() as session:
-        containers = extraction.job_containers(session, job.id)
-    assert len(containers) == 3
-    assert [c.key for c in containers] == sorted(c.key for c in containers)
+        made = containers.job_containers(session, job.id)
+    assert len(made) == 3
+    assert [c.key for c in made] == sorted(c.key for c in made)
     db.assign(job, db.tree(collection))
     with db.read() as session:
         planned = parts.parts(session, job.id, "assign")
-    assert [part.args["container"] for part in planned] == [c.id for c in containers]
+    assert [part.args["container"] for part in planned] == [c.id for c in made]
     assert [[row for row, _ in part.args["rows"]] for part in planned] == [[0, 1]] * 3
 
 
 def test_the_record_of_a_part_that_is_gone_is_refused(db: Database) -> None:
     job = db.job(db.collection())
     with pytest.raises(UnknownNameError, match="no part is named"), db.write() as session:
-        extraction.record_extraction(session, job.id, 0, None, [], [], {})
+        extraction.record_extraction(session, job.id, 0, found("containers/k", []))

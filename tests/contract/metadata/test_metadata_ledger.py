@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from metadata_database import Database, content, file
+from metadata_database import Database, content, file, merged_segments, new_segments
 from sqlalchemy import update
 
 from pipeline.abandoned import this_process
@@ -30,16 +30,9 @@ def _compact(db: Database, collection: CollectionRecord, before: VersionRecord) 
     job = db.job(collection, "compact")
     merged = db.segment(collection, before.tree, f"merged {job.id}")
     with db.write() as session:
-        version = compaction.publish_compaction(
-            session,
-            collection.id,
-            job.id,
-            before.tree.id,
-            [segment.id for segment in before.segments],
-            [merged.id],
-            compaction.droppable_images(session, collection.id),
-            {},
-        )
+        dropped = compaction.droppable_images(session, collection.id)
+        made = merged_segments(before.segments, [merged], dropped)
+        version = compaction.publish_compaction(session, job.id, made)
         jobs.finish_job(session, job.id, "done")
     assert version is not None
     return version
@@ -164,16 +157,15 @@ def test_a_former_version_can_be_made_the_current_one_again(db: Database) -> Non
     assert first is not None
     assert third is not None
     with db.write() as session:
-        row = lock_collection(session, collection.id)
+        lock_collection(session, collection.id)
         held = holdings.held_images(session, collection.id, first.number)
         rows = holdings.images_with_rows(session, collection.id, first.number)
         now = holdings.images_with_rows(session, collection.id)
         ledger.remove(session, sorted(now - held))
         ledger.take_back(session, sorted(held), None)
         changed = holdings.changes(session, collection.id, sorted(rows), now - rows)
-        values = {"tree_id": first.tree.id, "job_id": None, "stats": first.stats}
-        segments = [segment.id for segment in first.segments]
-        version = versions.insert_version(session, row, values, segments, changed)
+        made = new_segments(first.tree, first.segments)
+        version = versions.insert_version(session, collection.id, made, changed)
     assert (version.number, version.segments) == (4, first.segments)
     assert version.tombstones == frozenset()
     with db.read() as session:
@@ -197,11 +189,10 @@ def test_rows_that_come_back_of_an_image_that_nobody_wants_are_passed_over(db: D
     gone = _ids(db, "a")
     assert third.tombstones == frozenset()
     with db.write() as session:
-        row = lock_collection(session, collection.id)
+        lock_collection(session, collection.id)
         changed = holdings.changes(session, collection.id, sorted(gone), ())
-        values = {"tree_id": second.tree.id, "job_id": None, "stats": {}}
-        segments = [segment.id for segment in second.segments]
-        fourth = versions.insert_version(session, row, values, segments, changed)
+        made = new_segments(second.tree, second.segments)
+        fourth = versions.insert_version(session, collection.id, made, changed)
     assert fourth.tombstones == gone
     assert _held(db, collection, 4) == _held(db, collection, 2)
 

@@ -3,12 +3,12 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from metadata_database import Database, content, file
+from metadata_database import Database, content, file, new_segments, segment_info
 from sqlalchemy import update
 
 from pipeline.config import ExtractorConfig
 from pipeline.errors import IndexNotBuiltError, UnknownNameError
-from pipeline.metadata import extraction, holdings, jobs, trees, versions
+from pipeline.metadata import assignment, containers, holdings, jobs, trees, versions
 from pipeline.metadata.models import Collection
 from pipeline.metadata.records import CollectionRecord, JobRecord, TreeRecord, VersionRecord
 
@@ -45,7 +45,7 @@ def _held(db: Database, collection: CollectionRecord, number: int) -> set[int]:
 def _assigned(db: Database, job: JobRecord) -> set[int]:
     """Images that a job's segments have rows of."""
     with db.read() as session:
-        assigned = extraction.assigned_images(session, job.id)
+        assigned = assignment.assigned_images(session, job.id)
     return {image_id for some in assigned.values() for image_id in some}
 
 
@@ -115,14 +115,10 @@ def test_index_jobs_that_publish_at_once_all_land(db: Database) -> None:
     ready = []
     for number in range(4):
         job, tree = _ready(db, collection, f"/{number}")
-        ready.append((job.id, tree.id, db.segment(collection, tree, f"s{number}").id))
+        segments = [db.segment(collection, tree, f"s{number}")]
+        ready.append((job.id, new_segments(tree, segments)))
     found = db.together(
-        *[
-            lambda s, job=job, tree=tree, segment=segment: versions.publish_version(
-                s, collection.id, job, tree, [segment], {}
-            )
-            for job, tree, segment in ready
-        ]
+        *[lambda s, job=job, new=new: versions.publish_version(s, job, new) for job, new in ready]
     )
     assert sorted(version.number for version in found) == [1, 2, 3, 4]
     assert [s.key for s in _current(db, collection).segments] == ["s0", "s1", "s2", "s3"]
@@ -134,8 +130,7 @@ def test_one_job_that_publishes_from_two_workers_at_once_makes_one_version(db: D
     job, tree = _ready(db, collection, "/a")
     segment = db.segment(collection, tree, "s1")
     found = db.together(
-        *[lambda s: versions.publish_version(s, collection.id, job.id, tree.id, [segment.id], {})]
-        * 3
+        *[lambda s: versions.publish_version(s, job.id, new_segments(tree, [segment]))] * 3
     )
     assert len({version.id for version in found}) == 1
 
@@ -163,18 +158,8 @@ def test_a_file_that_was_made_again_has_its_row_with_the_checksum_of_now(db: Dat
     segment = db.segment(collection, tree, "s1")
     later = dataclasses.replace(segment, checksum="d", byte_count=7, job_id=None)
     with db.write() as session:
-        again = trees.add_segment(
-            session,
-            collection.id,
-            tree_id=tree.id,
-            group_number=0,
-            key="s1",
-            checksum="d",
-            descriptor_count=100,
-            image_count=2,
-            byte_count=7,
-            job_id="another",
-        )
+        info = segment_info(tree, "s1", checksum="d", byte_count=7)
+        again = trees.add_segment(session, collection.id, info, "another")
         assert again == later
         assert trees.get_segments(session, [segment.id]) == [later]
 
@@ -259,7 +244,7 @@ def test_an_image_removed_after_the_assignment_gets_a_tombstone_at_once(db: Data
     db.register(collection, None, file("/a", "changed"))
     # Planned once: an assignment that runs twice gives the same file.
     with db.write() as session:
-        extraction.plan_assignment(session, job.id, tree.id)
+        assignment.plan_assignment(session, job.id, tree.id)
     assert _assigned(db, job) == rows
     version = db.publish(collection, job, tree, [db.segment(collection, tree, "s1")])
     assert version is not None
@@ -382,7 +367,7 @@ def test_containers_of_a_failed_job_are_indexed_by_the_next(db: Database) -> Non
         jobs.finish_job(session, failed.id, "failed", "given up")
     job = db.job(collection)
     with db.write() as session:
-        extraction.adopt_containers(session, job.id)
+        containers.adopt_containers(session, job.id)
     db.assign(job, tree)
     assert db.publish(collection, job, tree, [db.segment(collection, tree, "s1")]) is not None
     assert db.image_states(collection) == {content("/a"): "indexed"}
