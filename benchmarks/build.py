@@ -37,7 +37,7 @@ from pipeline.metadata.records import JobProgress
 from vantage import Collection
 
 CELLS = 1024
-PARTS = 40
+ASSIGNMENTS = 40
 DESCRIPTORS = 500
 """Rows of one image."""
 
@@ -57,7 +57,7 @@ def main() -> None:
     rows = [build_row([Path(file) for file in files], threads) for threads in (1, 2)]
     show("build, seconds", rows, arguments.json)
     with tempfile.TemporaryDirectory(prefix="vantage-bench-") as folder:
-        write_parts(Path(folder), arguments.rows)
+        write_assignments(Path(folder), arguments.rows)
         command = [sys.executable, "-m", "benchmarks.build", "--merge"]
         rows = [json.loads(subprocess.check_output([*command, way, folder])) for way in WAYS]
     show(f"merge of {arguments.rows:,} rows, MiB", rows, arguments.json)
@@ -92,11 +92,11 @@ def build_row(files: list[Path], threads: int) -> dict[str, object]:
     }
 
 
-def write_parts(folder: Path, rows: int) -> None:
+def write_assignments(folder: Path, rows: int) -> None:
     """Write assignments of random rows, all of one group."""
-    for number in range(PARTS):
+    for number in range(ASSIGNMENTS):
         rng = np.random.default_rng(number)
-        count = rows // PARTS
+        count = rows // ASSIGNMENTS
         images = np.arange(number * count, (number + 1) * count, dtype=np.uint32) // DESCRIPTORS
         first = int(images[0])
         images -= first
@@ -157,15 +157,17 @@ def merge_streamed(files: list[Path], target: Path) -> None:
 
 def merge_at_once(files: list[Path], target: Path) -> None:
     """Merge with every row in memory."""
-    parts = [AssignedRows.from_arrays(ArrayFile(path)) for path in files]
-    cells = np.concatenate([part.cells for part in parts])
-    table = unite(part.table for part in parts)
-    images = np.concatenate([table.numbers_of(part.table)[part.images] for part in parts])
+    assignments = [AssignedRows.from_arrays(ArrayFile(path)) for path in files]
+    cells = np.concatenate([assigned.cells for assigned in assignments])
+    table = unite(assigned.table for assigned in assignments)
+    images = np.concatenate(
+        [table.numbers_of(assigned.table)[assigned.images] for assigned in assignments]
+    )
     order = np.lexsort((images, cells))
     segment = Segment(
-        pack_rows(np.concatenate([part.codes for part in parts])[order]),
+        pack_rows(np.concatenate([assigned.codes for assigned in assignments])[order]),
         images[order].astype(np.uint32),
-        np.concatenate([part.geometry for part in parts])[order],
+        np.concatenate([assigned.geometry for assigned in assignments])[order],
         np.searchsorted(cells[order], np.arange(CELLS + 1)).astype(np.int64),
         0,
         table,

@@ -5,7 +5,7 @@
 One thread each, processor time, medians; all take turns in every round, each as `CnnExtractor`
 runs it (pictures prepared, outputs pooled). Networks made here have random weights and the shapes
 of well-known kinds. With ``--photos`` (an evaluation data set) the network of ``--model`` with the
-TOML file beside it, and changes of it, rank the part ``--part``: float32 cosine, and rows of 8
+TOML file beside it, and changes of it, rank the subset ``--subset``: float32 cosine, and rows of 8
 bits as the index stores them. ``--settings`` names a TOML file that lies elsewhere.
 """
 
@@ -243,7 +243,7 @@ def main() -> None:
     options.add_argument("--model", type=Path, help="an ONNX network to compare too")
     options.add_argument("--settings", type=Path, help="its TOML file, where not beside it")
     options.add_argument("--rounds", type=int, default=9)
-    options.add_argument("--part", default="instre", help="part of the data set of --photos")
+    options.add_argument("--subset", default="instre", help="subset of the data set of --photos")
     arguments = options.parse_args()
     cv2.setNumThreads(1)
     settings = _settings(arguments)
@@ -257,13 +257,13 @@ def main() -> None:
         rows += compare(arguments.model.stem, arguments.model, settings, arguments.rounds)
     show("runtimes, one thread", rows, arguments.json)
     if settings and arguments.photos:
-        dataset = read_dataset(arguments.photos).select([arguments.part])
+        dataset = read_dataset(arguments.photos).select([arguments.subset])
         images = read_pictures(dataset)
         table = [
             {"settings": name} | accuracy(dataset, images, CnnExtractor(arguments.model, changed))
             for name, changed in variants(settings).items()
         ]
-        show(f"{arguments.part}: {len(dataset.database)} images", table, arguments.json)
+        show(f"{arguments.subset}: {len(dataset.database)} images", table, arguments.json)
 
 
 def _settings(arguments: argparse.Namespace) -> CnnSettings | None:

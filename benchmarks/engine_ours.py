@@ -15,7 +15,7 @@ import llvmlite.binding as llvm
 
 from benchmarks.engine_peers import NEIGHBOURS, Bench, Built, Floats, Search
 from pipeline.config import IndexConfig
-from pipeline.index import VantageIndex, cells, kernels, parts
+from pipeline.index import VantageIndex, cells, kernels, runs
 from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
 
@@ -84,7 +84,7 @@ def on_path(path: str, given: Mapping[str, Search]) -> dict[str, Search]:
     by_path = {
         (module, name): partial(getattr(kernels, name), path=path)
         for module, name in (
-            (parts, "nearest"), (parts, "best_rows"), (cells, "closest_rows"), (cells, "best_rows"),
+            (runs, "nearest"), (runs, "best_rows"), (cells, "closest_rows"), (cells, "best_rows"),
         )
     }  # fmt: skip
 

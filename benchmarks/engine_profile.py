@@ -31,7 +31,7 @@ from benchmarks.engine_ours import build_index, exhaustive, processor, searches
 from benchmarks.engine_peers import Bench, Floats, Search
 from benchmarks.kernels import CHAIN, CYCLES_A_LINK, chain
 from pipeline.config import IndexConfig
-from pipeline.index import parts
+from pipeline.index import runs
 from pipeline.index.cells import MeanCells
 from pipeline.index.engine import CELL_SIZE
 from pipeline.index.quantizer import Quantizer
@@ -41,10 +41,10 @@ from pipeline.index.work import Work
 STEPS: tuple[tuple[str, Any, str], ...] = (
     ("encode", Quantizer, "encode"),
     ("choose cells", MeanCells, "probe"),
-    ("list the work", parts, "cell_work"),
-    ("first cells", parts, "best_rows"),
-    ("scan", parts, "nearest"),
-    ("merge", parts, "_merge"),
+    ("list the work", runs, "cell_work"),
+    ("first cells", runs, "best_rows"),
+    ("scan", runs, "nearest"),
+    ("merge", runs, "_merge"),
 )
 
 

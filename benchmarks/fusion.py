@@ -4,7 +4,7 @@
 
 FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). Its images are indexed once by
 each extractor, every query is searched as deep as there are images (SIFT and SURF by the probed
-plan), and each part is judged on its own answers and all distractors. Four tables of mAP:
+plan), and each subset is judged on its own answers and all distractors. Four tables of mAP:
 
 ``rules``    the rules of fusion, and each extractor alone;
 ``depth``    the pipeline's rule by the number of matches asked of each collection;
@@ -50,7 +50,7 @@ JUDGED = 200
 
 @dataclass(frozen=True)
 class Asked:
-    """A query and what every extractor ranks for it, images of its part only."""
+    """A query and what every extractor ranks for it, images of its subset only."""
 
     query: EvaluationQuery
     rankings: tuple[Ranking, ...]
@@ -68,9 +68,9 @@ class Photographs:
         self.names: dict[str, set[str]] = {}
         for path, sha256 in self.sha256.items():
             self.names.setdefault(sha256, set()).add(path)
-        self.parts = {name: list(self._part(name, rankings)) for name in dataset.parts}
+        self.subsets = {name: list(self._of_subset(name, rankings)) for name in dataset.subsets}
 
-    def _part(self, name: str, rankings: Sequence[dict[str, Ranking]]) -> Iterator[Asked]:
+    def _of_subset(self, name: str, rankings: Sequence[dict[str, Ranking]]) -> Iterator[Asked]:
         selected = self.dataset.select([name])
         images = {self.sha256[path] for path in selected.database}
         for query in selected.queries:
@@ -86,16 +86,16 @@ class Photographs:
         return {self.sha256[path] for path in query.relevant}
 
     def row(self, name: str, rank: Any) -> dict[str, Any]:
-        """Return a line of a table: mAP by part of what `rank` makes of an `Asked`."""
+        """Return a line of a table: mAP by subset of what `rank` makes of an `Asked`."""
         values = {
-            part: np.mean([self.precision(asked.query, rank(asked)) for asked in every])
-            for part, every in self.parts.items()
+            subset: np.mean([self.precision(asked.query, rank(asked)) for asked in every])
+            for subset, every in self.subsets.items()
         }
-        return {"rule": name, **{part: f"{value:.3f}" for part, value in values.items()}}
+        return {"rule": name, **{subset: f"{value:.3f}" for subset, value in values.items()}}
 
 
 def keep(ranking: Ranking, images: AbstractSet[str]) -> Ranking:
-    """Return the part of a ranking that is about some images."""
+    """Return what a ranking says of some images."""
     return [(image, score) for image, score in ranking if image in images]
 
 
@@ -108,14 +108,14 @@ def fused(
     rankings: Sequence[Ranking], lacking: Sequence[AbstractSet[str]] | None = None
 ) -> list[str]:
     """Rank as the pipeline does."""
-    parts = [
+    answers = [
         SearchResult(
             tuple(Match(i, s, (), score, 1, 0, 0) for i, (s, score) in enumerate(ranking, 1)),
             True, (), {}, {}, collection=str(number),
         )
         for number, ranking in enumerate(rankings)
     ]  # fmt: skip
-    return [match.image for match in fuse(parts, JUDGED, lacking).matches]
+    return [match.image for match in fuse(answers, JUDGED, lacking).matches]
 
 
 def read_rankings(folder: Path, dataset: Dataset, spec: str) -> dict[str, Ranking]:

@@ -77,7 +77,7 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
     model = train_model(normalize(native[chosen]), normalize(native[behind]), len(native), config)
     step = 100_000
     table = numbered_images(int(images.max()) + 1)
-    parts = []
+    assignments = []
     for at in range(0, len(native), step):
         codes = model.quantizer.encode(normalize(native[at : at + step]))
         cells = model.tree.assign(codes)
@@ -85,7 +85,7 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
         firsts = np.arange(model.groups + 1) * model.cells_per_group
         geometry = np.zeros((len(codes), 4), np.uint16)
         geometry[:, 0] = np.arange(len(codes)) % 65_536
-        parts.append(
+        assignments.append(
             AssignedRows(
                 to_unsigned(codes)[order],
                 cells[order],
@@ -95,7 +95,7 @@ def build(native: NDArray[np.generic], images: NDArray[np.uint32]) -> Collection
                 table,
             )
         )
-    segments = tuple(_group(model, group, parts) for group in range(model.groups))
+    segments = tuple(_group(model, group, assignments) for group in range(model.groups))
     return Collection(model, segments, len(native))
 
 
@@ -144,7 +144,7 @@ def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, N
     cells = model.tree.assign(codes[:rows])
     order = np.argsort(cells, kind="stable")
     firsts = np.arange(model.groups + 1) * model.cells_per_group
-    part = AssignedRows(
+    assigned = AssignedRows(
         to_unsigned(codes[:rows])[order],
         cells[order],
         np.arange(rows, dtype=np.uint32)[order],
@@ -152,7 +152,7 @@ def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, N
         np.searchsorted(cells[order], firsts).astype(np.int64),
         numbered_images(rows),
     )
-    segments = tuple(_group(model, group, [part]) for group in range(model.groups))
+    segments = tuple(_group(model, group, [assigned]) for group in range(model.groups))
     return Collection(model, segments, rows), codes[rows:]
 
 
@@ -331,10 +331,10 @@ def together(
     return found
 
 
-def _group(model: Model, group: int, parts: Sequence[AssignedRows]) -> OpenSegment:
+def _group(model: Model, group: int, assignments: Sequence[AssignedRows]) -> OpenSegment:
     """Return the segment of a group."""
     cells = model.cells_per_group
-    inputs = [assigned_rows(part, group, cells) for part in parts]
+    inputs = [assigned_rows(assigned, group, cells) for assigned in assignments]
     segment = Merge(inputs, group * cells).in_memory()
     ids = segment.table.sha256[:, -4:].copy().view(">u4")[:, 0].astype(np.uint32) + 1
     return OpenSegment(f"group {group}", segment, ids)
@@ -357,7 +357,8 @@ def read_photographs(
 ) -> tuple[NDArray[np.generic], NDArray[np.uint32], list[NDArray[np.generic]]]:
     """Return rows (N, 128) of the database, their images' numbers, and rows of other photographs.
 
-    The database's images are in the order of their SHA-256, which mixes the parts of the data set.
+    The database's images are in the order of their SHA-256, which mixes the assignments of the data
+    set.
     """
     descriptors = read_data(folder, cache, 1, 1, 250, 2).descriptors
     dataset = read_dataset(folder)

@@ -1,7 +1,7 @@
 """One line of docs/scoreboard.md: the figures that no change may worsen unsaid, from one run.
 
 Start-up and idle memory as `benchmarks.startup` measures them; images a second and the median
-search on a running system, every query a picture that was never asked for; mAP of two parts of a
+search on a running system, every query a picture that was never asked for; mAP of two subsets of a
 data set, where there is one; what the last `make test` took.
 """
 
@@ -24,7 +24,7 @@ from vantage import Collection
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "scoreboard.md"
 PHOTOS = ROOT.parent / "shared" / "photos"
-PARTS = ("dvd", "landmarks")
+SUBSETS = ("dvd", "landmarks")
 QUERIES = 40
 IMAGES = 300
 """Photographs that are indexed for the times; of more, evenly spread ones."""
@@ -59,19 +59,19 @@ def work(photos: Sequence[str]) -> dict[str, str]:
 
 
 def quality(dataset: Path) -> dict[str, str]:
-    """Return the mAP of the parts, or dashes where the data set is not there."""
+    """Return the mAP of the subsets, or dashes where the data set is not there."""
     if not (dataset / "groundtruth.json").is_file():
-        return {f"mAP {part}": "–" for part in PARTS}
+        return {f"mAP {subset}": "–" for subset in SUBSETS}
     command = [sys.executable, "-m", "workers.cli", "eval", str(dataset), "--local", "--json"]
     with tempfile.TemporaryDirectory(prefix="vantage-bench-") as home:
         done = subprocess.run(
-            [*command, "--plan", "exhaustive", "--parts", ",".join(PARTS)],
+            [*command, "--plan", "exhaustive", "--subsets", ",".join(SUBSETS)],
             env=startup.environment(ROOT, Path(home)),
             stdout=subprocess.PIPE,
             check=True,
         )
     found = json.loads(done.stdout)["parts"]
-    return {f"mAP {part}": f"{found[part]['mAP']:.3f}" for part in PARTS}
+    return {f"mAP {subset}": f"{found[subset]['mAP']:.3f}" for subset in SUBSETS}
 
 
 def tested(file: Path | None) -> dict[str, str]:

@@ -1,16 +1,16 @@
 """Compare rules of scoring by what they do to the ranking of real photographs.
 
-    python -m benchmarks.scoring FOLDER [--parts dvd,instre] [--only radius,score,probes]
+    python -m benchmarks.scoring FOLDER [--subsets dvd,instre] [--only radius,score,probes]
 
-FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). Each part is indexed with all
-distractors as the pipeline does it (model, 8-bit rows), scanned exhaustively, and ranked by every
-rule from the same matches. Four tables:
+FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). Each subset is indexed with
+all distractors as the pipeline does it (model, 8-bit rows), scanned exhaustively, and ranked by
+every rule from the same matches. Four tables:
 
 ``radius``   how near is near: rules for the background distance of a query descriptor;
 ``score``    what a near pair is worth, with the pipeline's background distance;
 ``probes``   mAP when only a share of the cells is probed;
 ``drift``    what becomes of the right image's score and rank when the collection holds 24 and 40
-             re-encoded copies of it (a part with one right answer a query), or half the
+             re-encoded copies of it (a subset with one right answer a query), or half the
              distractors.
 """
 
@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 
 from benchmarks.features import CONFIG, FeatureSet, add_options, read_features
 from benchmarks.scoring_data import (
-    Part,
+    Subset,
     encode,
-    index_part,
+    index_subset,
     keep_cells,
     match,
     paper_nearest,
@@ -72,89 +72,89 @@ DRIFTING: dict[str, Radius] = {
 }
 
 
-def rank_by(part: Part, m: Matches, score: Score, radius: Floats) -> Floats:
+def rank_by(subset: Subset, m: Matches, score: Score, radius: Floats) -> Floats:
     image, gain = score(m, radius)
-    return np.bincount(image, weights=gain, minlength=len(part.names)).astype(np.float64)
+    return np.bincount(image, weights=gain, minlength=len(subset.names)).astype(np.float64)
 
 
 class Table:
-    """Means by rule and part, printed as Markdown."""
+    """Means by rule and subset, printed as Markdown."""
 
     def __init__(self, title: str, measures: Sequence[str]) -> None:
         self.title, self.measures = title, measures
         self.values: dict[str, dict[str, list[tuple[float, ...]]]] = {}
 
-    def add(self, rule: str, part: str, *values: float) -> None:
+    def add(self, rule: str, subset: str, *values: float) -> None:
         """Note the measures of one query."""
-        self.values.setdefault(rule, {}).setdefault(part, []).append(values)
+        self.values.setdefault(rule, {}).setdefault(subset, []).append(values)
 
     def show(self) -> None:
         """Print the means."""
         if not self.values:
             return
-        parts = list(dict.fromkeys(part for row in self.values.values() for part in row))
-        columns = [f"{part} {measure}" for part in parts for measure in self.measures]
+        subsets = list(dict.fromkeys(subset for row in self.values.values() for subset in row))
+        columns = [f"{subset} {measure}" for subset in subsets for measure in self.measures]
         print(f"\n| {self.title} | " + " | ".join(columns) + " |")
         print("|---|" + "---:|" * len(columns))
         for rule, row in self.values.items():
-            means = [value for part in parts for value in np.mean(row[part], axis=0)]
+            means = [value for subset in subsets for value in np.mean(row[subset], axis=0)]
             print(f"| {rule} | " + " | ".join(f"{value:.4g}" for value in means) + " |")
         sys.stdout.flush()
 
 
-def tables(part: Part, features: FeatureSet, wanted: set[str], made: dict[str, Table]) -> None:
-    """Rank every query of a part by every rule."""
+def tables(subset: Subset, features: FeatureSet, wanted: set[str], made: dict[str, Table]) -> None:
+    """Rank every query of a subset by every rule."""
     rules = list(RADII.values()) if "radius" in wanted else []
-    shares = [round(share * part.model.tree.cells) for share in SHARES]
-    sizes = np.bincount(part.cell, minlength=part.model.tree.cells)
-    for query in part.queries:
-        queries = prepare_queries(encode(part.model, features.query(query.path)))
-        m = match(part, queries, rules, part.model.background)
+    shares = [round(share * subset.model.tree.cells) for share in SHARES]
+    sizes = np.bincount(subset.cell, minlength=subset.model.tree.cells)
+    for query in subset.queries:
+        queries = prepare_queries(encode(subset.model, features.query(query.path)))
+        m = match(subset, queries, rules, subset.model.background)
         chosen = m.chosen.astype(np.float64)
 
         def note(
             table: str, rule: str, scores: Floats, *more: float, q: EvaluationQuery = query
         ) -> None:
-            made[table].add(rule, part.name, *precision(part, q, scores), *more)
+            made[table].add(rule, subset.name, *precision(subset, q, scores), *more)
 
         if "radius" in wanted:
-            note("radius", "paper: pairs below the mean", paper_scores(part, queries), np.nan)
-            note("radius", "same, of the 16 nearest", paper_nearest(part, m), np.nan)
+            note("radius", "paper: pairs below the mean", paper_scores(subset, queries), np.nan)
+            note("radius", "same, of the 16 nearest", paper_nearest(subset, m), np.nan)
             for name, rule in RADII.items():
                 radius = np.floor(rule(m))
-                note("radius", name, rank_by(part, m, once, radius), hits_each(m, radius))
+                note("radius", name, rank_by(subset, m, once, radius), hits_each(m, radius))
         if "score" in wanted:
             for name, score in SCORES.items():
-                note("score", name, rank_by(part, m, score, chosen))
+                note("score", name, rank_by(subset, m, score, chosen))
         hits = m.hits
         if "probes" in wanted and hits is not None:
-            cells = part.model.tree.probe(queries.codes, max(shares))
-            place = np.full((len(cells), part.model.tree.cells), max(shares), np.int32)
+            cells = subset.model.tree.probe(queries.codes, max(shares))
+            place = np.full((len(cells), subset.model.tree.cells), max(shares), np.int32)
             np.put_along_axis(place, cells.astype(np.int64), np.arange(max(shares))[None], axis=1)
-            note("probes", "exhaustive", rank_by(part, m, once, chosen), 1.0)
+            note("probes", "exhaustive", rank_by(subset, m, once, chosen), 1.0)
             for share, count in zip(SHARES, shares, strict=True):
-                probed = reduce_hits(part, m, keep_cells(part, hits, place < count))
-                scanned = sizes[cells[:, :count]].sum() / part.rows.size / len(cells)
-                note("probes", f"{share:.1%}", rank_by(part, probed, once, chosen), scanned)
+                probed = reduce_hits(subset, m, keep_cells(subset, hits, place < count))
+                scanned = sizes[cells[:, :count]].sum() / subset.rows.size / len(cells)
+                note("probes", f"{share:.1%}", rank_by(subset, probed, once, chosen), scanned)
 
 
 def drift(
-    features: FeatureSet, part: Part, first: list[str], queries: int, tables: dict[str, Table]
+    features: FeatureSet, subset: Subset, first: list[str], queries: int, tables: dict[str, Table]
 ) -> None:
     """Add copies of the right image, and index half of the distractors."""
-    half, _ = index_part(features, part.name, len(part.queries), distractor_step=2)
-    step = max(1, -(-len(part.queries) // queries))
-    for query in part.queries[::step]:
+    half, _ = index_subset(features, subset.name, len(subset.queries), distractor_step=2)
+    step = max(1, -(-len(subset.queries) // queries))
+    for query in subset.queries[::step]:
         native = features.query(query.path)
-        right = next(i for i, names in enumerate(part.names) if query.relevant & set(names))
+        right = next(i for i, names in enumerate(subset.names) if query.relevant & set(names))
         kept = next(i for i, names in enumerate(half.names) if query.relevant & set(names))
-        asked = prepare_queries(encode(part.model, native))
-        alone = match(part, asked, list(DRIFTING.values()), part.model.background)
+        asked = prepare_queries(encode(subset.model, native))
+        alone = match(subset, asked, list(DRIFTING.values()), subset.model.background)
         small = prepare_queries(encode(half.model, native))
         fewer = match(half, small, list(DRIFTING.values()), half.model.background)
         copies = list(reencoded(features, first[right], max(COPIES)))
         more = {
-            (count, rebuilt): with_copies(features, part, first, right, copies[:count], rebuilt)
+            (count, rebuilt): with_copies(features, subset, first, right, copies[:count], rebuilt)
             for count in COPIES
             for rebuilt in (False, True)
         }
@@ -163,7 +163,7 @@ def drift(
             for key, copied in more.items()
         }
         for name, rule in DRIFTING.items():
-            scores = rank_by(part, alone, once, np.floor(rule(alone)))
+            scores = rank_by(subset, alone, once, np.floor(rule(alone)))
             before = scores[right]
             figures = []
             for key, copied in more.items():
@@ -171,27 +171,27 @@ def drift(
                 wrong = np.delete(after, copied.copies_of(right)).max()
                 figures += [after[right] / before, float(after[right] > wrong)]
             smaller = rank_by(half, fewer, once, np.floor(rule(fewer)))
-            unit = (part.model.quantizer.scale / half.model.quantizer.scale) ** 2
-            tables["drift"].add(name, part.name, *figures, before / (smaller[kept] * unit))
+            unit = (subset.model.quantizer.scale / half.model.quantizer.scale) ** 2
+            tables["drift"].add(name, subset.name, *figures, before / (smaller[kept] * unit))
 
 
 def with_copies(
     features: FeatureSet,
-    part: Part,
+    subset: Subset,
     first: list[str],
     right: int,
     copies: list[NDArray[np.generic]],
     rebuilt: bool,
-) -> Part:
-    """Return the part with re-encoded copies of an image.
+) -> Subset:
+    """Return the subset with re-encoded copies of an image.
 
     Rebuilt: the background sample is drawn again, copies among the images; else it is the old one.
     """
     count = len(copies)
-    codes = encode(part.model, np.concatenate(copies))
-    stored = np.concatenate([unpack_rows(part.rows), to_unsigned(codes)])
+    codes = encode(subset.model, np.concatenate(copies))
+    stored = np.concatenate([unpack_rows(subset.rows), to_unsigned(codes)])
     owners = len(first) + np.repeat(np.arange(count, dtype=np.int32), [len(c) for c in copies])
-    model = part.model
+    model = subset.model
     if rebuilt:
         images = [(features.sha256(path), features.image(path)) for path in first]
         images += [(hash_bytes(rows.tobytes()), rows) for rows in copies]
@@ -200,11 +200,11 @@ def with_copies(
         rows = pack_rows(to_unsigned(model.quantizer.encode(background)))
         model = replace(model, background=rows)
     return replace(
-        part,
-        names=[*part.names, *([f"copy {i} of {right}"] for i in range(count))],
+        subset,
+        names=[*subset.names, *([f"copy {i} of {right}"] for i in range(count))],
         model=model,
         rows=pack_rows(stored),
-        image=np.concatenate([part.image, owners]),
+        image=np.concatenate([subset.image, owners]),
     )
 
 
@@ -229,9 +229,9 @@ def hits_each(m: Matches, radius: Floats) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     add_options(parser)
-    parser.add_argument("--parts", default="dvd,instre,landmarks,boof,oxford_affine")
+    parser.add_argument("--subsets", default="dvd,instre,landmarks,boof,oxford_affine")
     parser.add_argument("--only", default="radius,score,probes,drift", help="tables to print")
-    parser.add_argument("--queries", type=int, default=60, help="most queries of a part")
+    parser.add_argument("--queries", type=int, default=60, help="most queries of a subset")
     parser.add_argument(
         "--distractor-step", type=int, default=1, help="index every n-th distractor only"
     )
@@ -258,17 +258,19 @@ def main() -> None:
         ),
         "probes": Table("cells probed", ("mAP", "r@1", "scanned")),
     }
-    for name in options.parts.split(","):
+    for name in options.subsets.split(","):
         config = IndexConfig(cells=options.cells, cell_size=options.cell_size)
-        part, first = index_part(features, name, options.queries, options.distractor_step, config)
+        subset, first = index_subset(
+            features, name, options.queries, options.distractor_step, config
+        )
         print(
-            f"* {name}: {len(part.queries)} queries, {len(part.names)} images, "
-            f"{part.rows.size} descriptors, {part.model.tree.cells} cells",
+            f"* {name}: {len(subset.queries)} queries, {len(subset.names)} images, "
+            f"{subset.rows.size} descriptors, {subset.model.tree.cells} cells",
             flush=True,
         )
-        tables(part, features, wanted, made)
-        if "drift" in wanted and all(len(query.relevant) == 1 for query in part.queries):
-            drift(features, part, first, options.drift_queries, made)
+        tables(subset, features, wanted, made)
+        if "drift" in wanted and all(len(query.relevant) == 1 for query in subset.queries):
+            drift(features, subset, first, options.drift_queries, made)
     for table in made.values():
         table.show()
 

@@ -22,8 +22,8 @@ from pipeline.retrieval.plan import background_radius
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of the data set, indexed."""
+class Subset:
+    """A subset of the data set, indexed."""
 
     name: str
     queries: tuple[EvaluationQuery, ...]
@@ -41,14 +41,14 @@ class Part:
         return [image, *(i for i, n in enumerate(self.names) if n[0].endswith(ending))]
 
 
-def index_part(
+def index_subset(
     features: FeatureSet,
     name: str,
     queries: int,
     distractor_step: int = 1,
     config: IndexConfig | None = None,
-) -> tuple[Part, list[str]]:
-    """Index a part with its distractors; every n-th distractor only, when told."""
+) -> tuple[Subset, list[str]]:
+    """Index a subset with its distractors; every n-th distractor only, when told."""
     dataset = features.dataset.select([name])
     kept = set(sorted(dataset.distractors)[::distractor_step])
     paths = [p for p in dataset.database if p in kept or p not in dataset.distractors]
@@ -62,7 +62,7 @@ def index_part(
     codes = encode(model, native)
     cells = model.tree.assign(codes)
     step = max(1, -(-len(dataset.queries) // queries))
-    part = Part(
+    subset = Subset(
         name,
         dataset.queries[::step],
         list(names.values()),
@@ -71,7 +71,7 @@ def index_part(
         np.repeat(np.arange(len(first), dtype=np.int32), counts),
         cells,
     )
-    return part, first
+    return subset, first
 
 
 def encode(model: Model, native: NDArray[np.generic]) -> NDArray[np.int8]:
@@ -83,35 +83,37 @@ def encode(model: Model, native: NDArray[np.generic]) -> NDArray[np.int8]:
     )
 
 
-def match(part: Part, queries: Queries, rules: Sequence[Radius], background: PackedRows) -> Matches:
+def match(
+    subset: Subset, queries: Queries, rules: Sequence[Radius], background: PackedRows
+) -> Matches:
     """Scan everything within the largest radius that a rule asks for."""
     found = nearest(background, queries, 64)[0]
-    collection, neighbour = nearest(part.rows, queries, 16)
-    chosen = background_radius(replace(part.model, background=background), queries)
-    features = np.bincount(part.image, minlength=len(part.names))
+    collection, neighbour = nearest(subset.rows, queries, 16)
+    chosen = background_radius(replace(subset.model, background=background), queries)
+    features = np.bincount(subset.image, minlength=len(subset.names))
     nothing = np.empty(0, np.int64)
     m = Matches(
         nothing, nothing, nothing, nothing, found, collection, background.size, chosen, features,
         neighbour,
     )  # fmt: skip
     hits = scan(
-        part, queries, np.max([chosen.astype(np.float64), *(rule(m) for rule in rules)], axis=0)
+        subset, queries, np.max([chosen.astype(np.float64), *(rule(m) for rule in rules)], axis=0)
     )
-    return reduce_hits(part, replace(m, hits=hits), hits)
+    return reduce_hits(subset, replace(m, hits=hits), hits)
 
 
-def scan(part: Part, queries: Queries, radius: Floats) -> Hits:
+def scan(subset: Subset, queries: Queries, radius: Floats) -> Hits:
     """Return every pair within a radius."""
-    alive = np.ones(part.rows.size, np.bool_)
+    alive = np.ones(subset.rows.size, np.bool_)
     wanted = (radius + 1).astype(np.int32)
-    work = full_work(part.rows.size, len(queries.codes))
-    return range_scan(part.rows, alive, queries, wanted, work)
+    work = full_work(subset.rows.size, len(queries.codes))
+    return range_scan(subset.rows, alive, queries, wanted, work)
 
 
-def reduce_hits(part: Part, m: Matches, hits: Hits) -> Matches:
+def reduce_hits(subset: Subset, m: Matches, hits: Hits) -> Matches:
     """Keep of each query descriptor and image the nearest row."""
-    image = part.image[hits.row].astype(np.int64)
-    key = hits.query.astype(np.int64) * len(part.names) + image
+    image = subset.image[hits.row].astype(np.int64)
+    key = hits.query.astype(np.int64) * len(subset.names) + image
     order = np.lexsort((hits.row, hits.distance, key))
     order = order[np.diff(key[order], prepend=-1) != 0]
     return replace(
@@ -123,26 +125,26 @@ def reduce_hits(part: Part, m: Matches, hits: Hits) -> Matches:
     )
 
 
-def keep_cells(part: Part, hits: Hits, probed: NDArray[np.bool_]) -> Hits:
+def keep_cells(subset: Subset, hits: Hits, probed: NDArray[np.bool_]) -> Hits:
     """Keep the pairs whose row lies in a cell that the query descriptor probes."""
-    kept = probed[hits.query, part.cell[hits.row]]
+    kept = probed[hits.query, subset.cell[hits.row]]
     return Hits(hits.query[kept], hits.row[kept], hits.distance[kept], hits.computed)
 
 
-def precision(part: Part, query: EvaluationQuery, scores: Floats) -> tuple[float, float]:
+def precision(subset: Subset, query: EvaluationQuery, scores: Floats) -> tuple[float, float]:
     """Return average precision and recall@1 of one ranking."""
     order = np.argsort(-scores, kind="stable")
     order = order[scores[order] > 0]
-    judged = judge([part.names[i] for i in order], query.relevant, query.neutral)
+    judged = judge([subset.names[i] for i in order], query.relevant, query.neutral)
     return average_precision(judged, len(query.relevant)), recall_at(judged, 1)
 
 
-def paper_scores(part: Part, queries: Queries) -> Floats:
+def paper_scores(subset: Subset, queries: Queries) -> Floats:
     """Score by the paper: candidate pairs of the nearest cell below the mean candidate distance."""
-    order = np.argsort(part.cell, kind="stable")
-    offsets = np.searchsorted(part.cell[order], np.arange(part.model.tree.cells + 1))
-    cells = part.model.tree.probe(queries.codes, 1)[:, 0]
-    stored = unpack_rows(part.rows)[order]
+    order = np.argsort(subset.cell, kind="stable")
+    offsets = np.searchsorted(subset.cell[order], np.arange(subset.model.tree.cells + 1))
+    cells = subset.model.tree.probe(queries.codes, 1)[:, 0]
+    stored = unpack_rows(subset.rows)[order]
     distances, images = [], []
     for cell in np.unique(cells):
         mine = slice(offsets[cell], offsets[cell + 1])
@@ -150,15 +152,15 @@ def paper_scores(part: Part, queries: Queries) -> Floats:
         asked = queries.codes[cells == cell].astype(np.float32)
         squared = (asked**2).sum(1)[:, None] + (rows**2).sum(0) - 2 * (asked @ rows)
         distances.append(np.sqrt(np.maximum(squared, 0)).ravel())
-        images.append(np.tile(part.image[order][mine], len(asked)))
+        images.append(np.tile(subset.image[order][mine], len(asked)))
     distance, image = np.concatenate(distances), np.concatenate(images)
     below = distance < distance.mean()
-    return np.bincount(image[below], minlength=len(part.names)).astype(np.float64)
+    return np.bincount(image[below], minlength=len(subset.names)).astype(np.float64)
 
 
-def paper_nearest(part: Part, m: Matches) -> Floats:
+def paper_nearest(subset: Subset, m: Matches) -> Floats:
     """Score by the paper, where the candidate pairs are each descriptor's 16 nearest."""
     distance = np.sqrt(m.collection)
     below = distance < distance.mean()
-    images = part.image[m.neighbour[below]]
-    return np.bincount(images, minlength=len(part.names)).astype(np.float64)
+    images = subset.image[m.neighbour[below]]
+    return np.bincount(images, minlength=len(subset.names)).astype(np.float64)

@@ -137,21 +137,21 @@ RULES: dict[str, Rule] = {
 
 @dataclass(frozen=True)
 class Task:
-    """One part of the data set: a collection and its queries."""
+    """One subset of the data set: a collection and its queries."""
 
-    part: str
+    subset: str
     dataset: Dataset
 
 
-def tasks(dataset: Dataset, parts: Sequence[str], queries: int, distractors: int) -> list[Task]:
-    """Thin the parts out, evenly, to what can be measured in minutes."""
+def tasks(dataset: Dataset, subsets: Sequence[str], queries: int, distractors: int) -> list[Task]:
+    """Thin the subsets out, evenly, to what can be measured in minutes."""
     kept = set(_every(sorted(dataset.distractors), distractors))
     made = []
-    for part in parts:
-        chosen = dataset.select([part])
+    for subset in subsets:
+        chosen = dataset.select([subset])
         database = [p for p in chosen.database if p in kept or p not in dataset.distractors]
         thinned = tuple(_every(chosen.queries, queries))
-        made.append(Task(part, Dataset(dataset.root, tuple(database), thinned, frozenset(kept))))
+        made.append(Task(subset, Dataset(dataset.root, tuple(database), thinned, frozenset(kept))))
     return made
 
 
@@ -183,7 +183,7 @@ def rotation(rows: Floats) -> Floats:
 def measure(
     task: Task, features: dict[str, Features], extractor: Extractor, rule: Rule
 ) -> tuple[float, float]:
-    """Return mAP and recall@1 of one rule on one part."""
+    """Return mAP and recall@1 of one rule on one subset."""
 
     def rows(path: str, count: int) -> Floats:
         image = features[path]
@@ -236,17 +236,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="evaluation data set with a groundtruth.json")
     parser.add_argument("--rules", default=";".join(RULES), help="names, separated by semicolons")
-    parser.add_argument("--parts", default="dvd,instre,landmarks")
+    parser.add_argument("--subsets", default="dvd,instre,landmarks")
     parser.add_argument("--contrast", type=float, default=0.04, help="SIFT's contrast threshold")
     parser.add_argument("--surf", type=json.loads, help="SURF with these options, JSON, not SIFT")
     parser.add_argument(
         "--side", type=int, default=1024, help="longer side of the pictures, pixels"
     )
-    parser.add_argument("--queries", type=int, default=70, help="most queries of a part")
+    parser.add_argument("--queries", type=int, default=70, help="most queries of a subset")
     parser.add_argument("--distractors", type=int, default=300)
     options = parser.parse_args()
     dataset = read_dataset(options.folder)
-    work = tasks(dataset, options.parts.split(","), options.queries, options.distractors)
+    work = tasks(dataset, options.subsets.split(","), options.queries, options.distractors)
     paths = sorted({p for t in work for p in t.dataset.database} | _query_paths(work))
     extractor: Extractor = SiftExtractor(contrast_threshold=options.contrast)
     if options.surf is not None:
@@ -261,8 +261,8 @@ def main() -> None:
     print(f"{count:.0f} keypoints, {1000 * spent:.0f} ms of CPU time to decode and describe all\n")
     for task in work:
         sizes = f"{len(task.dataset.queries)} queries, {len(task.dataset.database)} images"
-        print(f"* {task.part}: {sizes}")
-    print("\n| rule | " + " | ".join(f"{t.part} mAP | recall@1 | cover" for t in work) + " |")
+        print(f"* {task.subset}: {sizes}")
+    print("\n| rule | " + " | ".join(f"{t.subset} mAP | recall@1 | cover" for t in work) + " |")
     print("|---|" + "---:|" * 3 * len(work))
     for name in options.rules.split(";"):
         cells = []

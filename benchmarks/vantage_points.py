@@ -1,15 +1,15 @@
 """Compare ways to choose vantage points, and to order the cells, by the neighbours they find.
 
-    python -m benchmarks.vantage_points FOLDER [--part dvd] [--queries 6000]
+    python -m benchmarks.vantage_points FOLDER [--subset dvd] [--queries 6000]
 
-FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). A part and all distractors are
-indexed as the pipeline does it; the query descriptors are those of the part's queries, which are
-other photographs. Cells are opened best first until a share of the collection's rows is scanned;
-*recall* is the share of the query descriptors whose nearest 8-bit row, by exhaustive scan, is then
-among them. *means* are the pipeline's cells (`pipeline.index.cells`); k-means cells, which know no
-tree and begin with random rows, are the yardstick. Both are trained with three seeds; the rows of
-the table are the averages, and the last column of the greatest difference that a seed makes. Last,
-cells of which so many that a search compares only those to which the tree leads.
+FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`). A subset and all distractors
+are indexed as the pipeline does it; the query descriptors are those of the subset's queries, which
+are other photographs. Cells are opened best first until a share of the collection's rows is
+scanned; *recall* is the share of the query descriptors whose nearest 8-bit row, by exhaustive scan,
+is then among them. *means* are the pipeline's cells (`pipeline.index.cells`); k-means cells, which
+know no tree and begin with random rows, are the yardstick. Both are trained with three seeds; the
+rows of the table are the averages, and the last column of the greatest difference that a seed
+makes. Last, cells of which so many that a search compares only those to which the tree leads.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ BASE_CELL = 1500
 class Collection:
     """Rows, training sample, queries and their nearest rows."""
 
-    def __init__(self, features: FeatureSet, part: str, queries: int) -> None:
-        dataset = features.dataset.select([part])
+    def __init__(self, features: FeatureSet, subset: str, queries: int) -> None:
+        dataset = features.dataset.select([subset])
         images = [(features.sha256(path), features.image(path)) for path in dataset.database]
         normalize = SiftExtractor().normalize
         config = IndexConfig(cell_size=BASE_CELL)
@@ -261,11 +261,11 @@ def show(name: str, lines: Sequence[Sequence[float]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     add_options(parser)
-    parser.add_argument("--part", default="dvd")
+    parser.add_argument("--subset", default="dvd")
     parser.add_argument("--queries", type=int, default=6000, help="query descriptors, at random")
     options = parser.parse_args()
     features = read_features(options.folder, options.features, options.threads)
-    c = Collection(features, options.part, options.queries)
+    c = Collection(features, options.subset, options.queries)
     print(f"{len(c.rows)} rows, {2**c.levels} cells, {len(c.queries)} query descriptors\n")
     shares = " | ".join(f"{share:.1%}" for share in SHARES)
     print(f"| share of rows scanned | {shares} | largest cell | seeds differ by |")

@@ -109,9 +109,9 @@ def sample_queries(workspace: Path) -> tuple[list[Path], list[DemoQuery]]:
     dataset = read_dataset(make_views(photographs, workspace, per_photograph=VIEWS_PER_PHOTOGRAPH))
     queries = [
         DemoQuery(
-            title=f"{Path(*query.relevant).stem}, {get_transform(query.part).description}",
+            title=f"{Path(*query.relevant).stem}, {get_transform(query.subset).description}",
             path=dataset.file(query.path),
-            change=get_transform(query.part).description,
+            change=get_transform(query.subset).description,
             answers=frozenset(str(dataset.file(path)) for path in query.relevant),
         )
         for query in dataset.queries

@@ -16,7 +16,7 @@ from pipeline.records import FusedResult, SearchResult
 from pipeline.resources import Resources
 from pipeline.retrieval.fuse import fuse
 
-__all__ = ["answer_or_nothing", "fuse_images", "fuse_parts", "require_different"]
+__all__ = ["answer_or_nothing", "fuse_answers", "fuse_images", "require_different"]
 
 
 def require_different(names: Sequence[str]) -> None:
@@ -42,7 +42,7 @@ def answer_or_nothing(search: Callable[[], SearchResult]) -> SearchResult | NoFe
 def fuse_images(
     resources: Resources,
     versions: Sequence[VersionRecord],
-    parts: Sequence[Sequence[SearchResult | InputError]],
+    answers: Sequence[Sequence[SearchResult | InputError]],
     top: int,
 ) -> list[FusedResult | InputError]:
     """Fuse what each collection answered to several images.
@@ -50,8 +50,8 @@ def fuse_images(
     Parameters
     ----------
     resources, versions, top
-        As for `fuse_parts`.
-    parts : sequence of sequence of SearchResult or InputError
+        As for `fuse_answers`.
+    answers : sequence of sequence of SearchResult or InputError
         For each collection the answer to each image.
 
     Returns
@@ -59,31 +59,31 @@ def fuse_images(
     list of FusedResult or InputError
         For each image; the error when it cannot be used.
     """
-    return [_fuse_image(resources, versions, image, top) for image in zip(*parts, strict=True)]
+    return [_fuse_image(resources, versions, image, top) for image in zip(*answers, strict=True)]
 
 
 def _fuse_image(
     resources: Resources,
     versions: Sequence[VersionRecord],
-    parts: Sequence[SearchResult | InputError],
+    answers: Sequence[SearchResult | InputError],
     top: int,
 ) -> FusedResult | InputError:
     """Fuse the answers to one image, or tell why it cannot be used."""
     usable: list[SearchResult | NoFeaturesError] = []
-    for part in parts:
-        if not isinstance(part, SearchResult | NoFeaturesError):
-            return part
-        usable.append(part)
+    for answer in answers:
+        if not isinstance(answer, SearchResult | NoFeaturesError):
+            return answer
+        usable.append(answer)
     try:
-        return fuse_parts(resources, versions, usable, top)
+        return fuse_answers(resources, versions, usable, top)
     except NoFeaturesError as error:
         return error
 
 
-def fuse_parts(
+def fuse_answers(
     resources: Resources,
     versions: Sequence[VersionRecord],
-    parts: Sequence[SearchResult | NoFeaturesError],
+    answers: Sequence[SearchResult | NoFeaturesError],
     top: int,
 ) -> FusedResult:
     """Fuse the answers of several collections.
@@ -94,7 +94,7 @@ def fuse_parts(
         Tells which images a collection does not hold.
     versions : sequence of VersionRecord
         Of the collections, in their order.
-    parts : sequence of SearchResult or NoFeaturesError
+    answers : sequence of SearchResult or NoFeaturesError
         A collection whose extractor sees nothing in the query has an empty answer.
     top : int
 
@@ -103,13 +103,12 @@ def fuse_parts(
     NoFeaturesError
         No extractor sees anything.
     """
-    answers = [part for part in parts if isinstance(part, SearchResult)]
-    errors = [part for part in parts if isinstance(part, NoFeaturesError)]
-    if not answers:
-        raise errors[0]
+    found_any = [answer for answer in answers if isinstance(answer, SearchResult)]
+    if not found_any:
+        raise next(answer for answer in answers if isinstance(answer, NoFeaturesError))
     results = [
-        part if isinstance(part, SearchResult) else _nothing(version, answers[0])
-        for version, part in zip(versions, parts, strict=True)
+        answer if isinstance(answer, SearchResult) else _nothing(version, found_any[0])
+        for version, answer in zip(versions, answers, strict=True)
     ]
     found = {match.image for result in results for match in result.matches}
     with session_scope(resources.engine, write=False) as session:

@@ -227,58 +227,60 @@ class FusedResult:
     ----------
     matches : tuple of Match
         Best first; each says in `Match.found_by` which collection found it.
-    parts : tuple of SearchResult
+    answers : tuple of SearchResult
         The answer of each collection, as deep as it was asked for.
     """
 
     matches: tuple[Match, ...]
-    parts: tuple[SearchResult, ...]
+    answers: tuple[SearchResult, ...]
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """A short name for each part: its extractor's, or its collection's where two are alike."""
-        extractors = [part.extractor for part in self.parts]
+        """Short names of the answers: the extractors, or the collections if two have the same."""
+        extractors = [answer.extractor for answer in self.answers]
         if len(set(extractors)) == len(extractors):
             return tuple(extractors)
-        return tuple(part.collection for part in self.parts)
+        return tuple(answer.collection for answer in self.answers)
 
     @property
     def complete(self) -> bool:
         """Whether every collection's answer is complete."""
-        return all(part.complete for part in self.parts)
+        return all(answer.complete for answer in self.answers)
 
     @property
     def missing_groups(self) -> dict[str, tuple[int, ...]]:
         """The groups that did not answer, by collection."""
-        return {part.collection: part.missing_groups for part in self.parts}
+        return {answer.collection: answer.missing_groups for answer in self.answers}
 
     @property
     def timings(self) -> dict[str, dict[str, float]]:
         """Milliseconds per stage, by collection."""
-        return {part.collection: part.timings for part in self.parts}
+        return {answer.collection: answer.timings for answer in self.answers}
 
     @property
     def plan(self) -> dict[str, Any]:
         """Only the kinds of plan that ran, as ``kind``: the rest is each collection's own."""
-        kinds = dict.fromkeys(part.plan["kind"] for part in self.parts if "kind" in part.plan)
+        kinds = dict.fromkeys(
+            answer.plan["kind"] for answer in self.answers if "kind" in answer.plan
+        )
         return {"kind": " + ".join(kinds)}
 
     @property
     def plans(self) -> dict[str, dict[str, Any]]:
         """Which plan ran, by collection."""
-        return {part.collection: part.plan for part in self.parts}
+        return {answer.collection: answer.plan for answer in self.answers}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-serialisable values; of the parts all but their own matches."""
+        """Return plain JSON-serialisable values: of each answer, all but its own matches."""
         return {
-            "collections": [part.collection for part in self.parts],
-            "extractors": {part.collection: part.extractor for part in self.parts},
-            "versions": {part.collection: part.version for part in self.parts},
+            "collections": [answer.collection for answer in self.answers],
+            "extractors": {answer.collection: answer.extractor for answer in self.answers},
+            "versions": {answer.collection: answer.version for answer in self.answers},
             "complete": self.complete,
             "missing_groups": {name: list(found) for name, found in self.missing_groups.items()},
             "plans": self.plans,
             "timings": self.timings,
-            "explains": {part.collection: part.explain for part in self.parts},
-            "queries": {part.collection: part.query for part in self.parts},
+            "explains": {answer.collection: answer.explain for answer in self.answers},
+            "queries": {answer.collection: answer.query for answer in self.answers},
             "matches": [match.to_dict() for match in self.matches],
         }

@@ -104,7 +104,7 @@ def results_page(
     shown = []
     for (title, image), entries in groupby(queries, key=lambda entry: entry[:2]):
         results = [result for _, _, result in entries]
-        query = _parts(results[0])[0].query
+        query = _answers(results[0])[0].query
         shown.append(
             _Query(
                 title=displayable(title),
@@ -120,8 +120,8 @@ def results_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    parts = [part for _, _, result in queries for part in _parts(result)]
-    collections = sorted({part.collection for part in parts if part.collection})
+    answers = [answer for _, _, result in queries for answer in _answers(result)]
+    collections = sorted({answer.collection for answer in answers if answer.collection})
     return environment.get_template("results.html").render(
         heading=displayable(heading),
         note=displayable(note),
@@ -184,9 +184,9 @@ def thumbnail_uri(
     return "data:image/jpeg;base64," + base64.b64encode(target.getvalue()).decode("ascii")
 
 
-def _parts(result: SearchResult | FusedResult) -> tuple[SearchResult, ...]:
-    """Return the answers that an answer was made from."""
-    return result.parts if isinstance(result, FusedResult) else (result,)
+def _answers(result: SearchResult | FusedResult) -> tuple[SearchResult, ...]:
+    """Return the answers of the collections."""
+    return result.answers if isinstance(result, FusedResult) else (result,)
 
 
 def _answer(
@@ -199,16 +199,16 @@ def _answer(
     labels: tuple[str, ...] = ()
     if isinstance(result, FusedResult):
         labels = result.labels
-        plan, facts = " + ".join(labels), [_about_part(*part) for part in _labelled(result)]
+        plan, facts = " + ".join(labels), [_about_answer(*one) for one in _labelled(result)]
         timings = [
             (f"{label} {stage}", ms)
-            for label, part in _labelled(result)
-            for stage, ms in part.timings.items()
+            for label, answer in _labelled(result)
+            for stage, ms in answer.timings.items()
         ]
         missing = "; ".join(
-            f"{label} {_numbers(part.missing_groups)}"
-            for label, part in _labelled(result)
-            if part.missing_groups
+            f"{label} {_numbers(answer.missing_groups)}"
+            for label, answer in _labelled(result)
+            if answer.missing_groups
         )
     else:
         plan, facts = str(result.plan.get("kind", "unknown")), _facts(result)
@@ -227,8 +227,8 @@ def _answer(
 
 
 def _labelled(result: FusedResult) -> list[tuple[str, SearchResult]]:
-    """Return the parts of a fused answer with their short names."""
-    return list(zip(result.labels, result.parts, strict=True))
+    """Return each collection's answer with its short name."""
+    return list(zip(result.labels, result.answers, strict=True))
 
 
 def _numbers(groups: Sequence[int]) -> str:
@@ -236,10 +236,10 @@ def _numbers(groups: Sequence[int]) -> str:
     return ", ".join(str(group) for group in groups)
 
 
-def _about_part(label: str, part: SearchResult) -> str:
+def _about_answer(label: str, answer: SearchResult) -> str:
     """Say in a few words what one of several searches did."""
-    kind = str(part.plan.get("kind", "nothing to describe in the query"))
-    return displayable(f"{label}: {', '.join([kind, *_facts(part)])}")
+    kind = str(answer.plan.get("kind", "nothing to describe in the query"))
+    return displayable(f"{label}: {', '.join([kind, *_facts(answer)])}")
 
 
 def _facts(result: SearchResult) -> list[str]:

@@ -1,4 +1,4 @@
-"""The inner parts of Celery and kombu that Vantage relies on, all in one place.
+"""The private interfaces of Celery and kombu that Vantage relies on, all in one place.
 
 `tests/unit/test_private_interfaces.py` fails when an upgrade takes one of them away.
 """

@@ -99,7 +99,7 @@ _FIXED: dict[str, Any] = {
     "task_create_missing_queues": False,
     "task_default_queue": "no-queue-was-given",
     # Results are small and read within seconds. A chord's state must outlive the longest gap
-    # between two of its parts, or the chord hangs without a word: a day.
+    # between two of its tasks, or the chord hangs without a word: a day.
     "result_expires": 3600,
     "result_chord_expires": 86_400,
     "result_extended": False,

@@ -232,7 +232,7 @@ def _broker(context: Context) -> Iterator[None]:
 
 
 def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[SearchResult]:
-    """Wait for a search and see to its late parts and its deadline, as the supervisor does."""
+    """Wait for a search and see to its late scans and its deadline, as the supervisor does."""
     over = False
     while (results := searches.fetch_results(context.redis, ticket.id)) is None:
         if over:

@@ -12,7 +12,7 @@ from typing import Self, Unpack
 from pipeline.config import Settings
 from pipeline.driver import Driver, SearchHandle
 from pipeline.errors import InputError
-from pipeline.fusing import answer_or_nothing, fuse_images, fuse_parts, require_different
+from pipeline.fusing import answer_or_nothing, fuse_answers, fuse_images, require_different
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, VersionRecord
@@ -44,7 +44,7 @@ class FusedSearchHandle:
         handles: Sequence[SearchHandle],
         top: int,
     ) -> None:
-        self._fuse: Callable[..., FusedResult] = partial(fuse_parts, resources, versions, top=top)
+        self._fuse: Callable[..., FusedResult] = partial(fuse_answers, resources, versions, top=top)
         self._handles = handles
         self.ids = tuple(handle.id for handle in handles)
 
@@ -75,7 +75,7 @@ class FusedSearchHandle:
         """
         until = time.monotonic() + timeout
         return self._fuse(
-            parts=[
+            answers=[
                 answer_or_nothing(partial(handle.wait, max(0.0, until - time.monotonic())))
                 for handle in self._handles
             ]
@@ -213,8 +213,8 @@ class FusedCollection(Opened):
 
         # One after the other in this process, whose threads are all at work for each.
         with ThreadPoolExecutor(1 if driver.local else len(self.names), "vantage-fused") as pool:
-            parts = list(pool.map(ask, self.names))
-        return fuse_images(driver.resources, versions, parts, request.top)
+            answers = list(pool.map(ask, self.names))
+        return fuse_images(driver.resources, versions, answers, request.top)
 
     def enqueue_search(
         self, image: Query, request: SearchRequest | None = None, **options: Unpack[SearchOptions]

@@ -57,9 +57,9 @@ class Keys:
         """How far a search has come; kept `keep_s`."""
         return f"{self.prefix}:search:{search_id}"
 
-    def part(self, search_id: str, group: int) -> str:
-        """What the scan of a group found, or the error it ended with; kept `keep_s`."""
-        return f"{self.prefix}:part:{search_id}:{group}"
+    def scan(self, search_id: str, group: int) -> str:
+        """The scan of a group: what it found, or its error; kept `keep_s`."""
+        return f"{self.prefix}:scan:{search_id}:{group}"
 
     def result(self, search_id: str) -> str:
         """The answers, or the error, written once; kept `KEEP_S`."""

@@ -8,8 +8,8 @@
 * However this process dies, the kernel stops its children (Linux), see `workers.processes`.
 * Threads read what the processes print; honcho's own manager forks itself once for each of them.
 
-Only this module uses the inner parts of honcho; `tests/unit/test_private_interfaces.py` fails when
-an upgrade takes one of them away.
+Only this module uses private interfaces of honcho; `tests/unit/test_private_interfaces.py` fails
+when an upgrade takes one of them away.
 """
 
 from __future__ import annotations

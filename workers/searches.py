@@ -7,8 +7,8 @@ A search is a pass over the index for one query image or a batch of them.
 What computes (numba, OpenCV) is imported where it is used: whoever only looks after searches stays
 small.
 
-Scans never raise: an error is a value. A part that is late is sent again once; at the deadline the
-answer is made from what is there and says which groups are missing.
+Scans never raise: their result may be an error. A late scan is sent again once; at the deadline the
+answer is made from the scans that are there and says which groups are missing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 RESEND_SHARE = 0.4
-"""Share of the time to the deadline after which a late part is sent again."""
+"""Share of the time to the deadline after which a late scan is sent again."""
 
 LOOK_EVERY_S = 0.5
 """How often, at least, the supervisor looks after a search in flight, seconds."""
@@ -75,7 +75,7 @@ class Ticket:
     sent_at, resend_at, deadline_at : float
         Unix seconds.
     resent : bool
-        Whether late parts were sent again.
+        Whether late scans were sent again.
     """
 
     id: str
@@ -196,8 +196,8 @@ def _read_batch(redis: Redis, search_id: str) -> Batch | None:
 
 
 def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
-    """Scan one group and leave what was found, or the error, as the search's part (map)."""
-    key = KEYS.part(search_id, group)
+    """Scan one group and store what was found, or the error, in Redis (map)."""
+    key = KEYS.scan(search_id, group)
     redis = context.redis
     if redis.exists(key):
         return {"group": group, "known": True}
@@ -215,13 +215,13 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
         error = f"{type(exc).__name__}: {exc}"
         redis.set(key, arrays_to_bytes({}, {"error": error}), ex=KEYS.keep_s(ticket.deadline_at))
         return {"group": group, "error": error}
-    part = arrays_to_bytes(found.block.to_arrays(), found.to_meta())
-    redis.set(key, part, ex=KEYS.keep_s(ticket.deadline_at))
+    blob = arrays_to_bytes(found.block.to_arrays(), found.to_meta())
+    redis.set(key, blob, ex=KEYS.keep_s(ticket.deadline_at))
     return {"group": group, "matches": len(found.block.query)}
 
 
 def rank(context: Context, search_id: str) -> list[SearchResult] | None:
-    """Make the answers from the parts that are there (reduce); the first ones stay.
+    """Make the answers from the scans that are there (reduce); the first ones stay.
 
     Returns None when the search is not known any more.
     """
@@ -232,7 +232,7 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
     batch = _read_batch(redis, search_id)
     if ticket is None or batch is None:
         return None
-    scans, missing = _read_parts(redis, ticket)
+    scans, missing = _read_scans(redis, ticket)
     results = finish_batch(
         context.resources,
         context.resources.version(ticket.version_id),
@@ -248,7 +248,7 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
 def pairs(
     context: Context, search_id: str, chosen: Sequence[str], number: int = 0
 ) -> dict[str, Pairs] | None:
-    """Return the pairs that one query image has with chosen images, from the parts that are there.
+    """Return the pairs that one query image has with chosen images, from the scans that are there.
 
     Returns None when the search is not known any more.
 
@@ -267,18 +267,18 @@ def pairs(
     batch = _read_batch(context.redis, search_id)
     if ticket is None or batch is None:
         return None
-    scans, _ = _read_parts(context.redis, ticket)
+    scans, _ = _read_scans(context.redis, ticket)
     version = context.resources.version(ticket.version_id)
     return find_pairs(context.resources, version, batch, scans, chosen, number)
 
 
-def _read_parts(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int]]:
+def _read_scans(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int]]:
     """Return the scans that are there, and the groups without one."""
     from pipeline.retrieval.blocks import GroupScan
 
     scans: list[GroupScan] = []
     missing: list[int] = []
-    keys = [KEYS.part(ticket.id, group) for group in ticket.asked]
+    keys = [KEYS.scan(ticket.id, group) for group in ticket.asked]
     blobs = cast("list[bytes | None]", redis.mget(keys)) if keys else []
     for group, blob in zip(ticket.asked, blobs, strict=True):
         arrays = ArrayFile(blob) if blob is not None else None
@@ -377,16 +377,16 @@ def _as_ours(error: Exception) -> VantageError:
 
 
 def _unanswered(redis: Redis, ticket: Ticket) -> Sequence[int]:
-    """Return the groups that were asked and have left no part."""
+    """Return the groups that were asked and whose scan is not there."""
     pipe = redis.pipeline(transaction=False)
     for group in ticket.asked:
-        pipe.exists(KEYS.part(ticket.id, group))
+        pipe.exists(KEYS.scan(ticket.id, group))
     there = pipe.execute() if ticket.asked else []
     return [group for group, found in zip(ticket.asked, there, strict=True) if not found]
 
 
 def tend(context: Context, ticket: Ticket, now: float) -> Ticket:
-    """Do what is due for a search in flight: send late parts again, end it at the deadline.
+    """Do what is due for a search in flight: send late scans again, end it at the deadline.
 
     Called by whoever waits for the search and by the supervisor, as often as they like.
     """

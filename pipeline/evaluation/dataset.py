@@ -1,6 +1,6 @@
 """Reader of an evaluation data set: a folder of images with a ``groundtruth.json``.
 
-The file is one JSON object; every path in it is relative to the folder, with ``/`` between parts.
+The file is one JSON object; every path in it is relative to the folder, with ``/`` between folders.
 
 ``images``
     List of every image of the data set.
@@ -13,9 +13,9 @@ The file is one JSON object; every path in it is relative to the folder, with ``
 ``no_match_queries`` (optional)
     List of queries to which the right answer is "nothing".
 ``parts`` (optional)
-    Object: name of a part -> object, which may say ``queries`` (list of queries), ``images`` (list
-    of images) or ``prefixes`` (list of leading path parts). A number in their place is taken for
-    a count and ignored, and so is anything else in it.
+    Object: name of a subset -> object, which may have ``queries`` (list of queries), ``images``
+    (list of images) or ``prefixes`` (list of leading folders). A number in their place is taken for
+    a count and ignored; so are all other keys.
 
 What is right, wrong and neither
 --------------------------------
@@ -34,8 +34,8 @@ What is right, wrong and neither
 Neutral images are taken out of a ranking before anything is measured: they neither use up a rank
 nor count as found.
 
-A query belongs to the first part (in the file's order) whose ``queries`` or ``images`` list it or
-whose ``prefixes`` it starts with, else to the part named by its first folder, else to ``"all"``.
+A query belongs to the first subset (in the file's order) whose ``queries`` or ``images`` list it or
+whose ``prefixes`` it starts with, else to the subset named by its first folder, else to ``"all"``.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from pipeline.errors import InputError, UnknownNameError
 GROUND_TRUTH_NAME = "groundtruth.json"
 
 _KEYS = ("images", "relevant", "database", "neutral", "no_match_queries", "parts")
-_TOP_PART = "all"
+_TOP_SUBSET = "all"
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class EvaluationQuery:
     ----------
     path : str
         Image of the query, relative to the data set's folder.
-    part : str
-        Part of the data set whose figures it counts in.
+    subset : str
+        The subset of the data set that it is measured with.
     relevant : frozenset of str
         Right answers, all of them indexed. Empty for a no-match query.
     neutral : frozenset of str
@@ -74,7 +74,7 @@ class EvaluationQuery:
     """
 
     path: str
-    part: str
+    subset: str
     relevant: frozenset[str]
     neutral: frozenset[str]
 
@@ -106,9 +106,9 @@ class Dataset:
     distractors: frozenset[str]
 
     @property
-    def parts(self) -> tuple[str, ...]:
-        """Names of the parts, in the order of their first query."""
-        return tuple(dict.fromkeys(query.part for query in self.queries))
+    def subsets(self) -> tuple[str, ...]:
+        """Names of the subsets, in the order of their first query."""
+        return tuple(dict.fromkeys(query.subset for query in self.queries))
 
     def file(self, path: str) -> Path:
         """Return where an image of the data set lies."""
@@ -118,25 +118,25 @@ class Dataset:
         """Return the files to index."""
         return [self.file(path) for path in self.database]
 
-    def select(self, parts: Sequence[str]) -> Dataset:
-        """Return the data set of some parts: their queries, their right answers, all distractors.
+    def select(self, subsets: Sequence[str]) -> Dataset:
+        """Return the data set of some subsets: their queries, their right answers, all distractors.
 
         Parameters
         ----------
-        parts : sequence of str
-            Names of parts; none means all.
+        subsets : sequence of str
+            Names of subsets; none means all.
 
         Raises
         ------
         UnknownNameError
-            The data set has no part of that name.
+            The data set has no subset of that name.
         """
-        for name in parts:
-            if name not in self.parts:
-                raise UnknownNameError("part of the data set", name, list(self.parts))
-        if not parts:
+        for name in subsets:
+            if name not in self.subsets:
+                raise UnknownNameError("subset of the data set", name, list(self.subsets))
+        if not subsets:
             return self
-        queries = tuple(query for query in self.queries if query.part in parts)
+        queries = tuple(query for query in self.queries if query.subset in subsets)
         wanted = self.distractors.union(*(query.relevant | query.neutral for query in queries))
         return replace(
             self,
@@ -208,7 +208,7 @@ class _Reader:
                 raise self.error(f"key {key!r} is missing")
         self.images = self.paths("images", values["images"])
         self.known = frozenset(self.images)
-        self.parts = self.read_parts()
+        self.subsets = self.read_subsets()
 
     def dataset(self) -> Dataset:
         """Apply the rules of the module's text."""
@@ -240,7 +240,7 @@ class _Reader:
             queries.append(
                 EvaluationQuery(
                     path=query,
-                    part=self.part(query),
+                    subset=self.subset(query),
                     relevant=right & indexed,
                     neutral=((neutral[query] - right) | {query}) & (indexed | {query}),
                 )
@@ -281,27 +281,27 @@ class _Reader:
             for query, right in answers.items()
         }
 
-    def part(self, query: str) -> str:
-        """Return the name of the part that a query belongs to."""
-        for name, listed, prefixes in self.parts:
+    def subset(self, query: str) -> str:
+        """Return the name of the subset that a query belongs to."""
+        for name, listed, prefixes in self.subsets:
             if query in listed or any(_starts_with(query, prefix) for prefix in prefixes):
                 return name
         first, slash, _ = query.partition("/")
-        return first if slash else _TOP_PART
+        return first if slash else _TOP_SUBSET
 
-    def read_parts(self) -> list[tuple[str, frozenset[str], list[str]]]:
-        """Return (name, listed queries, prefixes) of each part."""
-        parts = self.values.get("parts", {})
-        if not isinstance(parts, dict):
-            raise self.error(f"'parts' must be an object, not {_kind(parts)}")
+    def read_subsets(self) -> list[tuple[str, frozenset[str], list[str]]]:
+        """Return (name, listed queries, prefixes) of each subset."""
+        subsets = self.values.get("parts", {})
+        if not isinstance(subsets, dict):
+            raise self.error(f"'parts' must be an object, not {_kind(subsets)}")
         found = []
-        for name, part in parts.items():
-            if not isinstance(part, dict):
-                raise self.error(f"part {name!r} must be an object, not {_kind(part)}")
+        for name, subset in subsets.items():
+            if not isinstance(subset, dict):
+                raise self.error(f"subset {name!r} must be an object, not {_kind(subset)}")
             lists = {
-                key: self.paths(f"{key} of part {name!r}", part[key])
+                key: self.paths(f"{key} of subset {name!r}", subset[key])
                 for key in ("queries", "images", "prefixes")
-                if key in part and not isinstance(part[key], int | float)
+                if key in subset and not isinstance(subset[key], int | float)
             }
             listed = frozenset([*lists.get("queries", []), *lists.get("images", [])])
             found.append((name, listed, lists.get("prefixes", [])))
@@ -350,9 +350,9 @@ class _Reader:
 
 
 def _starts_with(path: str, prefix: str) -> bool:
-    """Whether the leading parts of a path are those of the prefix."""
-    parts = PurePosixPath(prefix).parts
-    return PurePosixPath(path).parts[: len(parts)] == parts
+    """Whether a path begins with the folders of the prefix."""
+    leading = PurePosixPath(prefix).parts
+    return PurePosixPath(path).parts[: len(leading)] == leading
 
 
 def _kind(value: object) -> str:

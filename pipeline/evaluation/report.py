@@ -19,7 +19,7 @@ class QueryOutcome:
 
     Attributes
     ----------
-    path, part : str
+    path, subset : str
         As in the data set.
     expects_nothing : bool
         Whether the right answer is that nothing matches; then only `matches` is judged.
@@ -42,7 +42,7 @@ class QueryOutcome:
     """
 
     path: str
-    part: str
+    subset: str
     expects_nothing: bool = False
     matches: int = 0
     average_precision: float = 0.0
@@ -162,12 +162,12 @@ class EvaluationReport:
         return Figures.of(self.outcomes)
 
     @property
-    def parts(self) -> dict[str, Figures]:
-        """Figures over the queries of each part, in the order of the data set."""
-        by_part: dict[str, list[QueryOutcome]] = {}
+    def subsets(self) -> dict[str, Figures]:
+        """Figures over the queries of each subset, in the order of the data set."""
+        by_subset: dict[str, list[QueryOutcome]] = {}
         for outcome in self.outcomes:
-            by_part.setdefault(outcome.part, []).append(outcome)
-        return {name: Figures.of(outcomes) for name, outcomes in by_part.items()}
+            by_subset.setdefault(outcome.subset, []).append(outcome)
+        return {name: Figures.of(outcomes) for name, outcomes in by_subset.items()}
 
     @property
     def plans_run(self) -> dict[str, int]:
@@ -177,7 +177,7 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-serialisable values; numbers rounded to what they can mean.
 
-        Keys: ``overall`` and ``parts`` (by name) with mAP, recall@1/10/100, found@10/100, p50_ms,
+        Keys: ``overall`` and ``parts`` (by subset) with mAP, recall@1/10/100, found@10/100, p50_ms,
         p95_ms, scanned_share, queries, failed, incomplete; ``plan`` (asked for), ``plans_run``,
         ``cells`` and ``cells_probed`` (means), ``dataset``, ``database_images``, ``top`` and
         ``errors`` (query and sentence of those that failed).
@@ -185,7 +185,7 @@ class EvaluationReport:
         plans = [o.plan for o in self.outcomes]
         return {
             "overall": self.overall.to_dict(),
-            "parts": {name: figures.to_dict() for name, figures in self.parts.items()},
+            "parts": {name: figures.to_dict() for name, figures in self.subsets.items()},
             "plan": self.plan,
             "plans_run": self.plans_run,
             "cells": _rounded(mean([float(p["cells"]) for p in plans if "cells" in p]), 1),

@@ -98,7 +98,7 @@ def _ask(
     except InputError as error:
         return QueryOutcome(
             path=query.path,
-            part=query.part,
+            subset=query.subset,
             expects_nothing=query.expects_nothing,
             error=str(error),
         )
@@ -107,7 +107,7 @@ def _ask(
     right = len(query.relevant)
     return QueryOutcome(
         path=query.path,
-        part=query.part,
+        subset=query.subset,
         expects_nothing=query.expects_nothing,
         matches=len(judged),
         average_precision=average_precision(judged, right) if right else 0.0,

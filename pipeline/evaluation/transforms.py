@@ -2,7 +2,7 @@
 
 Every transform is a pure function of the pixels: the same photograph gives the same view. A view's
 file name says what was done (``coffee__rotation-30.jpg``), and `make_views` writes the ground truth
-beside the views, with one part for each transform.
+beside the views, with one subset for each transform.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def make_views(
     -------
     Path
         The folder, which `pipeline.evaluation.read_dataset` reads: views are queries, each
-        transform is a part.
+        transform is a subset.
 
     Raises
     ------
@@ -232,7 +232,7 @@ def make_views(
     for name in ("database", "queries"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     database, relevant = [], {}
-    parts: dict[str, list[str]] = {transform.name: [] for transform in transforms}
+    subsets: dict[str, list[str]] = {transform.name: [] for transform in transforms}
     count = len(transforms) if per_photograph is None else min(per_photograph, len(transforms))
     turn = 0
     for source in sources:
@@ -245,12 +245,12 @@ def make_views(
             view = f"queries/{source.stem}{SEPARATOR}{transform.name}.jpg"
             (folder / view).write_bytes(view_bytes(source.read_bytes(), transform))
             relevant[view] = [original]
-            parts[transform.name].append(view)
+            subsets[transform.name].append(view)
     truth = {
         "images": [*database, *relevant],
         "database": database,
         "relevant": relevant,
-        "parts": {name: {"queries": views} for name, views in parts.items() if views},
+        "parts": {name: {"queries": views} for name, views in subsets.items() if views},
     }
     (folder / GROUND_TRUTH_NAME).write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
     return folder

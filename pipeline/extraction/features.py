@@ -170,14 +170,14 @@ def extract_batch(
     failures: list[ImageFailure] = []
     last: list[BatchItem] = []
     while items:
-        part = extract_some(items, extractor, config, limits, at_once)
-        again = {failure.sha256 for failure in part.exceeded}
-        last += [item for item in items[: part.count] if item[0] in again]
-        done, failures = done + part.done, failures + part.failures
-        items = items[part.count :]
+        some = extract_some(items, extractor, config, limits, at_once)
+        again = {failure.sha256 for failure in some.exceeded}
+        last += [item for item in items[: some.count] if item[0] in again]
+        done, failures = done + some.done, failures + some.failures
+        items = items[some.count :]
     for item in last:
-        part = extract_some([item], extractor, config, limits, alone=True)
-        done, failures = done + part.done, failures + part.failures
+        some = extract_some([item], extractor, config, limits, alone=True)
+        done, failures = done + some.done, failures + some.failures
     return done, failures
 
 

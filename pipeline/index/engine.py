@@ -39,9 +39,9 @@ from pipeline.index.cells import (
     cells_to_arrays,
     train_cells,
 )
-from pipeline.index.parts import CHUNK, Part, living_rows, make_part, search_parts, unite_parts
 from pipeline.index.quantizer import LARGEST, Quantizer, train_quantizer
 from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
+from pipeline.index.runs import CHUNK, Run, living_rows, make_run, merge_runs, search_runs
 from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree, levels_for
 
@@ -85,7 +85,7 @@ class VantageIndex:
         self._quantizer: Quantizer | None = None
         self._tree: VPTree | MeanCells | None = None
         self._trained_for = 0
-        self._parts: list[Part] = []
+        self._runs: list[Run] = []
         self._next_id = 0
         self._executor = ThreadPoolExecutor(threads)
         self._process = os.getpid()
@@ -141,22 +141,20 @@ class VantageIndex:
 
     def __len__(self) -> int:
         """Return the number of vectors that are not removed."""
-        return sum(int(part.alive.sum()) for part in self._parts)
+        return sum(int(run.alive.sum()) for run in self._runs)
 
     @property
     def stats(self) -> dict[str, Any]:
-        """Tell rows, cells, parts and bytes."""
-        rows = sum(len(part.ids) for part in self._parts)
+        """Numbers of vectors, cells, runs and bytes."""
+        rows = sum(len(run.ids) for run in self._runs)
         return {
             "vectors": len(self),
             "removed": rows - len(self),
             "dimensions": self.dimensions,
             "row_bytes": self.config.dimensions,
             "cells": self._tree.cells if self._tree else 0,
-            "parts": len(self._parts),
-            "bytes": sum(
-                array.nbytes for part in self._parts for array in (*part.rows[:3], part.ids)
-            ),
+            "runs": len(self._runs),
+            "bytes": sum(array.nbytes for run in self._runs for array in (*run.rows[:3], run.ids)),
         }
 
     def add(self, vectors: ArrayLike, ids: ArrayLike | None = None) -> None:
@@ -183,17 +181,17 @@ class VantageIndex:
                 self._sample(rows, self.config.sample_size), self.config.dimensions
             )
         codes = self._encode(self._quantizer, rows)
-        total = sum(len(part.ids) for part in self._parts) + len(rows)
+        total = sum(len(run.ids) for run in self._runs) + len(rows)
         if self._tree is None or total > REGROWTH * self._trained_for:
             # The cells would grow too large: all rows get new ones.
-            kept = living_rows(self._parts) if self._parts else (codes[:0], numbers[:0])
+            kept = living_rows(self._runs) if self._runs else (codes[:0], numbers[:0])
             codes = np.concatenate([kept[0], codes])
             numbers = np.concatenate([kept[1], numbers])
             self._tree = self._train_tree(codes)
             self._trained_for = len(codes)
-            self._parts = []
-        self._parts.append(make_part(codes, numbers, self._tree, self._pool))
-        self._parts = unite_parts(self._parts, self._tree, self._pool)
+            self._runs = []
+        self._runs.append(make_run(codes, numbers, self._tree, self._pool))
+        self._runs = merge_runs(self._runs, self._tree, self._pool)
         self._next_id = max(self._next_id, int(numbers.max()) + 1)
 
     def remove(self, ids: ArrayLike) -> int:
@@ -217,9 +215,9 @@ class VantageIndex:
         if gone.size and gone.dtype.kind not in "iu":
             raise InputError(f"ids of type {gone.dtype} cannot be removed: give whole numbers")
         removed = 0
-        for part in self._parts:
-            hit = part.alive & np.isin(part.ids, gone)
-            part.alive[hit] = False
+        for run in self._runs:
+            hit = run.alive & np.isin(run.ids, gone)
+            run.alive[hit] = False
             removed += int(hit.sum())
         return removed
 
@@ -268,11 +266,11 @@ class VantageIndex:
             nothing = np.full((len(rows), k), np.inf, np.float32)
             return nothing, np.full((len(rows), k), -1, np.int64)
         codes = self._quantizer.encode(rows)
-        few = sum(len(part.ids) for part in self._parts) < EXACT_BELOW
+        few = sum(len(run.ids) for run in self._runs) < EXACT_BELOW
         everything = exact or effort == 1 or (effort is None and few)
         probes = None if everything else self._probes(self._tree, effort)
-        distance, ids = search_parts(
-            self._parts, self._tree, codes, k, probes, self._pool, self.threads
+        distance, ids = search_runs(
+            self._runs, self._tree, codes, k, probes, self._pool, self.threads
         )
         squared = distance.astype(np.float64) / self._quantizer.scale**2
         return np.where(distance == NEVER, np.inf, squared).astype(np.float32), ids
@@ -350,7 +348,7 @@ class VantageIndex:
             "config": self.config.to_dict(),
             "next_id": self._next_id,
             "trained_for": self._trained_for,
-            "parts": len(self._parts),
+            "runs": len(self._runs),
             "scale": self._quantizer.scale if self._quantizer else 0.0,
         }
 
@@ -363,14 +361,14 @@ class VantageIndex:
             "rotation": self._quantizer.rotation,
             **cells_to_arrays(self._tree),
         }
-        for number, part in enumerate(self._parts):
+        for number, run in enumerate(self._runs):
             columns: dict[str, NDArray[Any]] = {
-                "codes": part.rows.codes,
-                "norms": part.rows.norms,
-                "heads": part.rows.heads,
-                "ids": part.ids,
-                "cell_offsets": part.cell_offsets,
-                "alive": part.alive,
+                "codes": run.rows.codes,
+                "norms": run.rows.norms,
+                "heads": run.rows.heads,
+                "ids": run.ids,
+                "cell_offsets": run.cell_offsets,
+                "alive": run.alive,
             }
             arrays.update({f"{number}.{name}": array for name, array in columns.items()})
         return arrays
@@ -382,13 +380,13 @@ class VantageIndex:
             return
         self._quantizer = Quantizer(arrays["mean"], arrays["rotation"], meta["scale"])
         self._tree = cells_from_arrays(arrays)
-        for number in range(meta["parts"]):
+        for number in range(meta["runs"]):
             codes, norms, heads, ids, offsets, alive = (
                 arrays[f"{number}.{name}"]
                 for name in ("codes", "norms", "heads", "ids", "cell_offsets", "alive")
             )
             rows = PackedRows(codes, norms, heads, len(ids))
-            self._parts.append(Part(rows, ids, offsets, alive.copy()))
+            self._runs.append(Run(rows, ids, offsets, alive.copy()))
 
     def _checked_ids(self, ids: ArrayLike | None, count: int) -> NDArray[np.int64]:
         """Return the ids of new vectors."""
@@ -407,8 +405,8 @@ class VantageIndex:
             raise InputError(f"the id {numbers.min()} is negative: -1 means no neighbour")
         if len(np.unique(numbers)) != count:
             raise InputError("ids appear more than once")
-        for part in self._parts:
-            known = part.ids[part.alive & np.isin(part.ids, numbers)]
+        for run in self._runs:
+            known = run.ids[run.alive & np.isin(run.ids, numbers)]
             if len(known):
                 raise InputError(f"the id {known[0]} is in the index already; remove it first")
         return numbers

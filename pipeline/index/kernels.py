@@ -143,7 +143,7 @@ def range_scan(
     _require_same_length(rows, queries.codes)
     marker = PATHS[path].marker
     inputs = [read_only(array) for array in (*rows[:3], alive, *queries, radius, *work)]
-    parts: list[Hits] = []
+    found: list[Hits] = []
     item = 0
     while item < len(work.row_start):
         query = np.empty(buffer, np.int32)
@@ -153,20 +153,20 @@ def range_scan(
         if done == item:
             buffer *= 4
             continue
-        parts.append(Hits(query[:written], row[:written], distance[:written], computed))
+        found.append(Hits(query[:written], row[:written], distance[:written], computed))
         item = done
-    return unite_hits(parts)
+    return unite_hits(found)
 
 
-def unite_hits(parts: Sequence[Hits]) -> Hits:
-    """Return what several scans found, one after the other."""
-    if len(parts) == 1:
-        return parts[0]
+def unite_hits(found: Sequence[Hits]) -> Hits:
+    """Return the hits of several scans, one after the other."""
+    if len(found) == 1:
+        return found[0]
     return Hits(
-        np.concatenate([np.empty(0, np.int32), *(part.query for part in parts)]),
-        np.concatenate([np.empty(0, np.int64), *(part.row for part in parts)]),
-        np.concatenate([np.empty(0, np.int32), *(part.distance for part in parts)]),
-        sum(part.computed for part in parts),
+        np.concatenate([np.empty(0, np.int32), *(hits.query for hits in found)]),
+        np.concatenate([np.empty(0, np.int64), *(hits.row for hits in found)]),
+        np.concatenate([np.empty(0, np.int32), *(hits.distance for hits in found)]),
+        sum(hits.computed for hits in found),
     )
 
 

@@ -38,7 +38,7 @@ FAN_IN = 128
 
 _ROW_BYTES = 20  # of a row beside its codes: norm, head, image, geometry
 
-Extent = tuple[int, int]
+RowRange = tuple[int, int]
 """First row and the row after the last."""
 
 
@@ -55,7 +55,7 @@ class SortedRows:
         Numbers in the table.
     geometry : ndarray of shape (N, 4), uint16
     codes : callable
-        Returns the stored rows of an extent, shape (n, W), uint8.
+        Returns the stored rows of a range of rows, shape (n, W), uint8.
     table : Identities
         The images that have rows here, and perhaps others.
     """
@@ -217,8 +217,8 @@ class Merge:
         self, most: int
     ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint32], NDArray[np.uint16]]]:
         """Yield codes, images and geometry in the order of the segment."""
-        for extents in self._ranges(most):
-            held = [(i, start, stop) for i, (start, stop) in enumerate(extents) if start < stop]
+        for ranges in self._ranges(most):
+            held = [(i, start, stop) for i, (start, stop) in enumerate(ranges) if start < stop]
             if not held:
                 continue
             inputs, numbers = self.inputs, self._numbers
@@ -233,15 +233,15 @@ class Merge:
             geometry = np.concatenate([inputs[i].geometry[a:b] for i, a, b in held])
             yield codes[order], images[order], geometry[order]
 
-    def _ranges(self, most: int) -> Iterator[list[Extent]]:
-        """Yield the extents of every input that are merged together, few rows at a time."""
+    def _ranges(self, most: int) -> Iterator[list[RowRange]]:
+        """Yield the ranges of every input that are merged together, few rows at a time."""
         counts = np.sum([np.diff(rows.cell_offsets) for rows in self.inputs], axis=0)
         ends = np.concatenate([[0], np.cumsum(counts)])
         cell = 0
         while cell < len(counts) and ends[cell] < ends[-1]:
             stop = int(np.searchsorted(ends, ends[cell] + most, "right")) - 1
             if stop == cell:
-                yield from self._parts_of_cell(cell, most)
+                yield from self._slices_of_cell(cell, most)
                 cell += 1
                 continue
             yield [
@@ -249,29 +249,29 @@ class Merge:
             ]
             cell = stop
 
-    def _parts_of_cell(self, cell: int, most: int) -> Iterator[list[Extent]]:
+    def _slices_of_cell(self, cell: int, most: int) -> Iterator[list[RowRange]]:
         """Cut a cell that is too large (all descriptors alike, say) between images."""
-        extents = [(int(r.cell_offsets[cell]), int(r.cell_offsets[cell + 1])) for r in self.inputs]
+        ranges = [(int(r.cell_offsets[cell]), int(r.cell_offsets[cell + 1])) for r in self.inputs]
         if not all(rows.table.sorted for rows in self.inputs):
-            yield extents  # a former file's rows lie in the order of a database's ids
+            yield ranges  # a former file's rows lie in the order of a database's ids
             return
         mine = [
             numbers[rows.images[a:b]]
-            for rows, numbers, (a, b) in zip(self.inputs, self._numbers, extents, strict=True)
+            for rows, numbers, (a, b) in zip(self.inputs, self._numbers, ranges, strict=True)
         ]
         cuts = np.unique(np.sort(np.concatenate(mine))[most::most])
         bounds = [
             [a, *(a + np.searchsorted(images, cuts)).tolist(), b]
-            for images, (a, b) in zip(mine, extents, strict=True)
+            for images, (a, b) in zip(mine, ranges, strict=True)
         ]
-        for part in range(len(cuts) + 1):
-            yield [(bound[part], bound[part + 1]) for bound in bounds]
+        for number in range(len(cuts) + 1):
+            yield [(bound[number], bound[number + 1]) for bound in bounds]
 
 
-def _cells(rows: SortedRows, extent: Extent) -> NDArray[np.uint32]:
-    """Return the cell of every row of an extent."""
-    first, last = np.searchsorted(rows.cell_offsets, [extent[0], extent[1] - 1], "right") - 1
-    inside = np.clip(rows.cell_offsets[first : last + 2], *extent)
+def _cells(rows: SortedRows, within: RowRange) -> NDArray[np.uint32]:
+    """Return the cell of every row of a range of rows."""
+    first, last = np.searchsorted(rows.cell_offsets, [within[0], within[1] - 1], "right") - 1
+    inside = np.clip(rows.cell_offsets[first : last + 2], *within)
     return np.repeat(np.arange(first, last + 1, dtype=np.uint32), np.diff(inside))
 
 

@@ -62,11 +62,11 @@ def draw_samples(
     )
 
 
-def _thin(parts: list[tuple[str, NDArray[Any]]], size: int, seed: int) -> NDArray[Any]:
+def _thin(named: list[tuple[str, NDArray[Any]]], size: int, seed: int) -> NDArray[Any]:
     """Concatenate by SHA-256 and keep a random `size` of the rows, in order."""
-    if not parts:
+    if not named:
         return np.empty((0, 0))
-    rows = np.concatenate([rows for _, rows in sorted(parts, key=lambda part: part[0])])
+    rows = np.concatenate([rows for _, rows in sorted(named, key=lambda pair: pair[0])])
     if len(rows) <= size:
         return rows
     kept = np.random.default_rng(seed).choice(len(rows), size, replace=False)

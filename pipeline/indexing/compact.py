@@ -17,7 +17,7 @@ from typing import Any
 from pipeline.config import digest
 from pipeline.index.identities import Identities
 from pipeline.index.merge import Merge, SortedRows, segment_rows
-from pipeline.index.parts import GROWTH
+from pipeline.index.runs import GROWTH
 from pipeline.indexing.merge import store_segment
 from pipeline.indexing.publish import cell_stats
 from pipeline.indexing.train import sample_sizes

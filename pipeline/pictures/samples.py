@@ -63,8 +63,8 @@ def read_page(data: bytes, page: TiffPage) -> Samples:
     """
     layout = _Layout(page)
     planes = _Canvas(layout)
-    for part in layout.parts():
-        planes.put(part, _part_samples(data, layout, part))
+    for strip in layout.strips():
+        planes.put(strip, _strip_samples(data, layout, strip))
     return _meaning(layout, planes.array)
 
 
@@ -81,7 +81,7 @@ def sample_size(page: TiffPage) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Strip:
     """A strip or tile: where it lies in the file, in the picture, and of which sample it is."""
 
     at: int
@@ -154,7 +154,7 @@ class _Layout:
         ):
             raise self.unsupported()
 
-    def parts(self) -> Iterator[_Part]:
+    def strips(self) -> Iterator[_Strip]:
         """Yield the strips or tiles."""
         page = self.page
         tiled = 322 in page.tags and 324 in page.tags
@@ -173,7 +173,7 @@ class _Layout:
             top, left = place // across * rows, place % across * columns
             high = rows if tiled else min(rows, page.height - top)
             size = counts[number] if number < len(counts) else self.row_bytes(columns) * high
-            yield _Part(starts[number], size, top, left, high, columns, plane)
+            yield _Strip(starts[number], size, top, left, high, columns, plane)
 
     def row_bytes(self, columns: int) -> int:
         """Bytes of a row of a strip or tile."""
@@ -188,44 +188,46 @@ class _Canvas:
         self._layout = layout
         self.array = np.zeros((page.height, page.width, len(layout.keeps)), layout.dtype)
 
-    def put(self, part: _Part, samples: Iterator[NDArray[Any]] | None) -> None:
-        """Put a part's rows, of shape (rows, columns, together), in their place."""
+    def put(self, strip: _Strip, samples: Iterator[NDArray[Any]] | None) -> None:
+        """Put a strip's rows, of shape (rows, columns, together), in their place."""
         if samples is None:
             return
-        top, keeps = part.top, self._layout.keeps
+        top, keeps = strip.top, self._layout.keeps
         for rows in samples:
-            place = self.array[top : top + len(rows), part.left : part.left + part.columns]
+            place = self.array[top : top + len(rows), strip.left : strip.left + strip.columns]
             fitting = rows[: place.shape[0], : place.shape[1]]
             if self._layout.apart:
-                place[:, :, keeps.index(part.sample)] = fitting[:, :, 0]
+                place[:, :, keeps.index(strip.sample)] = fitting[:, :, 0]
             else:
                 place[...] = fitting[:, :, keeps]
             top += len(rows)
 
 
-def _part_samples(data: bytes, layout: _Layout, part: _Part) -> Iterator[NDArray[Any]] | None:
-    """Return a part's samples in blocks of rows; None of a plane that nobody wants."""
-    if layout.apart and part.sample not in layout.keeps:
+def _strip_samples(data: bytes, layout: _Layout, strip: _Strip) -> Iterator[NDArray[Any]] | None:
+    """Return a strip's samples in blocks of rows; None of a plane that nobody wants."""
+    if layout.apart and strip.sample not in layout.keeps:
         return None
-    if part.at + part.size > len(data):
+    if strip.at + strip.size > len(data):
         raise PictureError("truncated", "the file ends before the picture is complete")
-    width = layout.row_bytes(part.columns)
-    content = _inflated(data[part.at : part.at + part.size], layout.compression, width, part.rows)
-    if len(content) < width * part.rows:
+    width = layout.row_bytes(strip.columns)
+    content = _inflated(
+        data[strip.at : strip.at + strip.size], layout.compression, width, strip.rows
+    )
+    if len(content) < width * strip.rows:
         raise PictureError("corrupt", "the image data is damaged (a strip is too short)")
-    return _blocks(layout, part, np.frombuffer(content, np.uint8, width * part.rows))
+    return _blocks(layout, strip, np.frombuffer(content, np.uint8, width * strip.rows))
 
 
-def _blocks(layout: _Layout, part: _Part, content: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
+def _blocks(layout: _Layout, strip: _Strip, content: NDArray[np.uint8]) -> Iterator[NDArray[Any]]:
     """Yield samples of a few rows at a time: odd depths need much memory while unpacked."""
-    rows = content.reshape(part.rows, -1)
-    step = max(1, _BLOCK // max(1, part.columns * layout.together))
-    for at in range(0, part.rows, step):
-        yield _numbers(layout, part.columns, rows[at : at + step])
+    rows = content.reshape(strip.rows, -1)
+    step = max(1, _BLOCK // max(1, strip.columns * layout.together))
+    for at in range(0, strip.rows, step):
+        yield _numbers(layout, strip.columns, rows[at : at + step])
 
 
 def _inflated(content: bytes, compression: int, width: int, rows: int) -> bytes:
-    """Return a part's bytes without compression, at most as many as are needed."""
+    """Return a strip's bytes without compression, at most as many as are needed."""
     try:
         if compression == 1:
             return content
@@ -270,9 +272,9 @@ def _numbers(layout: _Layout, columns: int, rows: NDArray[np.uint8]) -> NDArray[
 def _unpacked(rows: NDArray[np.uint8], bits: int, count: int, order: str) -> NDArray[Any]:
     """Take numbers of any bits from rows of bytes, the highest bit first."""
     if bits == 24:
-        parts = rows[:, : 3 * count].reshape(len(rows), count, 3).astype(np.uint32)
+        octets = rows[:, : 3 * count].reshape(len(rows), count, 3).astype(np.uint32)
         high, low = (2, 0) if order == "<" else (0, 2)
-        return parts[:, :, high] << 16 | parts[:, :, 1] << 8 | parts[:, :, low]
+        return octets[:, :, high] << 16 | octets[:, :, 1] << 8 | octets[:, :, low]
     loose = np.unpackbits(rows, axis=1)[:, : count * bits].reshape(len(rows), count, bits)
     weights = (1 << np.arange(bits - 1, -1, -1)).astype(np.uint32)
     return loose.astype(np.uint32) @ weights

@@ -1,4 +1,4 @@
-"""Distance blocks: what scans found, united and parted."""
+"""Distance blocks: what scans found; merging them and splitting them by query image."""
 
 from __future__ import annotations
 
@@ -169,14 +169,14 @@ def merge_blocks(blocks: list[DistanceBlock], neighbours: int = 0) -> DistanceBl
 
 
 def split_block(block: DistanceBlock, offsets: Sequence[int]) -> list[DistanceBlock]:
-    """Return a part for each query image: the inverse of `pipeline.retrieval.plan.join_plans`.
+    """Return a block for each query image: the inverse of `pipeline.retrieval.plan.join_plans`.
 
     Parameters
     ----------
     block : DistanceBlock
     offsets : sequence of int
-        Image i has the query descriptors ``offsets[i]`` to ``offsets[i + 1] - 1``; in its part
-        they are counted from zero. The counts stay with the whole.
+        Image i has the query descriptors ``offsets[i]`` to ``offsets[i + 1] - 1``; in its block
+        they are counted from zero. The scan counts stay with the whole block.
     """
     order = np.argsort(block.query, kind="stable")
     ends = np.searchsorted(block.query[order], offsets)

@@ -46,7 +46,7 @@ class _Evidence:
 
     Attributes
     ----------
-    part : SearchResult
+    answer : SearchResult
     listed : dict of str to (Match, float)
         By SHA-256, with the evidence for the image, in deviations of the noise.
     unlisted : float or None
@@ -56,7 +56,7 @@ class _Evidence:
         Images that the collection does not hold.
     """
 
-    part: SearchResult
+    answer: SearchResult
     listed: dict[str, tuple[Match, float]]
     unlisted: float | None
     lacking: AbstractSet[str]
@@ -69,7 +69,7 @@ class _Evidence:
 
     def found_by(self, image: str) -> FoundBy:
         """Return what the collection said of an image."""
-        said = FoundBy(self.part.collection, self.part.extractor)
+        said = FoundBy(self.answer.collection, self.answer.extractor)
         if image in self.listed:
             match = self.listed[image][0]
             return replace(said, rank=match.rank, score=match.score)
@@ -113,12 +113,12 @@ def fuse(
     docs/decisions/0008-rank-fusion.md for the measurement.
     """
     lacks = lacking if lacking is not None else [frozenset[str]()] * len(results)
-    parts = [_weigh(result, lack) for result, lack in zip(results, lacks, strict=True)]
-    images = {image for part in parts for image in part.listed}
-    evidence = {image: _combine([part.of(image) for part in parts]) for image in images}
+    weighed = [_weigh(result, lack) for result, lack in zip(results, lacks, strict=True)]
+    images = {image for one in weighed for image in one.listed}
+    evidence = {image: _combine([one.of(image) for one in weighed]) for image in images}
     order = sorted(images, key=lambda image: (-evidence[image], image))
     matches = tuple(
-        _match(image, rank, evidence[image], parts)
+        _match(image, rank, evidence[image], weighed)
         for rank, image in enumerate(order[:top], start=1)
     )
     return FusedResult(matches, tuple(results))
@@ -169,9 +169,9 @@ def _combine(evidence: Sequence[float | None]) -> float:
     return math.fsum(known) / math.sqrt(len(known))
 
 
-def _match(image: str, rank: int, evidence: float, parts: Sequence[_Evidence]) -> Match:
+def _match(image: str, rank: int, evidence: float, weighed: Sequence[_Evidence]) -> Match:
     """Return the fused match of an image."""
-    matches = [part.listed[image][0] for part in parts if image in part.listed]
+    matches = [one.listed[image][0] for one in weighed if image in one.listed]
     above = max(0.0, evidence)
     return Match(
         rank=rank,
@@ -181,5 +181,5 @@ def _match(image: str, rank: int, evidence: float, parts: Sequence[_Evidence]) -
         votes=sum(match.votes for match in matches),
         width=max(match.width for match in matches),
         height=max(match.height for match in matches),
-        found_by=tuple(part.found_by(image) for part in parts),
+        found_by=tuple(one.found_by(image) for one in weighed),
     )

@@ -53,7 +53,7 @@ def test_workers_fuse_as_one_process_does(
         for query in queries:
             wanted = here.search(query, top=20, plan=plan)
             assert wanted.complete
-            assert [part.plan["kind"] for part in wanted.parts] == [plan, plan]
+            assert [one.plan["kind"] for one in wanted.answers] == [plan, plan]
             assert answer(remote.search(query, top=20, plan=plan)) == answer(wanted)
             handle = remote.enqueue_search(query, top=20, plan=plan)
             assert answer(handle.wait()) == answer(wanted)
@@ -103,8 +103,8 @@ def test_what_one_extractor_cannot_see_the_other_answers(
         FusedCollection.open(pair, site.settings, local=True) as here,
     ):
         wanted = here.search(path)
-        assert [part.query["descriptors"] > 0 for part in wanted.parts] == [True, False]
-        assert wanted.parts[1].plan == {}
+        assert [one.query["descriptors"] > 0 for one in wanted.answers] == [True, False]
+        assert wanted.answers[1].plan == {}
         assert wanted.matches
         assert wanted.complete
         assert answer(remote.search(path)) == answer(wanted)
@@ -238,7 +238,7 @@ def test_eval_for_people_shows_the_extractors_side_by_side(site: Site, dataset: 
     found = vantage(site, *command, "--plan", "probed")
     assert found.exit_code == 0, found.output
     lines = found.stdout.splitlines()
-    assert lines[1].split()[:3] == ["part", "extractor", "plan"]
+    assert lines[1].split()[:3] == ["subset", "extractor", "plan"]
     assert [line.split()[1] for line in lines[2:5]] == ["sift", "surf", "fused"]
 
 

@@ -135,7 +135,7 @@ def test_what_a_killed_host_had_been_handed_is_scanned_by_its_successor(
     second.freeze()
     handle = collection.enqueue_search(queries[0], plan="exhaustive", deadline_s=600)
     redis = collection._driver.context.redis
-    eventually(lambda: redis.exists(*(KEYS.part(handle.id, group) for group in (0, 1))) == 2)
+    eventually(lambda: redis.exists(*(KEYS.scan(handle.id, group) for group in (0, 1))) == 2)
     # A worker that dies takes along the messages that it had received.
     second.kill()
     address = collection._driver.context.redis_address

@@ -326,7 +326,7 @@ class TestSearches:
             assert sent == [("retrieve.scan", [ticket.id, group])]
         assert _messages(context, "group.2") == []
 
-    def test_a_late_part_is_sent_again_once_and_the_deadline_ends_it(
+    def test_a_late_scan_is_sent_again_once_and_the_deadline_ends_it(
         self, context: Context, query: bytes
     ) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))

@@ -63,10 +63,10 @@ def assign(trained: Model, images: dict[int, Features]) -> AssignedRows:
     return assign_features(trained, normalized, list(images.values()), named(images))
 
 
-def merge_rows(trained: Model, group: int, parts: Sequence[AssignedRows]) -> Segment:
+def merge_rows(trained: Model, group: int, assignments: Sequence[AssignedRows]) -> Segment:
     """Merge one group's rows of assignments, as an index job does."""
     cells, stream = trained.cells_per_group, io.BytesIO()
-    inputs = [functools.partial(assigned_rows, part, group, cells) for part in parts]
+    inputs = [functools.partial(assigned_rows, assigned, group, cells) for assigned in assignments]
     write_segment(stream, inputs, group * cells, {})
     return Segment.from_arrays(ArrayFile(stream.getvalue()))
 

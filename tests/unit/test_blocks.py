@@ -180,12 +180,14 @@ def pictures() -> tuple[Model, NDArray[np.int8], list[OpenSegment]]:
     config = IndexConfig(groups=2, cell_size=64)
     trained = train_model(vectors, vectors[:16], PICTURES, config, unit=True)
     picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
-    parts = []
+    assignments = []
     for numbers in (range(1200), range(1200, PICTURES)):
         images = [Features(picture, vectors[i : i + 1], 640, 480) for i in numbers]
         normalized = [f.descriptors for f in images]
-        parts.append(assign_features(trained, normalized, images, named(numbers)))
-    stored = [merge_rows(trained, 0, [part]) for part in parts] + [merge_rows(trained, 1, parts)]
+        assignments.append(assign_features(trained, normalized, images, named(numbers)))
+    stored = [merge_rows(trained, 0, [assigned]) for assigned in assignments] + [
+        merge_rows(trained, 1, assignments)
+    ]
     return trained, trained.quantizer.encode(vectors), [opened(one) for one in stored]
 
 

@@ -24,7 +24,7 @@ def test_every_task_is_retried_after_a_second_not_after_three_minutes() -> None:
     assert all(delay <= 10 for delay in delays.values()), delays
 
 
-def test_the_state_of_a_chord_outlives_every_gap_between_its_parts() -> None:
+def test_the_state_of_a_chord_outlives_every_gap_between_its_tasks() -> None:
     assert app.conf.result_chord_expires >= 86_400
     assert app.conf.result_chord_expires > app.conf.result_expires
     assert app.conf.result_chord_expires > 10 * app.conf.visibility_timeout

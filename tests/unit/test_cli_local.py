@@ -408,7 +408,7 @@ def test_eval_measures_the_effort_that_is_asked_for(home: Path, dataset: Path) -
 
 
 def test_eval_for_people_shows_the_plans_side_by_side(home: Path, dataset: Path) -> None:
-    kept = vantage(home, "eval", dataset, "--local", "--keep", "--parts", "drinks")
+    kept = vantage(home, "eval", dataset, "--local", "--keep", "--subsets", "drinks")
     assert kept.exit_code == exits.OK
     lines = kept.stdout.splitlines()
     assert all(columns(line) <= 80 for line in lines)
@@ -421,7 +421,7 @@ def test_eval_for_people_shows_the_plans_side_by_side(home: Path, dataset: Path)
     (collection,) = vantage_json(home, "collections")["collections"]
     assert collection["name"].startswith("eval-")
     # a kept collection is used again, and kept again
-    again = vantage(home, "eval", dataset, "--local", "--parts", "drinks", "--plan", "probed")
+    again = vantage(home, "eval", dataset, "--local", "--subsets", "drinks", "--plan", "probed")
     assert collection["name"] in again.stderr
     assert "extracting" not in again.stderr
     assert vantage_json(home, "collections")["collections"] == [collection]

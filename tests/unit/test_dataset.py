@@ -59,7 +59,7 @@ def test_photographs_that_only_ask_are_not_indexed(write):
     assert dataset.database == ("other/a.jpg", "ref/1.jpg", "ref/2.jpg")
     assert dataset.distractors == {"other/a.jpg"}
     assert [query.path for query in dataset.queries] == list(COVERS["relevant"])
-    assert dataset.parts == ("droid", "nokia")
+    assert dataset.subsets == ("droid", "nokia")
 
 
 def test_queries_that_answer_each_other_are_indexed_and_neutral_to_themselves(write):
@@ -102,7 +102,7 @@ def test_a_query_need_not_be_among_the_images(write):
     truth = {"images": ["ref.jpg"], "relevant": {"phone.jpg": ["ref.jpg"]}}
     dataset = read_dataset(write(truth, "phone.jpg"))
     assert dataset.database == ("ref.jpg",)
-    assert dataset.parts == ("all",)
+    assert dataset.subsets == ("all",)
 
 
 def test_no_match_queries_expect_nothing(write):
@@ -112,13 +112,13 @@ def test_no_match_queries_expect_nothing(write):
 
 
 def test_parts_may_list_queries_or_prefixes_and_counts_are_notes(write):
-    parts = {
+    subsets = {
         "counted": {"images": 6, "queries": 3, "MB": 1.5},
         "first": {"queries": ["droid/1.jpg"]},
         "phones": {"prefixes": ["droid", "nokia/"]},
     }
-    dataset = read_dataset(write(COVERS | {"parts": parts}))
-    assert {query.path: query.part for query in dataset.queries} == {
+    dataset = read_dataset(write(COVERS | {"parts": subsets}))
+    assert {query.path: query.subset for query in dataset.queries} == {
         "droid/1.jpg": "first",
         "droid/2.jpg": "phones",
         "nokia/1.jpg": "phones",
@@ -158,8 +158,8 @@ def test_the_file_itself_names_the_data_set_too(write):
         ({"neutral": {"a/1.jpg": ["x"]}}, "neutral of 'a/1.jpg' has 'x'"),
         ({"no_match_queries": ["a/1.jpg"]}, "is in 'no_match_queries' and has relevant images"),
         ({"parts": []}, "'parts' must be an object, not a list"),
-        ({"parts": {"a": 3}}, "part 'a' must be an object, not a number"),
-        ({"parts": {"a": {"queries": "x"}}}, "queries of part 'a' must be a list of paths"),
+        ({"parts": {"a": 3}}, "subset 'a' must be an object, not a number"),
+        ({"parts": {"a": {"queries": "x"}}}, "queries of subset 'a' must be a list of paths"),
     ],
 )
 def test_a_malformed_file_is_refused_by_name(write, change, message):
@@ -216,7 +216,7 @@ def answer(dataset, *paths, share=0.5, complete=True):
     return SearchResult(matches, complete, () if complete else (1,), plan, {})
 
 
-def test_a_run_judges_every_query_and_reports_per_part(write):
+def test_a_run_judges_every_query_and_reports_per_subset(write):
     dataset = read_dataset(write(COVERS | {"no_match_queries": ["other/a.jpg"]}, "stray.jpg"))
     answers = {
         "droid/1.jpg": answer(dataset, "ref/1.jpg", "ref/2.jpg", share=0.1),

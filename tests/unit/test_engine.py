@@ -250,12 +250,12 @@ def test_saving_where_nobody_may_write_says_so_and_leaves_the_old_file(tmp_path:
         tmp_path.chmod(0o700)
 
 
-def test_two_hundred_additions_leave_few_parts_and_lose_nothing() -> None:
+def test_two_hundred_additions_leave_few_runs_and_lose_nothing() -> None:
     rows = vectors(1, 2000)
     index = VantageIndex.build(rows[:1000], config=SMALL, threads=1)
     for at in range(1000, 2000, 5):
         index.add(rows[at : at + 5])
-    assert index.stats["parts"] <= 12
+    assert index.stats["runs"] <= 12
     assert len(index) == 2000
     expected = VantageIndex.build(rows[:1000], config=SMALL, threads=1)
     expected.add(rows[1000:])

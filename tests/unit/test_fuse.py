@@ -96,7 +96,7 @@ def test_a_match_says_which_collection_found_it() -> None:
     assert found["w"].found_by[0] == FoundBy("a", "of-a", indexed=False)
     assert found["x"].locations == ("/a/x.jpg", "/b/x.jpg")
     assert (found["x"].votes, found["y"].votes) == (4, 2)
-    assert result.parts == (one, other)
+    assert result.answers == (one, other)
 
 
 def test_an_image_that_one_collection_lacks_is_ranked_by_the_others() -> None:
@@ -191,11 +191,11 @@ answers = st.lists(score_lists, min_size=1, max_size=4).map(
 @settings(deadline=None)
 @given(answers, st.randoms(use_true_random=False))
 def test_the_order_of_the_collections_does_not_matter(
-    parts: list[SearchResult], random: object
+    answers: list[SearchResult], random: object
 ) -> None:
-    shuffled = list(parts)
+    shuffled = list(answers)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    one, other = fuse(parts, 50), fuse(shuffled, 50)
+    one, other = fuse(answers, 50), fuse(shuffled, 50)
     assert [(m.image, m.score, m.locations) for m in one.matches] == [
         (m.image, m.score, m.locations) for m in other.matches
     ]
@@ -203,16 +203,16 @@ def test_the_order_of_the_collections_does_not_matter(
 
 @settings(deadline=None)
 @given(answers)
-def test_the_best_are_the_beginning_of_all(parts: list[SearchResult]) -> None:
-    everything = fuse(parts, 50).matches
-    assert {match.image for match in everything} == {m.image for p in parts for m in p.matches}
-    assert fuse(parts, 5).matches == everything[:5]
+def test_the_best_are_the_beginning_of_all(answers: list[SearchResult]) -> None:
+    everything = fuse(answers, 50).matches
+    assert {match.image for match in everything} == {m.image for p in answers for m in p.matches}
+    assert fuse(answers, 5).matches == everything[:5]
 
 
 @settings(deadline=None)
 @given(answers)
-def test_scores_fall_with_the_rank_within_0_and_1(parts: list[SearchResult]) -> None:
-    matches = fuse(parts, 50).matches
+def test_scores_fall_with_the_rank_within_0_and_1(answers: list[SearchResult]) -> None:
+    matches = fuse(answers, 50).matches
     scores = [match.score for match in matches]
     assert scores == sorted(scores, reverse=True)
     assert all(0 <= score < 1 for score in scores)
@@ -221,9 +221,9 @@ def test_scores_fall_with_the_rank_within_0_and_1(parts: list[SearchResult]) -> 
 
 @settings(deadline=None)
 @given(answers)
-def test_an_image_better_everywhere_is_not_ranked_behind(parts: list[SearchResult]) -> None:
-    order = ranked(fuse(parts, 50))
-    places = [{match.image: match.score for match in part.matches} for part in parts]
+def test_an_image_better_everywhere_is_not_ranked_behind(answers: list[SearchResult]) -> None:
+    order = ranked(fuse(answers, 50))
+    places = [{match.image: match.score for match in one.matches} for one in answers]
     for behind, before in zip(order[1:], order, strict=False):
         # What is not listed is no better than the last, and perhaps no worse.
         ahead = [scores.get(behind, -1.0) >= scores.get(before, -1.0) for scores in places]
@@ -245,8 +245,8 @@ def test_equal_images_are_ordered_by_their_hash(scores: dict[str, float], count:
 @settings(deadline=None)
 @given(score_lists)
 def test_one_collection_alone_keeps_its_ranking(scores: dict[str, float]) -> None:
-    part = answer("a", scores)
-    assert ranked(fuse([part], 50)) == [match.image for match in part.matches]
+    only = answer("a", scores)
+    assert ranked(fuse([only], 50)) == [match.image for match in only.matches]
 
 
 def test_the_score_of_half_evidence_is_a_half() -> None:

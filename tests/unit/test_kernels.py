@@ -263,7 +263,7 @@ def test_answers_about_different_rows_are_united(seed: int, count: int, k: int) 
     kinds = make_rows(rng, 4)
     unpacked, queries = kinds[rng.integers(0, 4, count)], make_queries(rng, 5)
     rows, whose = pack_rows(unpacked), rng.integers(0, 3, count)
-    found = [nearest(rows, queries, k, alive=whose == part) for part in range(3)]
+    found = [nearest(rows, queries, k, alive=whose == number) for number in range(3)]
     expected = nearest_reference(unpacked, queries, k)
     united = merge_nearest(found)
     assert np.array_equal(united[0], expected[0])
@@ -320,9 +320,9 @@ def test_best_rows_are_the_nearest(
     order = rng.permutation(len(bounds) - 1)
     wanted = [np.flatnonzero(rng.random(21) < 0.6).astype(np.int32) for _ in order]
     listed = np.concatenate([[0], np.cumsum([len(want) for want in wanted])]).astype(np.int64)
-    parts = Work(bounds[:-1][order], bounds[1:][order], listed, np.concatenate(wanted))
+    pieces = Work(bounds[:-1][order], bounds[1:][order], listed, np.concatenate(wanted))
     cells = np.array([rng.permutation(len(order)) for _ in range(21)])
-    for each in (parts, work.whole_work(count, 21), work.ordered_work(cells, bounds)):
+    for each in (pieces, work.whole_work(count, 21), work.ordered_work(cells, bounds)):
         expected = nearest(packed, queries, k, work=each, alive=alive, ids=ids)
         found = best_rows(packed, queries, k, each, alive=alive, ids=ids, path=path)
         assert np.array_equal(found[0], expected[0])
@@ -364,9 +364,9 @@ def test_the_closest_row_is_the_nearest_of_one(
     bounds = np.unique(np.append(rng.integers(0, count, 4), [0, count])).astype(np.int64)
     wanted = [np.flatnonzero(rng.random(asked) < 0.7).astype(np.int32) for _ in bounds[1:]]
     listed = np.concatenate([[0], np.cumsum([len(want) for want in wanted])]).astype(np.int64)
-    parts = Work(bounds[:-1], bounds[1:], listed, np.concatenate(wanted))
+    pieces = Work(bounds[:-1], bounds[1:], listed, np.concatenate(wanted))
     packed = pack_rows(unpacked)
-    for each in (parts, work.whole_work(count, asked)):
+    for each in (pieces, work.whole_work(count, asked)):
         expected = nearest(packed, queries, 1, work=each, path=path)[1][:, 0]
         found = closest_rows(packed, queries.codes, each, path=path)
         assert np.array_equal(found, expected)

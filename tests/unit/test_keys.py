@@ -10,8 +10,8 @@ from workers.keys import KEEP_S, Keys
 def _all(keys: Keys) -> list[str]:
     own = [keys.request, keys.image, keys.batch, keys.ticket, keys.result, keys.reply, keys.put_off]
     some = [key(name) for key in own for name in ("a", "b")]
-    parts = [keys.part(name, group) for name in ("a", "b") for group in (0, 1)]
-    return [keys.epoch, keys.in_flight, *some, *parts]
+    scans = [keys.scan(name, group) for name in ("a", "b") for group in (0, 1)]
+    return [keys.epoch, keys.in_flight, *some, *scans]
 
 
 def test_no_two_keys_are_the_same_and_all_begin_with_the_prefix() -> None:

@@ -55,21 +55,21 @@ from pipeline.retrieval.scan import scan_opened
 CELLS = model().cells_per_group
 
 
-def plain_merge(group: int, parts: Sequence[AssignedRows], dropped: frozenset[int]) -> bytes:
+def plain_merge(group: int, assignments: Sequence[AssignedRows], dropped: frozenset[int]) -> bytes:
     """The whole group in memory, sorted at once."""
 
     def column(name: str) -> NDArray[Any]:
         return np.concatenate(
             [
-                getattr(part, name)[part.group_offsets[group] : part.group_offsets[group + 1]]
-                for part in parts
+                getattr(one, name)[one.group_offsets[group] : one.group_offsets[group + 1]]
+                for one in assignments
             ]
         )
 
     cells = column("cells")
-    extents = [slice(*part.group_offsets[group : group + 2]) for part in parts]
+    extents = [slice(*assigned.group_offsets[group : group + 2]) for assigned in assignments]
     images = np.concatenate(
-        [ids(p.table)[p.images[rows]] for p, rows in zip(parts, extents, strict=True)]
+        [ids(p.table)[p.images[rows]] for p, rows in zip(assignments, extents, strict=True)]
     )
     order = np.lexsort((images, cells))
     order = order[~np.isin(images[order], sorted(dropped))]
@@ -87,7 +87,7 @@ def plain_merge(group: int, parts: Sequence[AssignedRows], dropped: frozenset[in
     return arrays_to_bytes(segment.to_arrays(), {"group": group})
 
 
-def some_parts(seed: int, count: int) -> list[AssignedRows]:
+def some_assignments(seed: int, count: int) -> list[AssignedRows]:
     """The collection's images, dealt out at random."""
     rng = np.random.default_rng(seed)
     owner = rng.integers(0, count, len(collection()))
@@ -117,12 +117,12 @@ def merged(
 def test_pieces_of_any_size_give_the_bytes_of_one_sort(
     seed: int, count: int, group: int, piece_rows: int, dropped: frozenset[int]
 ) -> None:
-    parts = some_parts(seed, count)
-    expected = plain_merge(group, parts, dropped)
-    inputs = [assigned_rows(part, group, CELLS) for part in parts]
+    assignments = some_assignments(seed, count)
+    expected = plain_merge(group, assignments, dropped)
+    inputs = [assigned_rows(assigned, group, CELLS) for assigned in assignments]
     assert merged(inputs, group, dropped, piece_rows * 64) == expected
     # Merged by way of segments it is the same: compaction changes no byte.
-    again = [segment_rows(merge_rows(model(), group, [part])) for part in parts]
+    again = [segment_rows(merge_rows(model(), group, [assigned])) for assigned in assignments]
     assert merged(again, group, dropped, piece_rows * 64) == expected
     # In memory too.
     gone = Identities.of(named(dropped))
@@ -131,26 +131,26 @@ def test_pieces_of_any_size_give_the_bytes_of_one_sort(
 
 
 def test_joined_segments_are_the_merged_one() -> None:
-    segments = [merge_rows(model(), 2, [part]) for part in some_parts(5, 4)]
+    segments = [merge_rows(model(), 2, [assigned]) for assigned in some_assignments(5, 4)]
     joined = arrays_to_bytes(join_segments(segments).to_arrays(), {"group": 2})
-    assert joined == plain_merge(2, some_parts(5, 4), frozenset())
+    assert joined == plain_merge(2, some_assignments(5, 4), frozenset())
 
 
 @pytest.mark.parametrize("fan_in", [2, 3, 100])
 def test_more_inputs_than_may_be_open_are_merged_in_rounds(fan_in: int) -> None:
-    parts = some_parts(3, 17)
+    assignments = some_assignments(3, 17)
     opened: list[int] = []
 
     def open_one(number: int) -> SortedRows:
         opened.append(number)
-        return assigned_rows(parts[number], 1, CELLS)
+        return assigned_rows(assignments[number], 1, CELLS)
 
     stream = io.BytesIO()
     inputs = [functools.partial(open_one, number) for number in range(17)]
     gone = frozenset({20})
     dropped = Identities.of(named(gone))
     write_segment(stream, inputs, CELLS, {"group": 1}, dropped, fan_in=fan_in)
-    assert stream.getvalue() == plain_merge(1, parts, gone)
+    assert stream.getvalue() == plain_merge(1, assignments, gone)
     assert opened == list(range(17))
 
 
@@ -158,7 +158,7 @@ def test_rounds_lie_in_the_given_folder_and_the_last_but_one_is_removed(tmp_path
     scratch = tmp_path / "local" / "scratch"
     (scratch / f"{2**30}-left").mkdir(parents=True)  # by a process that is no more
     (scratch / f"{os.getpid()}-other").mkdir()  # of another merge in this process
-    parts, most = some_parts(3, 17), 0
+    assignments, most = some_assignments(3, 17), 0
 
     class Watched(io.BytesIO):
         def write(self, data: Any) -> int:
@@ -167,16 +167,16 @@ def test_rounds_lie_in_the_given_folder_and_the_last_but_one_is_removed(tmp_path
             return super().write(data)
 
     stream = Watched()
-    inputs = [functools.partial(assigned_rows, part, 1, CELLS) for part in parts]
+    inputs = [functools.partial(assigned_rows, assigned, 1, CELLS) for assigned in assignments]
     write_segment(stream, inputs, CELLS, {"group": 1}, fan_in=2, scratch=scratch)
-    assert stream.getvalue() == plain_merge(1, parts, frozenset())
+    assert stream.getvalue() == plain_merge(1, assignments, frozenset())
     assert most == 2  # the last of four rounds alone, and the other merge's
     assert [path.name for path in scratch.iterdir()] == [f"{os.getpid()}-other"]
 
 
 def test_a_full_disk_is_said_as_what_it_is(tmp_path: Path) -> None:
-    parts = some_parts(3, 17)
-    inputs = [functools.partial(assigned_rows, part, 1, CELLS) for part in parts]
+    assignments = some_assignments(3, 17)
+    inputs = [functools.partial(assigned_rows, assigned, 1, CELLS) for assigned in assignments]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
     try:
@@ -259,12 +259,12 @@ def test_a_collection_whose_descriptors_are_all_equal_is_built() -> None:
     trained = train_model(rows, rows[:16], 100_000, IndexConfig(groups=2, cell_size=50))
     assert trained.tree.cells > 1000
     keypoints = np.zeros((50, 7), np.float32)
-    parts = [
+    assignments = [
         assign(trained, {number: Features(keypoints, rows[:50], 640, 480)}) for number in range(30)
     ]
-    (group,) = np.unique(parts[0].cells // trained.cells_per_group)
+    (group,) = np.unique(assignments[0].cells // trained.cells_per_group)
     cells = trained.cells_per_group
-    inputs = [assigned_rows(part, int(group), cells) for part in parts]
+    inputs = [assigned_rows(assigned, int(group), cells) for assigned in assignments]
     stream = io.BytesIO()
     Merge(inputs, int(group) * cells, piece_bytes=64 * 100).write(stream, {})
     found = Segment.from_arrays(ArrayFile(stream.getvalue()))

@@ -1,6 +1,6 @@
-"""What Vantage uses of the inner parts of Celery and honcho: an upgrade that changes it fails here.
+"""The private interfaces of Celery and honcho that Vantage uses; one module uses each of them.
 
-Each is used in one module only.
+An upgrade that changes one fails here.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def test_the_page_says_everything_about_a_search():
 
 
 def test_the_page_says_which_extractor_found_what():
-    parts = tuple(
+    answers = tuple(
         replace(result(**values), collection=name, extractor=extractor)
         for name, extractor, values in (
             ("holiday", "sift", {}),
@@ -119,7 +119,7 @@ def test_the_page_says_which_extractor_found_what():
             replace(match(1, "/a.jpg"), found_by=found_by),
             replace(match(2, "/b.jpg"), found_by=absent),
         ),
-        parts,
+        answers,
     )
     page = Page(results_page([("beach", picture(), fused)], load))
     for words in (

@@ -148,9 +148,9 @@ def test_plans_of_images_are_joined_and_what_a_scan_found_is_parted_again() -> N
         offsets = [0, 40, 47, 48, 88]
         together = merge_blocks(scan_all(joined))
         assert len(together.query) > 0
-        for plan, part in zip(plans, split_block(together, offsets), strict=True):
+        for plan, one in zip(plans, split_block(together, offsets), strict=True):
             alone = merge_blocks(scan_all(plan))
-            again = merge_blocks([part])
+            again = merge_blocks([one])
             for name, array in alone.to_arrays().items():
                 assert np.array_equal(array, again.to_arrays()[name])
         counts = together.counts
@@ -283,13 +283,13 @@ def pictures() -> tuple[Model, NDArray[np.float32], tuple[Segment, ...]]:
     config = IndexConfig(groups=4, cell_size=20, dimensions=128)
     trained = train_model(vectors, vectors[:16], 300, config, unit=True)
     picture = np.array([[320, 240, 640, 0, 0, 0, 0]], np.float32)
-    parts = []
+    assignments = []
     for numbers in (range(120), range(120, 300)):
         images = [Features(picture, vectors[i : i + 1], 640, 480) for i in numbers]
         normalized = [vectors[i : i + 1] for i in numbers]
-        parts.append(assign_features(trained, normalized, images, named(numbers)))
-    made = [merge_rows(trained, 0, [part]) for part in parts]
-    return trained, vectors, (*made, *(merge_rows(trained, g, parts) for g in (1, 2, 3)))
+        assignments.append(assign_features(trained, normalized, images, named(numbers)))
+    made = [merge_rows(trained, 0, [assigned]) for assigned in assignments]
+    return trained, vectors, (*made, *(merge_rows(trained, g, assignments) for g in (1, 2, 3)))
 
 
 def nearest_pictures(

@@ -34,11 +34,11 @@ def test_a_segment_does_not_depend_on_how_the_images_were_split_and_in_what_orde
 ) -> None:
     images, rng = collection(), np.random.default_rng(seed)
     bounds = [0, *sorted(cuts), 31]
-    parts = []
+    assignments = []
     for low, high in itertools.pairwise(bounds):
         ids = rng.permutation(np.arange(low, high))
-        parts.append(assign(model(), {int(i): images[int(i)] for i in ids}))
-    mixed = [parts[i] for i in rng.permutation(len(parts))]
+        assignments.append(assign(model(), {int(i): images[int(i)] for i in ids}))
+    mixed = [assignments[i] for i in rng.permutation(len(assignments))]
     for group in range(4):
         expected = merge_rows(model(), group, [assign(model(), images)])
         assert as_bytes(merge_rows(model(), group, mixed)) == as_bytes(expected)

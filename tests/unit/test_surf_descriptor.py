@@ -149,9 +149,9 @@ def test_a_sample_is_the_mean_of_its_box() -> None:
     side = 21
     inside, edge = np.zeros((2, side, side), np.float32)
     scratch = np.zeros((2, side), np.int32), np.zeros((2, side), np.int32)
-    parts = np.zeros((4, side), np.float32)
+    fractions = np.zeros((4, side), np.float32)
     cells._sample_inside(
-        sums.reshape(-1), sums.shape[1], *place, along, aside, box, *scratch, parts, inside
+        sums.reshape(-1), sums.shape[1], *place, along, aside, box, *scratch, fractions, inside
     )
     cells._sample_edge(sums, *place, along, aside, box, edge)
     np.testing.assert_allclose(inside, edge, rtol=2e-4)

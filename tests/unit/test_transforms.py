@@ -144,7 +144,7 @@ def test_views_and_their_ground_truth_make_a_data_set(tmp_path):
         sources.append(tmp_path / name)
     dataset = read_dataset(make_views(sources, tmp_path / "set", transforms=STANDARD[:3]))
     assert dataset.database == ("database/one.png", "database/three.png", "database/two.png")
-    assert dataset.parts == ("rotation-30", "rotation-90", "scale-50")
+    assert dataset.subsets == ("rotation-30", "rotation-90", "scale-50")
     assert len(dataset.queries) == 9
     query = dataset.queries[0]
     assert query.path == "queries/one__rotation-30.jpg"
@@ -160,7 +160,7 @@ def test_transforms_take_turns_when_a_photograph_gets_only_some(tmp_path):
         sources[-1].write_bytes(png(scene() + number))
     folder = make_views(sources, tmp_path / "set", transforms=STANDARD[:4], per_photograph=3)
     dataset = read_dataset(folder)
-    counts = [sum(q.part == name for q in dataset.queries) for name in dataset.parts]
+    counts = [sum(q.subset == name for q in dataset.queries) for name in dataset.subsets]
     assert counts == [3, 3, 3, 3]
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 HELP = epilog(
     """
 vantage eval photos/
-vantage eval photos/ --parts dvd --plan probed --local
+vantage eval photos/ --subsets dvd --plan probed --local
 vantage eval photos/ --effort 0.02 --keep
 vantage eval photos/ --keep --json > figures.json
 vantage eval photos/ --extractor sift --extractor cnn:resnet50.onnx --fuse
@@ -42,9 +42,9 @@ vantage eval photos/ --extractor sift --extractor cnn:resnet50.onnx --fuse
     """
 The folder holds a groundtruth.json: images, relevant, and optionally database, neutral,
 no_match_queries and parts. Its database images are indexed into a temporary collection for each
-extractor. In the JSON, "overall" and "parts" are those of the plan named in "plan" and, of several
-extractors, of the one named in "extractor"; "plans" has every plan's, "extractors" every
-extractor's, "fused" being all of them together.
+extractor. In the JSON, "overall" has the figures of all queries and "parts" those of each subset,
+by the plan in "plan" and, of several extractors, by the one in "extractor". "plans" has the
+figures of every plan, "extractors" those of every extractor; "fused" is all of them together.
 """,
 )
 
@@ -85,11 +85,11 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    parts: Annotated[
+    subsets: Annotated[
         str,
         typer.Option(
             metavar="NAME,NAME...",
-            help="Only the queries of these parts; their answers and all distractors are indexed.",
+            help="Only these subsets: their queries, their right answers, all distractors.",
             show_default=False,
         ),
     ] = "",
@@ -123,7 +123,7 @@ def evaluate(
         raise InputError(
             f"--fuse takes at least two extractors, not {len(specs)}; give --extractor again"
         )
-    chosen = read_dataset(dataset).select([name for name in parts.split(",") if name])
+    chosen = read_dataset(dataset).select([name for name in subsets.split(",") if name])
     configs = {spec: choose_extractor(settings, spec).config for spec in specs}
     labels = dict(zip(specs, _labels(specs, configs), strict=True))
     reports: Reports = {}
@@ -280,10 +280,10 @@ def _show(reports: Reports) -> None:
     )
     figures = ("mAP", "R@1", "R@10", "R@100", "p50 ms", "p95 ms", "scanned", "queries")
     show_table(
-        ("part", *(["extractor"] if several else []), "plan", *figures),
+        ("subset", *(["extractor"] if several else []), "plan", *figures),
         [
-            [part or "all", *([name] if several else []), plan, *_row(part, report)]
-            for part in [*first.parts, None]
+            [subset or "all", *([name] if several else []), plan, *_row(subset, report)]
+            for subset in [*first.subsets, None]
             for name, by_plan in reports.items()
             for plan, report in by_plan.items()
         ],
@@ -305,9 +305,9 @@ def _show(reports: Reports) -> None:
         say(f"{counted(incomplete, 'answer')} came without some groups.")
 
 
-def _row(part: str | None, report: EvaluationReport) -> tuple[str, ...]:
+def _row(subset: str | None, report: EvaluationReport) -> tuple[str, ...]:
     """Return the figures of one line of the table."""
-    figures: Figures = report.overall if part is None else report.parts[part]
+    figures: Figures = report.overall if subset is None else report.subsets[subset]
     return (
         _share(figures.mean_average_precision),
         *(_share(figures.recall[k]) for k in (1, 10, 100)),

@@ -24,14 +24,14 @@ def show_explanations(results: Sequence[SearchResult | FusedResult]) -> None:
 
     passes: list[list[SearchResult]] = []
     for result in results:
-        for part in result.parts if isinstance(result, FusedResult) else (result,):
-            if not part.explain:
+        for answer in result.answers if isinstance(result, FusedResult) else (result,):
+            if not answer.explain:
                 continue
-            known = next((one for one in passes if _same_pass(one[0], part)), None)
+            known = next((one for one in passes if _same_pass(one[0], answer)), None)
             if known is None:
-                passes.append([part])
+                passes.append([answer])
             else:
-                known.append(part)
+                known.append(answer)
     for answers in passes:
         _show_pass(answers)
 
@@ -77,7 +77,7 @@ def _show_groups(explain: Mapping[str, Any]) -> None:
     if len(groups) > 1:
         rows.append(["all", *_counts(_total(groups))])
     widest = max((len(row[-1]) for row in rows), default=0)
-    numbers = ("group", "wanted", "cells", "rows", "MiB", "pairs", "by heads", "matches", "ms")
+    numbers = ("group", "wanted", "cells", "rows", "MiB", "pairs", "by prefix", "matches", "ms")
     show_table(
         (*numbers[:-1], "ms".rjust(widest)),
         [[*row[:-1], row[-1].rjust(widest)] for row in rows],
@@ -89,14 +89,14 @@ def _show_groups(explain: Mapping[str, Any]) -> None:
 def _counts(group: Mapping[str, Any]) -> list[str]:
     """Return the figures of a line."""
     pairs, computed = group["pairs"], group["computed"]
-    by_heads = "-" if computed is None or not pairs else f"{(pairs - computed) / pairs:.1%}"
+    by_prefix = "-" if computed is None or not pairs else f"{(pairs - computed) / pairs:.1%}"
     return [
         short(group["wanted"]),
         short(group["cells"]),
         short(group["visited"]),
         f"{group['bytes'] / _MIB:,.1f}",
         short(pairs),
-        by_heads,
+        by_prefix,
         short(group["matches"]),
         f"{group['ms']:,.1f}",
     ]

@@ -182,15 +182,15 @@ def _show(answer: Answer) -> None:
     result = answer.result
     if result is None:
         return
-    parts = result.parts if isinstance(result, FusedResult) else (result,)
-    query = parts[0].query
-    features = " + ".join(f"{part.query['descriptors']:,}" for part in parts)
+    answers = result.answers if isinstance(result, FusedResult) else (result,)
+    query = answers[0].query
+    features = " + ".join(f"{one.query['descriptors']:,}" for one in answers)
     say(
         f"{displayable(answer.name)}: {query['width']} x {query['height']} pixels, "
         f"{features} feature{'' if features == '1' else 's'}"
     )
     if not result.matches:
-        answered = result.complete or any(part.plan.get("scanned_share") for part in parts)
+        answered = result.complete or any(one.plan.get("scanned_share") for one in answers)
         say("  nothing similar was found" if answered else "  nothing could be searched")
     elif isinstance(result, FusedResult):
         _show_fused(result)
@@ -202,8 +202,8 @@ def _show(answer: Answer) -> None:
             indent=2,
         )
     if isinstance(result, FusedResult):
-        for label, part in zip(result.labels, parts, strict=True):
-            say(f"  {displayable(label)}: {describe(part)}")
+        for label, one in zip(result.labels, answers, strict=True):
+            say(f"  {displayable(label)}: {describe(one)}")
         say("")
     else:
         say(f"  {describe(result)}\n")

@@ -41,7 +41,7 @@ def describe_all(integral, keypoints, upright, weights, spacing, smooth, whole_w
     samples = np.zeros((side, side), np.float32)
     corners = np.zeros((2, side), np.int32)
     spans = np.zeros((2, side), np.int32)
-    parts = np.zeros((4, side), np.float32)
+    fractions = np.zeros((4, side), np.float32)
     sums = integral.reshape(-1)
     height, width = integral.shape[0] - 1, integral.shape[1] - 1
     features = FEATURES[kind]
@@ -72,7 +72,9 @@ def describe_all(integral, keypoints, upright, weights, spacing, smooth, whole_w
             near_x, near_y = int(x - reach), int(y - reach)
             near = sums[near_y * (width + 1) + near_x :]
             x, y = x - np.float32(near_x), y - np.float32(near_y)
-            _sample_inside(near, width + 1, x, y, along, aside, box, corners, spans, parts, samples)
+            _sample_inside(
+                near, width + 1, x, y, along, aside, box, corners, spans, fractions, samples
+            )
         else:
             _sample_edge(integral, x, y, along, aside, box, samples)
         _pool(samples, weights, kind, responses, pooled)
@@ -82,7 +84,7 @@ def describe_all(integral, keypoints, upright, weights, spacing, smooth, whole_w
 
 @numba.njit(nogil=True)
 def _sample_inside(  # type: ignore[no-untyped-def]
-    sums, stride, x, y, along, aside, box, corners, spans, parts, samples
+    sums, stride, x, y, along, aside, box, corners, spans, fractions, samples
 ):
     """Sums over boxes that lie in the picture, at the points of the turned grid.
 
@@ -97,7 +99,7 @@ def _sample_inside(  # type: ignore[no-untyped-def]
     shift = np.float32(0.5) - np.float32(0.5) * box
     left, top = corners[0], corners[1]
     wide, tall = spans[0], spans[1]
-    part_left, part_right, part_top, part_bottom = parts[0], parts[1], parts[2], parts[3]
+    at_left, at_right, at_top, at_bottom = fractions[0], fractions[1], fractions[2], fractions[3]
     for i in range(side):
         first_x = x + shift - middle * along - (np.float32(i) - middle) * aside
         first_y = y + shift - middle * aside + (np.float32(i) - middle) * along
@@ -107,23 +109,23 @@ def _sample_inside(  # type: ignore[no-untyped-def]
             left[j] = np.int32(start)
             last = np.int32(stop)
             wide[j] = last - left[j]
-            part_left[j] = start - np.float32(left[j])
-            part_right[j] = stop - np.float32(last)
+            at_left[j] = start - np.float32(left[j])
+            at_right[j] = stop - np.float32(last)
         for j in range(side):
             start = first_y + np.float32(j) * aside
             stop = start + box
             top[j] = np.int32(start)
             last = np.int32(stop)
             tall[j] = last - top[j]
-            part_top[j] = start - np.float32(top[j])
-            part_bottom[j] = stop - np.float32(last)
+            at_top[j] = start - np.float32(top[j])
+            at_bottom[j] = stop - np.float32(last)
         for j in range(side):
             a = np.uint64(top[j] * stride + left[j])
             c = np.uint64(a + np.uint64(tall[j] * stride))
             w = np.uint64(wide[j])
             one, line = np.uint64(1), np.uint64(stride)
             samples[i, j] = _box_sum(
-                sums, a, c, w, one, line, part_left[j], part_right[j], part_top[j], part_bottom[j]
+                sums, a, c, w, one, line, at_left[j], at_right[j], at_top[j], at_bottom[j]
             )
 
 
@@ -132,7 +134,7 @@ def _box_sum(sums, a, c, w, one, line, left, right, top, bottom):  # type: ignor
     """Sum over a box: `a` its upper left corner, `c` its lower left one, `w` its width.
 
     The integral image between its points is taken as linear in x and in y. The whole pixels come
-    first, then the strips that the parts of pixels add or take away at each side.
+    first, then the strips that the fractions of pixels add or take away at each side.
     """
     a1, c1 = a + line, c + line
     top_left, top_right = sums[a], sums[a + w]

@@ -1,7 +1,7 @@
-"""Parts of an engine's index: rows sorted by cell, and the search over several of them.
+"""Runs of an engine's index: rows sorted by cell, and the search over several runs.
 
-A part is what one call added. Parts are united by and by, so that there are never many of them
-(`unite_parts`): each row is copied a logarithmic number of times.
+Each call of `add` makes a run. `merge_runs` merges the last ones, so that there are never many:
+each row is copied a logarithmic number of times.
 """
 
 from __future__ import annotations
@@ -24,29 +24,30 @@ CHUNK = 65_536
 """Rows that one thread works on at a time."""
 
 QUERIES_AT_ONCE = 4096
-"""Queries that are searched together: their lists and neighbours stay small."""
+"""Queries that are searched together, so that lists and neighbours stay small."""
 
 GROWTH = 2
-"""A part is united with the one before it when that is not so many times larger."""
+"""A run is merged with the one before it, unless that is at least so many times larger."""
 
 SEED_CELLS = 3
-"""Cells at least that are looked at first: they tell how far neighbours in the others may be."""
+"""The fewest cells that are searched first: they bound the distances in all others."""
 
 SEED_ROWS = 16
-"""Rows of these cells for each neighbour that is wanted, at least."""
+"""The fewest rows of these cells for each wanted neighbour."""
 
 LOOKING = 512
-"""Queries whose first cells are looked at together: the distances are held in the cache."""
+"""Queries whose first cells are searched together: their distances fit into the cache."""
 
 Neighbours = tuple[NDArray[np.int32], NDArray[np.int64]]
-"""Squared distances of bytes and ids, both of shape (Q, k); int32's maximum and -1 at the end."""
+"""Squared distances and ids, both of shape (Q, k). Missing ones, at the end, are int32's maximum
+and -1."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 @dataclass
-class Part:
+class Run:
     """Rows sorted by cell.
 
     Attributes
@@ -65,7 +66,7 @@ class Part:
     alive: NDArray[np.bool_]
 
 
-def make_part(codes: NDArray[np.int8], ids: NDArray[np.int64], tree: Cells, pool: Executor) -> Part:
+def make_run(codes: NDArray[np.int8], ids: NDArray[np.int64], tree: Cells, pool: Executor) -> Run:
     """Sort rows by their cells.
 
     Parameters
@@ -81,29 +82,29 @@ def make_part(codes: NDArray[np.int8], ids: NDArray[np.int64], tree: Cells, pool
     order = np.argsort(cells, kind="stable")
     offsets = np.searchsorted(cells[order], np.arange(tree.cells + 1)).astype(np.int64)
     rows = pack_rows(to_unsigned(codes[order]))
-    return Part(rows, ids[order], offsets, np.ones(len(ids), np.bool_))
+    return Run(rows, ids[order], offsets, np.ones(len(ids), np.bool_))
 
 
-def living_rows(parts: Sequence[Part]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+def living_rows(runs: Sequence[Run]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
     """Return the rows that are not removed, and their ids."""
-    codes = [to_signed(unpack_rows(part.rows)[part.alive]) for part in parts]
-    return np.concatenate(codes), np.concatenate([part.ids[part.alive] for part in parts])
+    codes = [to_signed(unpack_rows(run.rows)[run.alive]) for run in runs]
+    return np.concatenate(codes), np.concatenate([run.ids[run.alive] for run in runs])
 
 
-def unite_parts(parts: list[Part], tree: Cells, pool: Executor) -> list[Part]:
-    """Unite the last parts until each is `GROWTH` times as large as the next."""
-    last = len(parts) - 1
-    size = len(parts[last].ids)
-    while last > 0 and len(parts[last - 1].ids) < GROWTH * size:
+def merge_runs(runs: list[Run], tree: Cells, pool: Executor) -> list[Run]:
+    """Merge the last runs until each is at least `GROWTH` times as large as the next."""
+    last = len(runs) - 1
+    size = len(runs[last].ids)
+    while last > 0 and len(runs[last - 1].ids) < GROWTH * size:
         last -= 1
-        size += len(parts[last].ids)
-    if last == len(parts) - 1:
-        return parts
-    return [*parts[:last], make_part(*living_rows(parts[last:]), tree, pool)]
+        size += len(runs[last].ids)
+    if last == len(runs) - 1:
+        return runs
+    return [*runs[:last], make_run(*living_rows(runs[last:]), tree, pool)]
 
 
-def search_parts(
-    parts: Sequence[Part],
+def search_runs(
+    runs: Sequence[Run],
     tree: Cells,
     codes: NDArray[np.int8],
     k: int,
@@ -113,23 +114,23 @@ def search_parts(
 ) -> Neighbours:
     """Return the k nearest rows of each query.
 
-    The best cells of a query are looked at first: they bound the distances that the search, in the
-    order of the rows, has to care for.
+    The nearest cells of each query are searched first. They bound the distances for the search of
+    the other cells, which goes in the order of the rows.
 
     Parameters
     ----------
-    parts : sequence of Part
+    runs : sequence of Run
     tree : Cells
     codes : ndarray of shape (Q, W), int8
     k : int
     probes : int or None
-        Cells that are opened for a query; None: every row is compared.
+        Cells opened for each query; None: every row is compared.
     pool : Executor
     threads : int
-        Pieces that the work is cut into.
+        Number of pieces that the work is cut into.
     """
     found = [
-        _search_some(parts, tree, codes[at : at + QUERIES_AT_ONCE], k, probes, pool, threads)
+        _search_some(runs, tree, codes[at : at + QUERIES_AT_ONCE], k, probes, pool, threads)
         for at in range(0, len(codes), QUERIES_AT_ONCE)
     ]
     distances = [np.empty((0, k), np.int32), *(distance for distance, _ in found)]
@@ -139,7 +140,7 @@ def search_parts(
 
 
 def _search_some(
-    parts: Sequence[Part],
+    runs: Sequence[Run],
     tree: Cells,
     codes: NDArray[np.int8],
     k: int,
@@ -147,57 +148,57 @@ def _search_some(
     pool: Executor,
     threads: int,
 ) -> Neighbours:
-    """Search for few enough queries."""
+    """Search for at most `QUERIES_AT_ONCE` queries."""
     queries = prepare_queries(codes)
     if len(codes) == 1 and probes is not None:
         # Best cell first, so that the bounds need no search of their own.
         one = tree.probe(codes, probes)
-        tasks = [(part, ordered_work(one, part.cell_offsets)) for part in parts]
+        tasks = [(run, ordered_work(one, run.cell_offsets)) for run in runs]
         return _nearest_of(tasks, queries, k, None, pool)
-    seeds = _seed_cells(parts, tree, k)
+    seeds = _seed_cells(runs, tree, k)
     wanted = seeds if probes is None else probes
 
     def look(piece: NDArray[np.int8]) -> tuple[NDArray[Any], ...]:
         cells = tree.probe(piece, wanted)
-        return cells, *_best_of(parts, cells[:, :seeds], prepare_queries(piece), k)
+        return cells, *_best_of(runs, cells[:, :seeds], prepare_queries(piece), k)
 
     per_piece = min(LOOKING, -(-len(codes) // threads))
     pieces = [codes[at : at + per_piece] for at in range(0, len(codes), per_piece)]
     looked = _spread(pool, look, pieces)
     cells, distance, ids = (np.concatenate(some) for some in zip(*looked, strict=True))
-    # Another row as far away may still come before the last, by its id.
+    # A row at the same distance may still come before the last one, by its id.
     reach = distance[:, -1].astype(np.int64) + 1
 
-    def work_of(part: Part) -> Work:
+    def work_of(run: Run) -> Work:
         if probes is None:
-            return full_work(part.rows.size, len(codes), codes.shape[1])
-        return cell_work(cells[:, seeds:], part.cell_offsets)
+            return full_work(run.rows.size, len(codes), codes.shape[1])
+        return cell_work(cells[:, seeds:], run.cell_offsets)
 
-    tasks = [(part, piece) for part in parts for piece in split_work(work_of(part), threads)]
+    tasks = [(run, piece) for run in runs for piece in split_work(work_of(run), threads)]
     found = _nearest_of(tasks, queries, k, reach, pool)
     return found if probes is None else merge_nearest([(distance, ids), found])
 
 
-def _seed_cells(parts: Sequence[Part], tree: Cells, k: int) -> int:
-    """Return how many cells have so many rows that few others are as near as their k-th."""
-    rows = sum(part.rows.size for part in parts)
+def _seed_cells(runs: Sequence[Run], tree: Cells, k: int) -> int:
+    """Return how many cells to search first: their k-th row is nearer than most other rows."""
+    rows = sum(run.rows.size for run in runs)
     return max(SEED_CELLS, -(-SEED_ROWS * k * tree.cells // max(1, rows)))
 
 
 def _best_of(
-    parts: Sequence[Part], cells: NDArray[np.uint32], queries: Queries, k: int
+    runs: Sequence[Run], cells: NDArray[np.uint32], queries: Queries, k: int
 ) -> Neighbours:
     """Return the k nearest rows of each query in some cells."""
     found = [
         best_rows(
-            part.rows,
+            run.rows,
             queries,
             k,
-            ordered_work(cells, part.cell_offsets),
-            alive=part.alive,
-            ids=part.ids,
+            ordered_work(cells, run.cell_offsets),
+            alive=run.alive,
+            ids=run.ids,
         )
-        for part in parts
+        for run in runs
     ]
     return _merge(found, k, len(queries.codes))
 
@@ -205,14 +206,14 @@ def _best_of(
 def _spread(
     pool: Executor, function: Callable[[Item], Result], items: Sequence[Item]
 ) -> list[Result]:
-    """Map in the pool, the last item in this thread, which would only wait."""
+    """Map in the pool; this thread, which would only wait, takes the last item."""
     others = [pool.submit(function, item) for item in items[:-1]]
     last = [function(item) for item in items[-1:]]
     return [*(other.result() for other in others), *last]
 
 
 def _nearest_of(
-    tasks: Sequence[tuple[Part, Work]],
+    tasks: Sequence[tuple[Run, Work]],
     queries: Queries,
     k: int,
     reach: NDArray[np.int64] | None,
@@ -220,11 +221,9 @@ def _nearest_of(
 ) -> Neighbours:
     """Return the k nearest rows below the reach over several pieces of work."""
 
-    def scan(task: tuple[Part, Work]) -> Neighbours:
-        part, work = task
-        return nearest(
-            part.rows, queries, k, alive=part.alive, work=work, reach=reach, ids=part.ids
-        )
+    def scan(task: tuple[Run, Work]) -> Neighbours:
+        run, work = task
+        return nearest(run.rows, queries, k, alive=run.alive, work=work, reach=reach, ids=run.ids)
 
     return _merge(_spread(pool, scan, tasks), k, len(queries.codes))
 
