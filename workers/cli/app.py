@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from pipeline.errors import VantageError
-from workers.cli import evaluate, exits, extractors, indexing, operate, search, show
+from workers.cli import exits
 from workers.cli.output import ReaderGoneError, finish
 
 __all__ = ["app"]
@@ -20,9 +21,51 @@ _HELP = """Index folders of photographs, then ask with a photograph where else a
 
 Start everything on this machine with `vantage up`, or add --local to a command to do without."""
 
+# Rich takes longer to load than all that most commands do.
+_LOOK: dict[str, Any] = {
+    "rich_markup_mode": None,
+    "pretty_exceptions_enable": False,
+    "context_settings": {"help_option_names": ["-h", "--help"]},
+}
+
+COMMANDS = {
+    "up": ("operate:up", "Run everything on this machine until Ctrl-C."),
+    "index": ("indexing:index", "Add the images of folders and files to a collection."),
+    "search": ("search:search", "Find the images that show the same thing as a photograph."),
+    "collections": ("show:collections", "List the collections."),
+    "status": ("show:status", "Show collections, the jobs under way, and the workers."),
+    "failures": ("show:failures", "List the files that could not be indexed, and why."),
+    "extractors": ("extractors:extractors", "List the extractors, with their licences."),
+    "rebuild": ("indexing:rebuild", "Make a new tree, when a collection has outgrown its tree."),
+    "compact": ("indexing:compact", "Merge a collection's segments, for faster searches."),
+    "eval": ("evaluate:evaluate", "Measure how well and how fast queries are answered."),
+    "doctor": ("operate:doctor", "Check this machine and the settings."),
+    "migrate": ("operate:migrate", "Bring the database to this program's schema."),
+}
+"""By name, in the order of the help: module and function, loaded when it is used, and its line."""
+
 
 class VantageGroup(TyperGroup):
     """The commands; every way out of them goes through `main`."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**{**attributes, "commands": dict.fromkeys(COMMANDS)})
+
+    def get_command(self, _context: object, name: str) -> Any:
+        """Load a command; None where there is none of that name."""
+        if name not in COMMANDS:
+            return None
+        module_name, _, function = COMMANDS[name][0].partition(":")
+        module = import_module(f"workers.cli.{module_name}")
+        single = typer.Typer(add_completion=False, **_LOOK)
+        end = getattr(module, f"{function.upper()}_HELP")
+        single.command(name, epilog=end)(getattr(module, function))
+        return typer.main.get_command(single)
+
+    def format_commands(self, _context: object, formatter: Any) -> None:
+        """List the commands without loading them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def main(
         self,
@@ -71,14 +114,7 @@ def _escape_what_cannot_be_written() -> None:
             reconfigure(errors="backslashreplace")
 
 
-app = typer.Typer(
-    cls=VantageGroup,
-    help=_HELP,
-    epilog=exits.EXIT_CODES,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(cls=VantageGroup, help=_HELP, epilog=exits.EXIT_CODES, **_LOOK)
 
 
 def _print_version(wanted: bool) -> None:
@@ -103,20 +139,3 @@ def _common(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit(exits.USAGE)
-
-
-for _name, _command, _help in (
-    ("up", operate.up, operate.UP_HELP),
-    ("index", indexing.index, indexing.INDEX_HELP),
-    ("search", search.search, search.HELP),
-    ("collections", show.collections, show.COLLECTIONS_HELP),
-    ("status", show.status, show.STATUS_HELP),
-    ("failures", show.failures, show.FAILURES_HELP),
-    ("extractors", extractors.extractors, extractors.HELP),
-    ("rebuild", indexing.rebuild, indexing.REBUILD_HELP),
-    ("compact", indexing.compact, indexing.COMPACT_HELP),
-    ("eval", evaluate.evaluate, evaluate.HELP),
-    ("doctor", operate.doctor, operate.DOCTOR_HELP),
-    ("migrate", operate.migrate, operate.MIGRATE_HELP),
-):
-    app.command(_name, epilog=_help)(_command)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from workers.collection import Collection
     from workers.fused_collection import FusedCollection
 
-HELP = epilog(
+EVALUATE_HELP = epilog(
     """
 vantage eval photos/
 vantage eval photos/ --subsets dvd --plan probed --local

@@ -10,7 +10,7 @@ from workers.cli import exits
 from workers.cli.options import JsonOption, epilog
 from workers.cli.output import say, show_table, write_json
 
-HELP = epilog(
+EXTRACTORS_HELP = epilog(
     """
 vantage extractors
 vantage extractors cnn:resnet50.onnx

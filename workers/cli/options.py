@@ -13,9 +13,9 @@ from pipeline.errors import VantageError
 
 def epilog(examples: str, text: str = "") -> str:
     """Return the end of a command's help: one example a line, then a paragraph."""
-    lines = [line for line in examples.splitlines() if line]
-    shown = "\n".join(["[bold]Examples[/]", *(f"  $ {line}" for line in lines)])
-    return f"{shown}\n\n{' '.join(text.split())}".rstrip()
+    lines = "\n".join(f"  $ {line}" for line in examples.strip().splitlines())
+    # Lines after \b are left as they are.
+    return f"\b\nExamples:\n{lines}\n\n{' '.join(text.split())}".rstrip()
 
 
 class Plan(StrEnum):

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from workers.collection import Collection
     from workers.fused_collection import FusedCollection
 
-HELP = epilog(
+SEARCH_HELP = epilog(
     """
 vantage search holiday beach.jpg
 vantage search holiday *.jpg --top 3 --html answers.html
