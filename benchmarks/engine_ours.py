@@ -84,7 +84,8 @@ def on_path(path: str, given: Mapping[str, Search]) -> dict[str, Search]:
     by_path = {
         (module, name): partial(getattr(kernels, name), path=path)
         for module, name in (
-            (runs, "nearest"), (runs, "best_rows"), (cells, "closest_rows"), (cells, "best_rows"),
+            (runs, "k_nearest"), (runs, "select_k_nearest"),
+            (cells, "nearest_rows"), (cells, "select_k_nearest"),
         )
     }  # fmt: skip
 

@@ -42,8 +42,8 @@ STEPS: tuple[tuple[str, Any, str], ...] = (
     ("encode", Quantizer, "encode"),
     ("choose cells", MeanCells, "probe"),
     ("list the work", runs, "cell_work"),
-    ("first cells", runs, "best_rows"),
-    ("scan", runs, "nearest"),
+    ("first cells", runs, "select_k_nearest"),
+    ("scan", runs, "k_nearest"),
     ("merge", runs, "_merge"),
 )
 

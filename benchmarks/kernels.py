@@ -5,11 +5,13 @@
 Nanoseconds of processor time (one thread) for each pair of a query row and a stored row, median of
 rounds in which all take turns:
 
-``range_scan``  a million rows in items of 128 kB, as the exhaustive plan works; radii that one
-                pair in 50,000 passes
-``nearest``     the 16 nearest of 32,768 rows, kept in order while the rows go by
-``of means``    the nearest of 4,096 means of cells, as a descriptor's cell, by `nearest` and by
-                `closest_rows`; and the 25 nearest, as the cells that a query opens, by `best_rows`
+``range_search``
+                a million rows in items of 128 kB, as the exhaustive plan works; one pair in 50,000
+                is within the radius
+``k_nearest``   the 16 nearest of 32,768 rows, kept in order during the pass over the rows
+``of means``    the nearest of 4,096 means of cells, as a descriptor's cell, by `k_nearest` and by
+                `nearest_rows`; and the 25 nearest, as the cells that a query opens, by
+                `select_k_nearest`
 ``sgemm``       ``queries @ rows.T`` in float32 in blocks of 2,048 rows: the inner products alone,
                 nothing is compared or kept
 ``limit``       a ``vpdpbusd`` a pair, two a cycle, and a ``tdpbsud`` for 256 pairs every 16 cycles,
@@ -18,7 +20,7 @@ rounds in which all take turns:
 ``tiles``       the tiles alone, of many queries over rows in the L1 cache, of which none is near:
                 rows that begin at a line of the cache, and rows that straddle two
 
-``whole rows``  the scan without the comparison of the rows' heads, on the fastest path that has it
+``whole rows``  the scan without the comparison of prefixes, on the fastest path that has it
 
 Every code path that this processor has takes part (`pipeline.index.simd`).
 """
@@ -43,11 +45,11 @@ from benchmarks.common import show
 from pipeline.index import simd
 from pipeline.index.cells import MeanCells, train_cells
 from pipeline.index.kernels import (
-    best_rows,
-    closest_rows,
-    nearest,
+    k_nearest,
+    nearest_rows,
     prepare_queries,
-    range_scan,
+    range_search,
+    select_k_nearest,
 )
 from pipeline.index.rows import PackedRows, pack_rows
 from pipeline.index.simd import BLOCK, PATHS, TILE, usable_paths
@@ -75,7 +77,7 @@ def chain(links: int) -> int:
 
 
 @numba.njit()
-def pass_over(codes, norms, heads, times, path):  # type: ignore[no-untyped-def]
+def pass_over(codes, norms, prefixes, times, path):  # type: ignore[no-untyped-def]
     """Compare 16 queries with all blocks, many times; returns how many tiles had a near row."""
     queries, values = simd.aligned_rows(simd.TILE, 4 * codes.shape[1]), simd.new_values()
     marks, seen = simd.new_marks(0), np.zeros(1, np.int64)
@@ -86,7 +88,7 @@ def pass_over(codes, norms, heads, times, path):  # type: ignore[no-untyped-def]
         for block in range(0, codes.shape[0], simd.WIDE):
             for group in range(0, simd.TILE, at_once):
                 bits = simd.tile(
-                    codes, queries, norms, heads, marks, values, seen,
+                    codes, queries, norms, prefixes, marks, values, seen,
                     block, codes.shape[0], group, False, path,
                 )  # fmt: skip
                 found += bits != 0
@@ -103,7 +105,7 @@ def tiles(rows: PackedRows, straddling: bool, path: str) -> Step:
         codes = space[at : at + codes.nbytes].reshape(codes.shape)
         codes[:] = rows.codes
     marker = PATHS[path].marker
-    return lambda: pass_over(codes, rows.norms, rows.heads, PASSES, marker)
+    return lambda: pass_over(codes, rows.norms, rows.prefixes, PASSES, marker)
 
 
 def make_rows(count: int, rng: np.random.Generator) -> NDArray[np.uint8]:
@@ -127,9 +129,9 @@ def steps() -> dict[str, tuple[Step, float]]:
     rows, few = pack_rows(unpacked), pack_rows(unpacked[:NEAREST_ROWS])
     queries = prepare_queries(codes)
     rank = max(1, round(SHARE * 100_000))
-    radius = nearest(pack_rows(unpacked[:100_000]), queries, rank)[0][:, -1] + 1
+    radius = k_nearest(pack_rows(unpacked[:100_000]), queries, rank)[0][:, -1] + 1
     alive, work = np.ones(ROWS, np.bool_), full_work(ROWS, QUERIES)
-    by_heads = [path for path in usable_paths() if path != "amx"][-1]
+    by_prefix = [path for path in usable_paths() if path != "amx"][-1]
     left = codes.astype(np.float32)
     blocks = [
         np.ascontiguousarray(unpacked[at : at + PRODUCT_ROWS].astype(np.float32).T)
@@ -142,21 +144,21 @@ def steps() -> dict[str, tuple[Step, float]]:
             np.matmul(left, block, out=out[:, : block.shape[1]])
 
     def scan(path: str) -> Step:
-        return lambda: range_scan(rows, alive, queries, radius, work, path=path)
+        return lambda: range_search(rows, alive, queries, radius, work, path=path)
 
     def scan_whole_rows() -> None:
-        range_scan(rows, alive, queries, radius, work, bounds=False, path=by_heads)
+        range_search(rows, alive, queries, radius, work, bounds=False, path=by_prefix)
 
     def near(path: str) -> Step:
-        return lambda: nearest(few, queries, NEIGHBOURS, path=path)
+        return lambda: k_nearest(few, queries, NEIGHBOURS, path=path)
 
     made: dict[str, tuple[Step, float]] = {
         "sgemm": (product, QUERIES * sum(block.shape[1] for block in blocks)),
         "clock": (lambda: chain(CHAIN), CHAIN * CYCLES_A_LINK),
     }
     for path in reversed(usable_paths()):
-        made[f"range_scan, {path}"] = (scan(path), ROWS * QUERIES)
-        made[f"nearest, {path}"] = (near(path), NEAREST_ROWS * QUERIES)
+        made[f"range_search, {path}"] = (scan(path), ROWS * QUERIES)
+        made[f"k_nearest, {path}"] = (near(path), NEAREST_ROWS * QUERIES)
     cells = train_cells((unpacked[:MEAN_ROWS].astype(np.int16) - 128).astype(np.int8), LEVELS)
     assert isinstance(cells, MeanCells)
     made |= of_means(cells.means, codes)
@@ -165,7 +167,7 @@ def steps() -> dict[str, tuple[Step, float]]:
         for straddling, how in ((False, "aligned"), (True, "straddling")):
             pairs = TILE_ROWS * TILE * PASSES
             made[f"tiles, {path}, {how}"] = (tiles(some, straddling, path), pairs)
-    made["range_scan, whole rows"] = (scan_whole_rows, ROWS * QUERIES)
+    made["range_search, whole rows"] = (scan_whole_rows, ROWS * QUERIES)
     return made
 
 
@@ -173,9 +175,9 @@ def of_means(means: PackedRows, codes: NDArray[np.int8]) -> dict[str, tuple[Step
     """Return the ways to find the nearest of few rows, each many times over."""
     queries, work = prepare_queries(codes), whole_work(means.size, QUERIES)
     ways: dict[str, Step] = {
-        "nearest of means": lambda: nearest(means, queries, 1, work=work),
-        "closest_rows of means": lambda: closest_rows(means, codes, work),
-        "best_rows of means": lambda: best_rows(means, queries, OPENED, work),
+        "k_nearest of means": lambda: k_nearest(means, queries, 1, work=work),
+        "nearest_rows of means": lambda: nearest_rows(means, codes, work),
+        "select_k_nearest of means": lambda: select_k_nearest(means, queries, OPENED, work),
     }
 
     def repeated(step: Step) -> Step:

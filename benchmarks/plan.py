@@ -42,7 +42,7 @@ from pipeline.index.warm import warm_up
 from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, join_batches
 from pipeline.retrieval.blocks import ScanCounts, merge_blocks
-from pipeline.retrieval.cost import Extent, Machine, probed_cost, tile_places
+from pipeline.retrieval.cost import Machine, Workload, probed_cost, tile_places
 from pipeline.retrieval.opened import OpenSegment
 from pipeline.retrieval.plan import make_plan, plan_work
 from pipeline.retrieval.scan import scan_opened
@@ -107,8 +107,8 @@ def prepare(
     codes = model.quantizer.encode(SiftExtractor().normalize(native))
     request = SearchRequest(plan=plan, effort=effort)
     made = make_plan(model, codes, collection.rows, request)
-    extent = Extent(len(codes), collection.rows, codes.shape[1], model.tree.cells)
-    return Batch(made, (), extent, request, Machine(path, 1))
+    workload = Workload(len(codes), collection.rows, codes.shape[1], model.tree.cells)
+    return Batch(made, (), workload, request, Machine(path, 1))
 
 
 def scan(collection: Collection, batch: Batch, path: str) -> None:
@@ -134,7 +134,7 @@ def rounds_of(steps: Sequence[Callable[[], object]], rounds: int) -> list[float]
 
 
 def vector_collection(rows: int, width: int, images: int) -> tuple[Collection, NDArray[np.int8]]:
-    """Return whole-picture vectors without a structure, which no head says anything of."""
+    """Return whole-picture vectors without structure, whose prefixes say nothing."""
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(rows + images, width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -199,8 +199,10 @@ def vector_cases(made: Collection, asked: NDArray[np.int8], path: str) -> list[C
     found = []
     for count in (1, len(asked)):
         plan = make_plan(made.model, asked[:count], made.rows, request, one_vector=True)
-        extent = Extent(count, made.rows, asked.shape[1], made.model.tree.cells, one_vector=True)
-        batch = Batch(plan, (), extent, request, Machine(path, 1))
+        workload = Workload(
+            count, made.rows, asked.shape[1], made.model.tree.cells, one_vector=True
+        )
+        batch = Batch(plan, (), workload, request, Machine(path, 1))
         found.append(Case(path, 1.0, made, batch))
     return found
 
@@ -221,13 +223,13 @@ def fitted(cases: Sequence[Measured], listing_ns: float) -> list[dict[str, objec
     names = ["PASS_NS", "BYTE_NS", "NEAR_NS", *rates]
     lines, wanted = [], []
     for case in cases:
-        extent, plan = case.batch.extent, case.batch.plan
-        kind = "vector" if extent.one_vector else plan.kind
+        workload, plan = case.batch.workload, case.batch.plan
+        kind = "vector" if workload.one_vector else plan.kind
         line = dict.fromkeys(names, 0.0)
         line["PASS_NS"] = 1.0
         line["BYTE_NS"] = case.counts.bytes
-        line["NEAR_NS"] = 0.0 if extent.one_vector else extent.queries * extent.rows
-        line[f"{case.path}, {kind}"] = places(case.batch) * extent.row_bytes / ROW_UNIT
+        line["NEAR_NS"] = 0.0 if workload.one_vector else workload.queries * workload.rows
+        line[f"{case.path}, {kind}"] = places(case.batch) * workload.row_bytes / ROW_UNIT
         lines.append(list(line.values()))
         wanted.append(case.ms * 1e6 - listing_ns * plan.cells.size)
     weights = 1 / np.array(wanted)
@@ -239,11 +241,11 @@ def fitted(cases: Sequence[Measured], listing_ns: float) -> list[dict[str, objec
 
 def places(batch: Batch) -> float:
     """Return the places of tiles, times rows, that a pass compares."""
-    extent, path = batch.extent, batch.machine.path
+    workload, path = batch.workload, batch.machine.path
     if batch.plan.kind == "exhaustive":
-        return float(tile_places(extent.queries, path) * extent.rows)
+        return float(tile_places(workload.queries, path) * workload.rows)
     wanting = np.unique(batch.plan.cells, return_counts=True)[1]
-    rows = extent.rows / extent.cells
+    rows = workload.rows / workload.cells
     return sum(tile_places(int(count), path) for count in wanting) * rows
 
 
@@ -262,12 +264,12 @@ def listing(collection: Collection, native: NDArray[np.generic], rounds: int) ->
 
 def case_row(case: Measured) -> dict[str, object]:
     """Return predicted beside actual of one case."""
-    cost, extent = case.batch.predicted(), case.batch.extent
+    cost, workload = case.batch.predicted(), case.batch.workload
     opened = int(case.batch.plan.cells.shape[1])
-    before = probed_cost(extent, case.batch.machine, opened) if opened else cost
+    before = probed_cost(workload, case.batch.machine, opened) if opened else cost
     return {
-        "rows": extent.rows,
-        "descriptors": extent.queries,
+        "rows": workload.rows,
+        "descriptors": workload.queries,
         "plan": f"probed {case.effort:g}" if opened else "exhaustive",
         "ms": round(case.ms, 2),
         "predicted / actual": round(case.ratio, 2),
@@ -299,7 +301,7 @@ def together(
 
         def one_by_one(batches: list[Batch] = batches) -> None:
             for batch in batches:
-                _answer(collection, batch, [0, batch.extent.queries])
+                _answer(collection, batch, [0, batch.workload.queries])
 
         def in_one(joined: Batch = joined, offsets: list[int] = offsets) -> None:
             _answer(collection, joined, offsets)

@@ -14,7 +14,7 @@ from pipeline.config import IndexConfig
 from pipeline.evaluation.dataset import EvaluationQuery
 from pipeline.evaluation.measures import average_precision, judge, recall_at
 from pipeline.extraction.sift import SiftExtractor
-from pipeline.index.kernels import Hits, Queries, nearest, range_scan
+from pipeline.index.kernels import Hits, Queries, k_nearest, range_search
 from pipeline.index.model import Model
 from pipeline.index.rows import PackedRows, pack_rows, to_unsigned, unpack_rows
 from pipeline.index.work import full_work
@@ -87,8 +87,8 @@ def match(
     subset: Subset, queries: Queries, rules: Sequence[Radius], background: PackedRows
 ) -> Matches:
     """Scan everything within the largest radius that a rule asks for."""
-    found = nearest(background, queries, 64)[0]
-    collection, neighbour = nearest(subset.rows, queries, 16)
+    found = k_nearest(background, queries, 64)[0]
+    collection, neighbour = k_nearest(subset.rows, queries, 16)
     chosen = background_radius(replace(subset.model, background=background), queries)
     features = np.bincount(subset.image, minlength=len(subset.names))
     nothing = np.empty(0, np.int64)
@@ -107,7 +107,7 @@ def scan(subset: Subset, queries: Queries, radius: Floats) -> Hits:
     alive = np.ones(subset.rows.size, np.bool_)
     wanted = (radius + 1).astype(np.int32)
     work = full_work(subset.rows.size, len(queries.codes))
-    return range_scan(subset.rows, alive, queries, wanted, work)
+    return range_search(subset.rows, alive, queries, wanted, work)
 
 
 def reduce_hits(subset: Subset, m: Matches, hits: Hits) -> Matches:

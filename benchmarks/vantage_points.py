@@ -28,7 +28,7 @@ from pipeline.extraction.sift import SiftExtractor
 from pipeline.index import cells as cells_module
 from pipeline.index import vptree
 from pipeline.index.cells import STEPS, train_cells
-from pipeline.index.kernels import nearest, prepare_queries
+from pipeline.index.kernels import k_nearest, prepare_queries
 from pipeline.index.rows import pack_rows, to_unsigned
 from pipeline.index.sampling import draw_samples
 from pipeline.index.vptree import VPTree, train_tree
@@ -192,7 +192,7 @@ class Collection:
         chosen = np.random.default_rng(1).choice(len(asked), queries, replace=False)
         self.queries = encode(normalize(asked[chosen]))
         packed = pack_rows(to_unsigned(self.rows))
-        self.nearest = nearest(packed, prepare_queries(self.queries), 1)[1][:, 0]
+        self.nearest = k_nearest(packed, prepare_queries(self.queries), 1)[1][:, 0]
 
     def tree(
         self,

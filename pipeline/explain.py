@@ -50,13 +50,13 @@ def explain(version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]) ->
         "why": why(batch),
         "effort": _effort(version, batch),
         "images": len(batch.images),
-        "queries": batch.extent.queries,
+        "queries": batch.workload.queries,
         "machine": {**asdict(batch.machine), "tile": _tile(batch.machine.path)},
         "tree": {
             "levels": version.tree.levels,
             "cells": version.tree.cells,
             "groups": version.tree.groups,
-            "rows": batch.extent.rows,
+            "rows": batch.workload.rows,
         },
         "groups": [_group(version, batch, scan) for scan in found],
         "predicted": batch.predicted().to_dict(),
@@ -81,13 +81,13 @@ def why(batch: Batch) -> str:
     counts = [image.descriptors for image in batch.images]
     most = kind == "exhaustive"
     count = max(counts) if most else min(counts)
-    extent = replace(batch.extent, queries=count)
-    cost = exhaustive_cost(extent, REFERENCE)
+    workload = replace(batch.workload, queries=count)
+    cost = exhaustive_cost(workload, REFERENCE)
+    reference = f"the reference ({REFERENCE.threads} threads, {REFERENCE.path})"
     return (
-        f"comparing {count:,} query descriptors with all {extent.rows:,} rows is predicted to take "
-        f"the reference ({REFERENCE.threads} threads, {REFERENCE.path}) {cost.wait_ms:,.3g} ms and "
-        f"to visit {cost.bytes / _MIB:,.1f} MiB; auto allows {EXHAUSTIVE_WITHIN_MS:,.0f} ms and "
-        f"{EXHAUSTIVE_WITHIN_BYTES / _MIB:,.0f} MiB"
+        f"comparing {count:,} query descriptors with all {workload.rows:,} rows is predicted to "
+        f"take {reference} {cost.wait_ms:,.3g} ms and to visit {cost.bytes / _MIB:,.1f} MiB; "
+        f"auto allows {EXHAUSTIVE_WITHIN_MS:,.0f} ms and {EXHAUSTIVE_WITHIN_BYTES / _MIB:,.0f} MiB"
     )
 
 
@@ -130,9 +130,11 @@ def _actual(scans: Sequence[GroupScan]) -> dict[str, Any]:
 def _other(batch: Batch) -> dict[str, Any]:
     """Return what the plan that was not taken is predicted to cost."""
     if batch.plan.kind == "probed":
-        kind, cost = "exhaustive", exhaustive_cost(batch.extent, batch.machine)
+        kind, cost = "exhaustive", exhaustive_cost(batch.workload, batch.machine)
     else:
-        extent = batch.extent
-        opened = cells_to_open(extent.cells, extent.rows, batch.request.effort, extent.one_vector)
-        kind, cost = "probed", probed_cost(extent, batch.machine, opened)
+        workload = batch.workload
+        opened = cells_to_open(
+            workload.cells, workload.rows, batch.request.effort, workload.one_vector
+        )
+        kind, cost = "probed", probed_cost(workload, batch.machine, opened)
     return {"plan": kind, **cost.to_dict()}

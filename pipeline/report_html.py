@@ -28,7 +28,7 @@ from pipeline.text import displayable
 THUMBNAIL_SIDE = 160
 """Longer side of a thumbnail, pixels: about 5 kB each, and a page may hold hundreds."""
 
-QueryImage: TypeAlias = bytes | str | os.PathLike[str]
+QueryFile: TypeAlias = bytes | str | os.PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class _Query:
 
 
 def results_page(
-    queries: Sequence[tuple[str, QueryImage, SearchResult | FusedResult]],
+    queries: Sequence[tuple[str, QueryFile, SearchResult | FusedResult]],
     load_image: Callable[[str], bytes],
     *,
     heading: str = "Search results",
@@ -143,7 +143,7 @@ class _Thumbnails:
             self._made[match.image] = self._first(match.locations)
         return self._made[match.image]
 
-    def of_query(self, image: QueryImage) -> str | None:
+    def of_query(self, image: QueryFile) -> str | None:
         try:
             return thumbnail_uri(image if isinstance(image, bytes) else Path(image).read_bytes())
         except (OSError, ValueError, VantageError):

@@ -30,7 +30,7 @@ from pipeline.request import SearchRequest
 from pipeline.resources import Resources
 from pipeline.retrieval.batch import BATCH_IMAGES, Batch, QueryImage, cut_batches, join_batches
 from pipeline.retrieval.blocks import GroupScan, merge_blocks, split_block
-from pipeline.retrieval.cost import Extent, Machine
+from pipeline.retrieval.cost import Machine, Workload
 from pipeline.retrieval.opened import ImageSet
 from pipeline.retrieval.pairs import Pairs, pairs_of
 from pipeline.retrieval.plan import QueryPlan, make_plan
@@ -137,7 +137,7 @@ def plan_query(
     return Batch(
         plan,
         (QueryImage(query.digest, query.width, query.height, len(codes), timings),),
-        Extent(len(codes), rows, codes.shape[1], model.tree.cells, one_vector),
+        Workload(len(codes), rows, codes.shape[1], model.tree.cells, one_vector),
         request,
         Machine(PATH, max(1, threads)),
         query.keypoints,
@@ -281,7 +281,7 @@ def finish_batch(
     rankings = rank_images([scan.block for scan in scans], batch.plan.radius, batch.offsets)
     wanted = {int(image) for ranking in rankings for image in ranking.candidates(top)}
     with session_scope(resources.engine, write=False) as session:
-        rows = images.image_rows(session, list(wanted))
+        rows = images.image_records(session, list(wanted))
     matches = [make_matches(ranking, rows, top) for ranking in rankings]
     spent = {**timings, "rank": (time.perf_counter() - started) * 1e3}
     summary = _plan_summary(version, batch, scans)
@@ -332,7 +332,7 @@ def find_pairs(
     """
     with session_scope(resources.engine, write=False) as session:
         known = identities.ids_of(session, version.collection_id, [(one, 0) for one in chosen])
-        rows = images.image_rows(session, [one for one in known if one is not None])
+        rows = images.image_records(session, [one for one in known if one is not None])
     start, stop = batch.offsets[number : number + 2]
     blocks = [split_block(scan.block, batch.offsets)[number] for scan in scans]
     plan = batch.plan

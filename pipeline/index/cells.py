@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import CellKind, VantageStrategy
-from pipeline.index.kernels import best_rows, closest_rows, prepare_queries
+from pipeline.index.kernels import nearest_rows, prepare_queries, select_k_nearest
 from pipeline.index.rows import (
     PackedRows,
     pack_rows,
@@ -185,7 +185,9 @@ class MeanCells:
         for at in range(0, len(queries), step):
             some = queries[at : at + step]
             work = self._candidates(some, subtrees)
-            found[at : at + step] = best_rows(self.means, prepare_queries(some), count, work)[1]
+            found[at : at + step] = select_k_nearest(
+                self.means, prepare_queries(some), count, work
+            )[1]
         return found
 
     def _subtrees_for(self, count: int) -> int:
@@ -198,7 +200,7 @@ class MeanCells:
         for at in range(0, len(rows), ROWS_AT_ONCE):
             some = rows[at : at + ROWS_AT_ONCE]
             work = self._candidates(some, subtrees)
-            found[at : at + ROWS_AT_ONCE] = closest_rows(self.means, some, work)
+            found[at : at + ROWS_AT_ONCE] = nearest_rows(self.means, some, work)
         return found
 
     def _candidates(self, queries: NDArray[np.int8], subtrees: int) -> Work:
@@ -295,7 +297,7 @@ def cells_to_arrays(cells: VPTree | MeanCells) -> dict[str, NDArray[Any]]:
         **cells_to_arrays(cells.tree),
         "mean_codes": means.codes,
         "mean_norms": means.norms,
-        "mean_heads": means.heads,
+        "mean_heads": means.prefixes,
     }
 
 
@@ -304,5 +306,5 @@ def cells_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> VPTree | MeanCells:
     tree = VPTree(arrays["points"], arrays["radii"])
     if "mean_codes" not in arrays:
         return tree
-    codes, norms, heads = (arrays[f"mean_{name}"] for name in ("codes", "norms", "heads"))
-    return MeanCells(tree, PackedRows(codes, norms, heads, tree.cells))
+    codes, norms, prefixes = (arrays[f"mean_{name}"] for name in ("codes", "norms", "heads"))
+    return MeanCells(tree, PackedRows(codes, norms, prefixes, tree.cells))

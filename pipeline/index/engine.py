@@ -365,7 +365,7 @@ class VantageIndex:
             columns: dict[str, NDArray[Any]] = {
                 "codes": run.rows.codes,
                 "norms": run.rows.norms,
-                "heads": run.rows.heads,
+                "heads": run.rows.prefixes,
                 "ids": run.ids,
                 "cell_offsets": run.cell_offsets,
                 "alive": run.alive,
@@ -381,11 +381,11 @@ class VantageIndex:
         self._quantizer = Quantizer(arrays["mean"], arrays["rotation"], meta["scale"])
         self._tree = cells_from_arrays(arrays)
         for number in range(meta["runs"]):
-            codes, norms, heads, ids, offsets, alive = (
+            codes, norms, prefixes, ids, offsets, alive = (
                 arrays[f"{number}.{name}"]
                 for name in ("codes", "norms", "heads", "ids", "cell_offsets", "alive")
             )
-            rows = PackedRows(codes, norms, heads, len(ids))
+            rows = PackedRows(codes, norms, prefixes, len(ids))
             self._runs.append(Run(rows, ids, offsets, alive.copy()))
 
     def _checked_ids(self, ids: ArrayLike | None, count: int) -> NDArray[np.int64]:

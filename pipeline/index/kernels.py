@@ -1,16 +1,16 @@
-"""Distance kernels over 8-bit rows: range scan and nearest neighbours, each with a numpy twin.
+"""Distance kernels over 8-bit rows: range search and k nearest, each with a numpy twin.
 
 Stored rows are unsigned bytes ``u = b + 128`` of a signed vector b; queries are signed bytes a.
 Then ``|a - b|^2 = |a|^2 + |b|^2 - 2 a.b`` with ``a.b = u.a - 128 sum(a)``, all in exact 32-bit
 integers (`MAX_DIMENSIONS` times 255^2 < 2^29). A pair is nearer than squared distance `radius` to a
-query iff ``2 u.a - |b|^2 > |a|^2 + 256 sum(a) - radius``: the right side is one number a query, its
-*limit*, so that a tile of queries and rows is decided by the signs of its registers and one
-branch. The first `HEAD` components are summed and compared first, in the same way: where none of a
-tile's pairs is near enough by them, the others are not looked at. The loops themselves are in
+query if and only if ``2 u.a - |b|^2 > |a|^2 + 256 sum(a) - radius``: the right side is one number a
+query, its *limit*, so that a tile of queries and rows is decided by the signs of its registers and
+one branch. The first `PREFIX` components are summed and compared first, in the same way: where they
+rule out every pair of a tile, the others are not read. The loops themselves are in
 `pipeline.index.simd`.
 
-Every kernel releases the GIL, gives the same integers on every code path, and, but for `best_rows`,
-allocates nothing that grows with the rows.
+Every kernel releases the GIL, gives the same integers on every code path, and, but for
+`select_k_nearest`, allocates nothing that grows with the rows.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from pipeline.errors import InputError
 from pipeline.index.rows import PackedRows, pack_rows, read_only
 from pipeline.index.simd import (
     BLOCK,
-    HEAD,
     NEVER,
     PATHS,
+    PREFIX,
     SPAN,
-    best_ranges,
-    closest_ranges,
+    k_nearest_loop,
     merge_lists,
-    nearest_ranges,
-    room_for_best,
-    scan_ranges,
+    nearest_rows_loop,
+    range_search_loop,
+    room_for_selection,
+    select_k_nearest_loop,
     usable_paths,
 )
 from pipeline.index.work import Work, full_work
@@ -52,13 +52,13 @@ class Queries(NamedTuple):
     codes : ndarray of shape (Q, D), int8
     bias : ndarray of shape (Q,), int32
         ``|a|^2 + 256 sum(a)``: the limit of a query is its bias less its squared radius.
-    head_bias : ndarray of shape (Q,), int32
-        The same of the first `HEAD` components.
+    prefix_bias : ndarray of shape (Q,), int32
+        The same of the first `PREFIX` components.
     """
 
     codes: NDArray[np.int8]
     bias: NDArray[np.int32]
-    head_bias: NDArray[np.int32]
+    prefix_bias: NDArray[np.int32]
 
 
 class Hits(NamedTuple):
@@ -71,8 +71,8 @@ class Hits(NamedTuple):
     distance : ndarray of shape (M,), int32
         Squared Euclidean distance of the 8-bit vectors.
     computed : int
-        Pairs whose whole rows were compared; the heads of the rows decided the others. The path
-        ``amx`` compares whole rows only.
+        Pairs whose whole rows were compared; the prefixes ruled out the others. The path ``amx``
+        compares whole rows only.
     """
 
     query: NDArray[np.int32]
@@ -90,7 +90,7 @@ def prepare_queries(codes: NDArray[np.int8]) -> Queries:
     """
     codes = np.ascontiguousarray(codes, dtype=np.int8)
     wide = codes.astype(np.int32)
-    return Queries(codes, _bias(wide), _bias(wide[:, :HEAD]))
+    return Queries(codes, _bias(wide), _bias(wide[:, :PREFIX]))
 
 
 def _bias(wide: NDArray[np.int32]) -> NDArray[np.int32]:
@@ -101,14 +101,14 @@ def _bias(wide: NDArray[np.int32]) -> NDArray[np.int32]:
 
 
 def _require_same_length(rows: PackedRows, queries: NDArray[np.int8]) -> None:
-    """Refuse queries of another length: compiled loops do not look where they read."""
+    """Refuse queries of another length: the compiled loops do not check bounds."""
     if rows.dimensions != queries.shape[1]:
         raise InputError(
             f"queries of {queries.shape[1]} bytes do not fit rows of {rows.dimensions} bytes"
         )
 
 
-def range_scan(
+def range_search(
     rows: PackedRows,
     alive: NDArray[np.bool_],
     queries: Queries,
@@ -136,7 +136,7 @@ def range_scan(
     buffer : int
         Hits held before they are copied out; only changes speed.
     bounds : bool
-        Leave out what the heads of the rows say is too far; only changes speed.
+        Compare prefixes first and leave out what they rule out; only changes speed.
     path : str
         Code path; the integers are the same.
     """
@@ -149,16 +149,18 @@ def range_scan(
         query = np.empty(buffer, np.int32)
         row = np.empty(buffer, np.int64)
         distance = np.empty(buffer, np.int32)
-        done, written, computed = scan_ranges(*inputs, item, bounds, query, row, distance, marker)  # type: ignore[call-arg]
+        done, written, computed = range_search_loop(
+            *inputs, item, bounds, query, row, distance, marker
+        )  # type: ignore[call-arg]
         if done == item:
             buffer *= 4
             continue
         found.append(Hits(query[:written], row[:written], distance[:written], computed))
         item = done
-    return unite_hits(found)
+    return concatenate_hits(found)
 
 
-def unite_hits(found: Sequence[Hits]) -> Hits:
+def concatenate_hits(found: Sequence[Hits]) -> Hits:
     """Return the hits of several scans, one after the other."""
     if len(found) == 1:
         return found[0]
@@ -170,14 +172,14 @@ def unite_hits(found: Sequence[Hits]) -> Hits:
     )
 
 
-def range_scan_reference(
+def range_search_reference(
     unpacked: NDArray[np.uint8],
     alive: NDArray[np.bool_],
     queries: Queries,
     radius: NDArray[np.int32],
     work: Work,
 ) -> set[tuple[int, int, int]]:
-    """Return what `range_scan` returns as a set of (query, row, distance), in plain numpy.
+    """Return what `range_search` returns as a set of (query, row, distance), in plain numpy.
 
     `unpacked` has shape (N, D), uint8.
     """
@@ -196,7 +198,7 @@ def range_scan_reference(
     return found
 
 
-def nearest(
+def k_nearest(
     rows: PackedRows,
     queries: Queries,
     k: int,
@@ -230,7 +232,7 @@ def nearest(
         Numbers to be returned instead of the rows', not negative; among equal distances the
         smaller comes first.
     bounds : bool
-        Leave out what the heads of the rows say is too far; only changes speed.
+        Compare prefixes first and leave out what they rule out; only changes speed.
     path : str
         Code path; the integers are the same.
 
@@ -254,11 +256,11 @@ def nearest(
     if ids is None:
         ids = np.empty(0, np.int64)
     inputs = [read_only(array) for array in (*rows[:3], alive, *queries, reach, ids, *work)]
-    nearest_ranges(*inputs, bounds, distance, row, PATHS[path].marker)  # type: ignore[call-arg]
+    k_nearest_loop(*inputs, bounds, distance, row, PATHS[path].marker)  # type: ignore[call-arg]
     return distance, row
 
 
-def best_rows(
+def select_k_nearest(
     rows: PackedRows,
     queries: Queries,
     count: int,
@@ -268,24 +270,23 @@ def best_rows(
     ids: NDArray[np.int64] | None = None,
     path: str = PATH,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the `count` nearest rows of each query.
+    """Return the `count` nearest rows of each query, found by selection.
 
-    What `nearest` says of them, several times as fast where few rows go by for each of the rows
-    that are wanted: hundreds of rows, or dozens of neighbours.
+    The answer is that of `k_nearest`. All distances are written down and the nearest selected,
+    which is several times as fast for hundreds of rows or dozens of neighbours.
 
     Parameters
     ----------
     rows, queries, work, alive, ids, path
-        See `nearest`.
-        No row, and no query of an item, may be there twice.
+        See `k_nearest`. No row, and no query of an item, may appear twice.
     count : int
-        Rows that are wanted, P; at least 1.
+        Wanted rows, P; at least 1.
 
     Returns
     -------
     distance : ndarray of shape (Q, P), int32
     row : ndarray of shape (Q, P), int64
-        As of `nearest`.
+        As of `k_nearest`.
 
     Raises
     ------
@@ -294,12 +295,12 @@ def best_rows(
 
     Notes
     -----
-    A distance is held for each row of the items of the queries of which some items are done and
-    others not: one, if a query's items follow each other.
+    Distances to all rows of its items are held for each query that has some items done and others
+    not: for one query, if the items of a query follow each other.
     """
     _require_same_length(rows, queries.codes)
     if count < 1:
-        raise InputError(f"{count} rows are wanted of each query: it must be 1 at least")
+        raise InputError(f"{count} nearest rows are asked for: at least 1 is needed")
     shape = len(queries.codes), count
     distance, found = np.full(shape, NEVER, np.int32), np.full(shape, -1, np.int64)
     if alive is None:
@@ -307,21 +308,23 @@ def best_rows(
     if ids is None:
         ids = np.empty(0, np.int64)
     lists = [read_only(array) for array in work]
-    lanes, held = room_for_best(*lists, len(found))  # type: ignore[call-arg]
+    lanes, held = room_for_selection(*lists, len(found))  # type: ignore[call-arg]
     width = -(-int(lanes.max(initial=1)) // SPAN) * SPAN
     near = _workspace(held * width).reshape(held, width)
     inputs = [read_only(array) for array in (*rows[:3], alive, *queries[:2], ids)]
-    best_ranges(*inputs, *lists, read_only(lanes), near, distance, found, PATHS[path].marker)  # type: ignore[call-arg]
+    select_k_nearest_loop(
+        *inputs, *lists, read_only(lanes), near, distance, found, PATHS[path].marker
+    )  # type: ignore[call-arg]
     return distance, found
 
 
-def closest_rows(
+def nearest_rows(
     rows: PackedRows, queries: NDArray[np.int8], work: Work, *, path: str = PATH
 ) -> NDArray[np.int64]:
-    """Return the nearest row of each query, of equally near ones the first.
+    """Return the nearest row of each query; among equally near rows the first.
 
-    What `nearest` says of one row, in less time up to some thousands of rows: nothing branches on a
-    distance. The fewer the rows, the more that saves.
+    The answer is that of `k_nearest` for k = 1. Up to some thousands of rows this is faster,
+    because nothing branches on a distance; the fewer the rows, the more it saves.
 
     Parameters
     ----------
@@ -335,13 +338,13 @@ def closest_rows(
     Returns
     -------
     ndarray of shape (Q,), int64
-        -1 where no item is a query's.
+        -1 for a query without items.
     """
     _require_same_length(rows, queries)
     found = np.empty(len(queries), np.int64)
     codes = queries.astype(np.int8, copy=False)
     inputs = [read_only(array) for array in (*rows[:3], codes, *work)]
-    closest_ranges(*inputs, found, PATHS[path].marker)  # type: ignore[call-arg]
+    nearest_rows_loop(*inputs, found, PATHS[path].marker)  # type: ignore[call-arg]
     return found
 
 
@@ -349,10 +352,10 @@ _thread = threading.local()
 
 
 def _workspace(size: int) -> NDArray[np.int32]:
-    """Return so many numbers that this thread may write to until it asks again.
+    """Return an array that this thread may write to until its next call.
 
-    Memory that is new each time is given page by page by the operating system, one thread at a
-    time: two threads took nearly as long as one.
+    The operating system hands out new memory page by page, to one thread at a time: with new memory
+    for each call, two threads took nearly as long as one.
     """
     space: NDArray[np.int32] | None = getattr(_thread, "space", None)
     if space is None or len(space) < size:
@@ -360,10 +363,10 @@ def _workspace(size: int) -> NDArray[np.int32]:
     return space[:size]
 
 
-def merge_nearest(
+def merge_k_nearest(
     found: Sequence[tuple[NDArray[np.int32], NDArray[np.int64]]],
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the k nearest of several answers of `nearest` about different rows; changes the first.
+    """Merge several answers of `k_nearest` for different rows; writes into the first.
 
     Parameters
     ----------
@@ -376,13 +379,13 @@ def merge_nearest(
     return distance, row
 
 
-def nearest_reference(
+def k_nearest_reference(
     unpacked: NDArray[np.uint8],
     queries: Queries,
     k: int,
     alive: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return what `nearest` returns of all rows, in plain numpy; `unpacked` is (N, D), uint8."""
+    """Return what `k_nearest` returns of all rows, in plain numpy; `unpacked` is (N, D), uint8."""
     living = np.arange(len(unpacked)) if alive is None else np.flatnonzero(alive)
     distance = np.full((len(queries.codes), k), NEVER, np.int32)
     row = np.full((len(queries.codes), k), -1, np.int64)
@@ -396,11 +399,11 @@ def nearest_reference(
 
 
 def warm_up() -> None:
-    """Compile (or load from the cache) every kernel, so that no search pays for it."""
+    """Compile every kernel, or load it from the cache, so that no search waits for it."""
     rows = pack_rows(np.zeros((BLOCK, 64), np.uint8))
     queries = prepare_queries(np.zeros((1, 64), np.int8))
     work = full_work(BLOCK, 1)
-    range_scan(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
-    merge_nearest([nearest(rows, queries, 1), nearest(rows, queries, 1)])
-    best_rows(rows, queries, 1, work)
-    closest_rows(rows, queries.codes, work)
+    range_search(rows, np.ones(BLOCK, np.bool_), queries, np.ones(1, np.int32), work, buffer=16)
+    merge_k_nearest([k_nearest(rows, queries, 1), k_nearest(rows, queries, 1)])
+    select_k_nearest(rows, queries, 1, work)
+    nearest_rows(rows, queries.codes, work)

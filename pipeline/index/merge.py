@@ -36,7 +36,7 @@ MERGE_BYTES = 8 * 2**20
 FAN_IN = 128
 """Inputs that are merged at once, each an open file; more are merged in rounds."""
 
-_ROW_BYTES = 20  # of a row beside its codes: norm, head, image, geometry
+_ROW_BYTES = 20  # of a row beside its codes: norm, prefix, image, geometry
 
 RowRange = tuple[int, int]
 """First row and the row after the last."""
@@ -287,7 +287,7 @@ def _write_packed(writer: ArrayWriter, codes: NDArray[np.uint8]) -> None:
     packed = pack_rows(codes)
     writer.write("codes", packed.codes)
     writer.write("norms", packed.norms)
-    writer.write("heads", packed.heads)
+    writer.write("heads", packed.prefixes)
 
 
 def write_segment(

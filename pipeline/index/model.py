@@ -55,7 +55,7 @@ class Model:
             **cells_to_arrays(self.tree),
             "background_codes": self.background.codes,
             "background_norms": self.background.norms,
-            "background_heads": self.background.heads,
+            "background_heads": self.background.prefixes,
             "counts": np.array([self.background.size, self.groups], np.int64),
         }
 

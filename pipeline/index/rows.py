@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
-from pipeline.index.simd import BLOCK, HEAD
+from pipeline.index.simd import BLOCK, PREFIX
 
 ROW_UNIT = 64
 """A row's length is a multiple of this: a register of the widest kind, a line of the cache."""
@@ -57,15 +57,15 @@ class PackedRows(NamedTuple):
         Blocks of 16 rows of D bytes; bytes are the signed components plus 128.
     norms : ndarray of shape (16 B,), int32
         Squared length of each signed row; of padding rows, zero.
-    heads : ndarray of shape (16 B,), int32
-        Half the squared length of the first `HEAD` components, rounded down.
+    prefixes : ndarray of shape (16 B,), int32
+        Half the squared length of each row's prefix, its first `PREFIX` components, rounded down.
     size : int
         Rows N; the last block may be padded.
     """
 
     codes: NDArray[np.uint8]
     norms: NDArray[np.int32]
-    heads: NDArray[np.int32]
+    prefixes: NDArray[np.int32]
     size: int
 
     @property
@@ -95,7 +95,7 @@ def pack_rows(unpacked: NDArray[np.uint8]) -> PackedRows:
         )
     blocks = -(-count // BLOCK)
     codes = aligned_empty((blocks, dimensions // 4, BLOCK, 4), np.uint8)
-    norms, heads = (np.empty(blocks * BLOCK, np.int32) for _ in range(2))
+    norms, prefixes = (np.empty(blocks * BLOCK, np.int32) for _ in range(2))
     for first in range(0, blocks, PIECE):
         piece = slice(first, min(first + PIECE, blocks))
         rows = slice(first * BLOCK, piece.stop * BLOCK)
@@ -103,11 +103,11 @@ def pack_rows(unpacked: NDArray[np.uint8]) -> PackedRows:
         given = unpacked[rows]
         padded[: len(given)] = given
         signed = padded.astype(np.int32) - 128
-        head = signed[:, :HEAD]
+        prefix = signed[:, :PREFIX]
         norms[rows] = np.einsum("nd,nd->n", signed, signed)
-        heads[rows] = np.einsum("nd,nd->n", head, head) // 2
+        prefixes[rows] = np.einsum("nd,nd->n", prefix, prefix) // 2
         codes[piece] = padded.reshape(-1, BLOCK, dimensions // 4, 4).transpose(0, 2, 1, 3)
-    return PackedRows(codes, norms, heads, count)
+    return PackedRows(codes, norms, prefixes, count)
 
 
 def unpack_rows(rows: PackedRows) -> NDArray[np.uint8]:

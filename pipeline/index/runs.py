@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index.cells import Cells
-from pipeline.index.kernels import Queries, best_rows, merge_nearest, nearest, prepare_queries
+from pipeline.index.kernels import (
+    Queries,
+    k_nearest,
+    merge_k_nearest,
+    prepare_queries,
+    select_k_nearest,
+)
 from pipeline.index.rows import PackedRows, pack_rows, to_signed, to_unsigned, unpack_rows
 from pipeline.index.simd import NEVER
 from pipeline.index.work import Work, cell_work, full_work, ordered_work, split_work
@@ -176,7 +182,7 @@ def _search_some(
 
     tasks = [(run, piece) for run in runs for piece in split_work(work_of(run), threads)]
     found = _nearest_of(tasks, queries, k, reach, pool)
-    return found if probes is None else merge_nearest([(distance, ids), found])
+    return found if probes is None else merge_k_nearest([(distance, ids), found])
 
 
 def _seed_cells(runs: Sequence[Run], tree: Cells, k: int) -> int:
@@ -190,7 +196,7 @@ def _best_of(
 ) -> Neighbours:
     """Return the k nearest rows of each query in some cells."""
     found = [
-        best_rows(
+        select_k_nearest(
             run.rows,
             queries,
             k,
@@ -223,7 +229,7 @@ def _nearest_of(
 
     def scan(task: tuple[Run, Work]) -> Neighbours:
         run, work = task
-        return nearest(run.rows, queries, k, alive=run.alive, work=work, reach=reach, ids=run.ids)
+        return k_nearest(run.rows, queries, k, alive=run.alive, work=work, reach=reach, ids=run.ids)
 
     return _merge(_spread(pool, scan, tasks), k, len(queries.codes))
 
@@ -232,4 +238,4 @@ def _merge(found: Sequence[Neighbours], k: int, queries: int = 0) -> Neighbours:
     """Return the k nearest of several answers, the smaller id first among equal distances."""
     if not found:
         return np.full((queries, k), NEVER, np.int32), np.full((queries, k), -1, np.int64)
-    return merge_nearest(found)
+    return merge_k_nearest(found)

@@ -1,7 +1,7 @@
 """Segments: the immutable rows of one group made by one grouping run or one compaction.
 
-`assign_features` (map) turns a container's features into rows sorted by cell, with the extent of
-each group; `pipeline.index.merge` (reduce, one per group) gathers a group's extents of all
+`assign_features` (map) turns a container's features into rows sorted by cell, with the range of
+rows of each group; `pipeline.index.merge` (reduce, one per group) gathers a group's ranges of all
 containers into one segment. Both are pure and order-independent: rows are ordered by (cell, image,
 position in the image), whatever order the parts come in. Images are numbered by their identities
 (`pipeline.index.identities`), so that no file depends on a database.
@@ -181,7 +181,7 @@ class Segment:
         return {
             "codes": self.rows.codes,
             "norms": self.rows.norms,
-            "heads": self.rows.heads,
+            "heads": self.rows.prefixes,
             "images": self.images,
             "geometry": self.geometry,
             "cell_offsets": self.cell_offsets,

@@ -15,8 +15,8 @@ It is generated for the processor at hand by one generator from a short descript
     the same arithmetic in LLVM's own vector types, which every processor has.
 ``amx``
     Advanced Matrix Extensions: ``tdpbsud`` multiplies 16 queries by a block of 16 rows, 64 bytes
-    long, in 16 cycles; a block is laid out just as its right operand has to be. Heads are not
-    looked at: comparing takes longer than multiplying. Tiles of few queries are ``vnni512``'s.
+    long, in 16 cycles; a block is laid out just as its right operand has to be. Prefixes are not
+    compared first: comparing takes longer than multiplying. Tiles of few queries are ``vnni512``'s.
 
 All give the same integers.
 
@@ -59,9 +59,9 @@ WIDE = 4
 SLICE_BYTES = 1 << 15
 """Rows that all tiles of queries pass over before the next rows: they stay in the L1 cache."""
 
-HEAD = 32
-"""Leading bytes of a row that are compared first. In principal axes they hold most of a distance:
-if they alone are too far apart for every pair of a register tile, the rest is not computed."""
+PREFIX = 32
+"""Leading bytes of a row, which are compared first. In principal axes they hold most of a distance.
+If they alone rule out every pair of a register tile, the rest is not computed."""
 
 UNROLLED = 1
 """Steps written out in a round of a tile's loop: with more, sums are driven out of registers."""
@@ -82,9 +82,9 @@ FAR_MORE = 4
 NEVER = np.iinfo(np.int32).max
 """The distance of a neighbour that there is not."""
 
-CEILING, HEAD_CEILING = 1 << 29, 1 << 22
-"""Above every value of a pair (4,096 products of bytes, twice) and of a pair's heads: as a limit,
-what no pair passes; its opposite is below them all. Sums of such numbers fit 32 bits."""
+CEILING, PREFIX_CEILING = 1 << 29, 1 << 22
+"""Limits that no pair passes: above every value of a pair (4,096 products of bytes, twice) and of
+its prefix. Every pair passes their negatives. Sums of such numbers fit 32 bits."""
 
 BEGIN, END, LIMIT, ROUGH, MARKS = range(5)
 """Marks of a query: what its sums begin with, what completes them, the limit, and what half a
@@ -319,38 +319,45 @@ class _Tile:
         near: a register is dismissed by one AND.
         """
         path, builder = self.path, self.builder
-        parts = blocks * BLOCK // path.lanes
+        registers = blocks * BLOCK // path.lanes
         row = builder.mul(builder.add(self.block, first), _I64(BLOCK))
         begins = self._marks(BEGIN)
-        heads = [self._lane_numbers("heads", row, part) for part in range(parts)]
-        sums = [[self._place(builder.sub(begin, head)) for head in heads] for begin in begins]
-        self._rounds(0, _I64(HEAD // 4 // UNROLLED), first, sums)
+        prefixes = [self._lane_numbers("prefixes", row, register) for register in range(registers)]
+        sums = [
+            [self._place(builder.sub(begin, prefix)) for prefix in prefixes] for begin in begins
+        ]
+        self._rounds(0, _I64(PREFIX // 4 // UNROLLED), first, sums)
         near = self._any([builder.load(cell) for line in sums for cell in line])
         with builder.if_then(near):
-            self._rounds(HEAD // 4 // UNROLLED, self.rounds, first, sums)
+            self._rounds(PREFIX // 4 // UNROLLED, self.rounds, first, sums)
             seen = self.at("seen", _I64(0), _I64)
             mark = builder.shl(_I64((1 << blocks) - 1), first)
             builder.store(builder.or_(builder.load(seen), mark), seen)
-            self._compare(first, row, heads, sums, passed)
+            self._compare(first, row, prefixes, sums, passed)
 
     def _compare(
-        self, first: ir.Value, row: ir.Value, heads: _Values, sums: list[_Values], passed: ir.Value
+        self,
+        first: ir.Value,
+        row: ir.Value,
+        prefixes: _Values,
+        sums: list[_Values],
+        passed: ir.Value,
     ) -> None:
         """Write the comparison of whole rows; where any passes, store values and the rows' bits."""
         path, builder = self.path, self.builder
         one = _every(self.lanes, 1)
-        above: list[_Values] = [[] for _ in heads]
-        for part, head in enumerate(heads):
-            norm = self._lane_numbers("norms", row, part)
-            rest = builder.sub(builder.shl(head, one), norm)
+        above: list[_Values] = [[] for _ in prefixes]
+        for register, prefix in enumerate(prefixes):
+            norm = self._lane_numbers("norms", row, register)
+            rest = builder.sub(builder.shl(prefix, one), norm)
             for line, mark in zip(sums, self._marks(END), strict=True):
-                twice = builder.shl(builder.load(line[part]), one)
-                above[part].append(builder.add(builder.add(twice, rest), mark))
+                twice = builder.shl(builder.load(line[register]), one)
+                above[register].append(builder.add(builder.add(twice, rest), mark))
         with builder.if_then(self._any([value for values in above for value in values])):
             lane = builder.mul(first, _I64(BLOCK))
             limits = self._marks(LIMIT)
-            for part, values in enumerate(above):
-                at = builder.add(lane, _I64(part * path.lanes))
+            for register, values in enumerate(above):
+                at = builder.add(lane, _I64(register * path.lanes))
                 for slot, (value, limit) in enumerate(zip(values, limits, strict=True)):
                     place = self._scaled(self.slot, slot, 4 * WIDE * BLOCK)
                     offset = builder.add(place, self._scaled(at, 0, 4))
@@ -371,9 +378,9 @@ class _Tile:
         flags = self.builder.icmp_signed(">=", every, _every(self.lanes, 0))
         return self.builder.bitcast(flags, ir.IntType(self.path.lanes))
 
-    def _lane_numbers(self, name: str, row: ir.Value, part: int) -> ir.Value:
+    def _lane_numbers(self, name: str, row: ir.Value, register: int) -> ir.Value:
         """Load a register of one number a row."""
-        return self.load(name, self._scaled(row, part * self.path.lanes, 4), self.lanes)
+        return self.load(name, self._scaled(row, register * self.path.lanes, 4), self.lanes)
 
     def _marks(self, kind: int) -> _Values:
         """Load one of each query's marks into every lane."""
@@ -420,15 +427,17 @@ class _Tile:
     def _step(self, step: int, starts: _Values, asked: _Values, sums: list[_Values]) -> None:
         """Add the products of four bytes of every row and query to the sums."""
         path, builder = self.path, self.builder
-        parts = range(len(sums[0]))
-        rows = [self.split(builder, self._rows(starts, step, part)) for part in parts]
+        registers = range(len(sums[0]))
+        rows = [self.split(builder, self._rows(starts, step, register)) for register in registers]
         for slot in range(self.shape.queries):
             for word in range(path.words):
                 offset = _I64(4 * (step * path.words + word))
                 four = self.load("queries", builder.add(asked[slot], offset), _I32)
                 many = _splat(builder, four, path.lanes)
-                for part in parts:
-                    sums[slot][part] = self.dot(builder, sums[slot][part], rows[part][word], many)
+                for register in registers:
+                    sums[slot][register] = self.dot(
+                        builder, sums[slot][register], rows[register][word], many
+                    )
 
     def _place(self, value: ir.Value) -> ir.Value:
         """Return a place for sums, which the optimiser keeps in a register, with a value in it."""
@@ -436,9 +445,9 @@ class _Tile:
         self.builder.store(value, cell)
         return cell
 
-    def _rows(self, starts: _Values, step: int, part: int) -> ir.Value:
+    def _rows(self, starts: _Values, step: int, register: int) -> ir.Value:
         """Load one register of rows."""
-        number, lane = divmod(part * self.path.lanes, BLOCK)
+        number, lane = divmod(register * self.path.lanes, BLOCK)
         offset = _I64(4 * (step * BLOCK + lane))
         return self.load("codes", self.builder.add(starts[number], offset), self.lanes)
 
@@ -457,19 +466,19 @@ class _MatrixTile(_Tile):
         passes they are stored again, all, from the registers that still hold them.
         """
         builder = self.builder
-        for part in range(self.width):
-            self.emit("tilezero", [_I8(part)])
+        for register in range(self.width):
+            self.emit("tilezero", [_I8(register)])
         with cgutils.for_range(builder, builder.udiv(self.rounds, _I64(BLOCK))) as loop:
             self._products(loop.index)
         passed = cgutils.alloca_once(builder, _I64)  # type: ignore[no-untyped-call]
         builder.store(_I64(0), passed)
         builder.store(_I64((1 << self.width) - 1), self.at("seen", _I64(0), _I64))
         row = builder.mul(self.block, _I64(BLOCK))
-        norms = [self._lane_numbers("norms", row, part) for part in range(self.width)]
+        norms = [self._lane_numbers("norms", row, register) for register in range(self.width)]
         with builder.if_then(self._any(self._roughly_above(norms))):
-            for part in range(self.width):
-                place = self._out(self._scaled(self.slot, 0, 4 * WIDE * BLOCK), part)
-                self.emit("tilestored64", [_I8(part), place, _I64(4 * WIDE * BLOCK)])
+            for register in range(self.width):
+                place = self._out(self._scaled(self.slot, 0, 4 * WIDE * BLOCK), register)
+                self.emit("tilestored64", [_I8(register), place, _I64(4 * WIDE * BLOCK)])
             self._values(norms, passed)
         return builder.load(passed)
 
@@ -487,15 +496,17 @@ class _MatrixTile(_Tile):
         first = builder.add(asked, builder.mul(chunk, _I64(64)))
         place = self.at("queries", first, _I8)
         self.emit("tileloadd64", [_I8(6), place, builder.mul(line, _I64(2))])
-        for part in range(self.width):
-            block = builder.mul(builder.add(self.block, _I64(part)), builder.mul(line, _I64(BLOCK)))
+        for register in range(self.width):
+            block = builder.mul(
+                builder.add(self.block, _I64(register)), builder.mul(line, _I64(BLOCK))
+            )
             rows = builder.add(block, builder.mul(chunk, _I64(64 * BLOCK)))
-            self.emit("tileloadd64", [_I8(4 + part % 2), self.at("codes", rows, _I8), _I64(64)])
-            self.emit("tdpbsud", [_I8(part), _I8(6), _I8(4 + part % 2)])
+            self.emit("tileloadd64", [_I8(4 + register % 2), self.at("codes", rows, _I8), _I64(64)])
+            self.emit("tdpbsud", [_I8(register), _I8(6), _I8(4 + register % 2)])
 
-    def _out(self, line: ir.Value, part: int) -> ir.Value:
-        """Where a block's part of a query's line of values is."""
-        return self.at("out", self.builder.add(line, _I64(4 * BLOCK * part)), _I8)
+    def _out(self, line: ir.Value, register: int) -> ir.Value:
+        """Return the place of a block's values in a query's line."""
+        return self.at("out", self.builder.add(line, _I64(4 * BLOCK * register)), _I8)
 
     def _roughly_above(self, norms: _Values) -> _Values:
         """Write half of how far values are above the limit, rounded up: that takes a step less."""
@@ -503,9 +514,9 @@ class _MatrixTile(_Tile):
         rests = self._marks(ROUGH)
         scratch = builder.bitcast(self._scratch(), _I8.as_pointer())
         above = []
-        for part, norm in enumerate(norms):
+        for register, norm in enumerate(norms):
             half = builder.ashr(builder.sub(_every(self.lanes, 0), norm), one)
-            self.emit("tilestored64", [_I8(part), scratch, _I64(4 * BLOCK)])
+            self.emit("tilestored64", [_I8(register), scratch, _I64(4 * BLOCK)])
             for slot, rest in enumerate(rests):
                 place = builder.gep(scratch, [_I64(4 * BLOCK * slot)])
                 sums = builder.load(builder.bitcast(place, self.lanes.as_pointer()), align=64)
@@ -523,21 +534,21 @@ class _MatrixTile(_Tile):
         """Write exact values in place of the sums, and the bits of the rows that pass."""
         builder, one = self.builder, _every(self.lanes, 1)
         limits = self._marks(LIMIT)
-        for part, norm in enumerate(norms):
+        for register, norm in enumerate(norms):
             flags = _every(ir.VectorType(ir.IntType(1), self.path.lanes), 0)
             for slot, limit in enumerate(limits):
                 line = self._scaled(self.slot, slot, 4 * WIDE * BLOCK)
-                place = builder.bitcast(self._out(line, part), self.lanes.as_pointer())
+                place = builder.bitcast(self._out(line, register), self.lanes.as_pointer())
                 sums = builder.load(place, align=64)
                 value = builder.sub(builder.shl(sums, one), norm)
                 builder.store(value, place, align=64)
                 flags = builder.or_(flags, builder.icmp_signed(">", value, limit))
             number = builder.zext(builder.bitcast(flags, ir.IntType(self.path.lanes)), _I64)
-            bits = builder.shl(number, _I64(BLOCK * part))
+            bits = builder.shl(number, _I64(BLOCK * register))
             builder.store(builder.or_(builder.load(passed), bits), passed)
 
 
-_ARRAYS = ("codes", "queries", "norms", "heads", "marks", "out", "seen")
+_ARRAYS = ("codes", "queries", "norms", "prefixes", "marks", "out", "seen")
 
 
 def _make_codegen(path: Path, few: bool, wide: bool) -> Callable[..., ir.Value]:
@@ -566,9 +577,9 @@ def _tile_of(few: bool, wide: bool) -> Any:
 
     @intrinsic
     def emitted(  # type: ignore[no-untyped-def]
-        typing_context, codes, queries, norms, heads, marks, out, seen, block, slot, path
+        typing_context, codes, queries, norms, prefixes, marks, out, seen, block, slot, path
     ):
-        arrays = (codes, queries, norms, heads, marks, out, seen)
+        arrays = (codes, queries, norms, prefixes, marks, out, seen)
         signature = types.int64(*arrays, types.int64, types.int64, path)
         return signature, _make_codegen(_BY_LENGTH[len(path)], few, wide)
 
@@ -637,7 +648,7 @@ def clear_away(path):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, inline="always")
 def tile(  # type: ignore[no-untyped-def]
-    codes, queries, norms, heads, marks, out, seen, block, last, slot, few, path
+    codes, queries, norms, prefixes, marks, out, seen, block, last, slot, few, path
 ):
     """Compare some queries with one or `WIDE` blocks of rows.
 
@@ -647,8 +658,8 @@ def tile(  # type: ignore[no-untyped-def]
         D a multiple of 64.
     queries : int16 (16, D)
         As `lay_out` does.
-    norms, heads : int32 (16 B,)
-        Squared length of each row, and half of that of its first `HEAD` bytes.
+    norms, prefixes : int32 (16 B,)
+        Squared length of each row; half the squared length of its first `PREFIX` bytes.
     marks : int32 (N, 4)
         Of each query what `set_marks` wrote.
     out : int32 (16, 64)
@@ -672,11 +683,11 @@ def tile(  # type: ignore[no-untyped-def]
     """
     if few:
         if block + WIDE <= last:
-            return _few_wide(codes, queries, norms, heads, marks, out, seen, block, slot, path)
-        return _few_narrow(codes, queries, norms, heads, marks, out, seen, block, slot, path)
+            return _few_wide(codes, queries, norms, prefixes, marks, out, seen, block, slot, path)
+        return _few_narrow(codes, queries, norms, prefixes, marks, out, seen, block, slot, path)
     if block + WIDE <= last:
-        return _many_wide(codes, queries, norms, heads, marks, out, seen, block, slot, path)
-    return _many_narrow(codes, queries, norms, heads, marks, out, seen, block, slot, path)
+        return _many_wide(codes, queries, norms, prefixes, marks, out, seen, block, slot, path)
+    return _many_narrow(codes, queries, norms, prefixes, marks, out, seen, block, slot, path)
 
 
 @numba.njit(nogil=True, inline="always")
@@ -724,28 +735,28 @@ def lay_out(rows, path):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def set_marks(marks, slot, bias, head_bias, distance, bounds):  # type: ignore[no-untyped-def]
+def set_marks(marks, slot, bias, prefix_bias, distance, bounds):  # type: ignore[no-untyped-def]
     """Write the marks of a query: which pairs are nearer to it than a squared distance.
 
-    They are those whose ``2 * dot - norm`` is above ``bias - distance``; and ``dot - head`` over
-    the head is then above half of ``head_bias - distance``.
+    These pairs have ``2 * dot - norm`` above ``bias - distance``. Over the prefix alone,
+    ``dot - prefix`` is then above half of ``prefix_bias - distance``.
 
     Parameters
     ----------
     marks : int32 (N, 4)
     slot : int
         The query's row.
-    bias, head_bias : int
+    bias, prefix_bias : int
         See `pipeline.index.kernels.Queries`.
     distance : int
     bounds : bool
-        Whether heads decide.
+        Whether prefixes are compared first.
     """
     limit = min(max(np.int64(bias) - distance, -CEILING), CEILING)
-    head = (np.int64(head_bias) - distance) >> 1
-    head = min(max(head, -HEAD_CEILING), HEAD_CEILING) if bounds else -HEAD_CEILING
-    marks[slot, BEGIN] = -(head + 1)
-    marks[slot, END] = 2 * (head + 1) - limit - 1
+    least = (np.int64(prefix_bias) - distance) >> 1
+    least = min(max(least, -PREFIX_CEILING), PREFIX_CEILING) if bounds else -PREFIX_CEILING
+    marks[slot, BEGIN] = -(least + 1)
+    marks[slot, END] = 2 * (least + 1) - limit - 1
     marks[slot, LIMIT] = limit
     # Half of -(limit + 1), rounded down as half of the row's length is, and one for both.
     marks[slot, ROUGH] = (~limit >> 1) + 1
@@ -967,14 +978,14 @@ def fetch(codes, place):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def scan_ranges(  # type: ignore[no-untyped-def]
+def range_search_loop(  # type: ignore[no-untyped-def]
     codes,
     norms,
-    heads,
+    prefixes,
     alive,
     query_codes,
     bias,
-    head_bias,
+    prefix_bias,
     radius,
     row_start,
     row_stop,
@@ -990,12 +1001,12 @@ def scan_ranges(  # type: ignore[no-untyped-def]
     """Scan work items from `first_item` on; returns (items done, hits written, pairs computed).
 
     An item whose hits do not fit any more is undone, so that the caller can go on from it with
-    emptied buffers. *Computed* are the pairs that their heads did not decide.
+    emptied buffers. *Computed* are the pairs that their prefixes did not rule out.
     """
     laid = lay_out(query_codes, path)
     marks = new_marks(query_codes.shape[0])
     for query in range(query_codes.shape[0]):
-        set_marks(marks, query, bias[query], head_bias[query], radius[query], bounds)
+        set_marks(marks, query, bias[query], prefix_bias[query], radius[query], bounds)
     rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
     values = new_values()
     seen = np.zeros(1, np.int64)
@@ -1012,7 +1023,7 @@ def scan_ranges(  # type: ignore[no-untyped-def]
             following = last if last * BLOCK < end else row_start[min(item + 1, final)] // BLOCK
             ahead = following * BLOCK * dimensions
             fetch(norms, following * BLOCK * 4)
-            fetch(heads, following * BLOCK * 4)
+            fetch(prefixes, following * BLOCK * 4)
             fetch(alive, following * BLOCK)
             for start in range(query_start[item], query_start[item + 1], TILE):
                 filled = min(TILE, query_start[item + 1] - start)
@@ -1023,7 +1034,7 @@ def scan_ranges(  # type: ignore[no-untyped-def]
                 while block < last:
                     for group in range(0, filled, at_once):
                         bits = tile(
-                            codes, rows, norms, heads, limits, values, seen,
+                            codes, rows, norms, prefixes, limits, values, seen,
                             block, last, group, few, path,
                         )  # fmt: skip
                         many = min(filled - group, at_once)
@@ -1081,14 +1092,14 @@ def merge_lists(distances, rows, other_distances, other_rows):  # type: ignore[n
 
 
 @numba.njit(nogil=True, cache=True)
-def nearest_ranges(  # type: ignore[no-untyped-def]
+def k_nearest_loop(  # type: ignore[no-untyped-def]
     codes,
     norms,
-    heads,
+    prefixes,
     alive,
     query_codes,
     bias,
-    head_bias,
+    prefix_bias,
     reach,
     ids,
     row_start,
@@ -1110,7 +1121,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
     for query in range(query_codes.shape[0]):
         # As far as the k-th may still come before it: another row, by its number.
         worst = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
-        set_marks(marks, query, bias[query], head_bias[query], worst, bounds)
+        set_marks(marks, query, bias[query], prefix_bias[query], worst, bounds)
     rows, limits = aligned_rows(TILE, query_codes.shape[1]), new_marks(0)
     values = new_values()
     seen = np.zeros(1, np.int64)
@@ -1124,7 +1135,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
             following = last if last * BLOCK < end else row_start[min(item + 1, final)] // BLOCK
             ahead = following * BLOCK * dimensions
             fetch(norms, following * BLOCK * 4)
-            fetch(heads, following * BLOCK * 4)
+            fetch(prefixes, following * BLOCK * 4)
             fetch(alive, following * BLOCK)
             for start in range(query_start[item], query_start[item + 1], TILE):
                 filled = min(TILE, query_start[item + 1] - start)
@@ -1135,7 +1146,7 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
                 while block < last:
                     for group in range(0, filled, at_once):
                         bits = tile(
-                            codes, rows, norms, heads, limits, values, seen,
+                            codes, rows, norms, prefixes, limits, values, seen,
                             block, last, group, few, path,
                         )  # fmt: skip
                         while bits != 0:
@@ -1156,7 +1167,9 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
                                     continue
                                 _insert(out_distance[query], out_row[query], distance, number)
                                 far = min(reach[query], np.int64(out_distance[query, k - 1]) + 1)
-                                set_marks(marks, query, bias[query], head_bias[query], far, bounds)
+                                set_marks(
+                                    marks, query, bias[query], prefix_bias[query], far, bounds
+                                )
                                 for kind in range(MARKS):
                                     limits[slot, kind] = marks[query, kind]
                     fetch(codes, ahead)
@@ -1166,8 +1179,8 @@ def nearest_ranges(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def closest_ranges(  # type: ignore[no-untyped-def]
-    codes, norms, heads, query_codes, row_start, row_stop, query_start, query_list, out_row, path
+def nearest_rows_loop(  # type: ignore[no-untyped-def]
+    codes, norms, prefixes, query_codes, row_start, row_stop, query_start, query_list, out_row, path
 ):  # fmt: skip
     """Write the nearest row of each query over its work items, of equally near ones the first.
 
@@ -1199,7 +1212,7 @@ def closest_ranges(  # type: ignore[no-untyped-def]
                 low, high = max(begin, block * BLOCK), min(end, (block + width) * BLOCK)
                 for group in range(0, filled, at_once):
                     tile(
-                        codes, rows, norms, heads, limits, values, seen,
+                        codes, rows, norms, prefixes, limits, values, seen,
                         block, last, group, few, path,
                     )  # fmt: skip
                 for slot in range(filled):
@@ -1234,7 +1247,7 @@ def _first_greatest(maxima, where):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, cache=True)
-def room_for_best(row_start, row_stop, query_start, query_list, count):  # type: ignore[no-untyped-def]
+def room_for_selection(row_start, row_stop, query_start, query_list, count):  # type: ignore[no-untyped-def]
     """Return the rows of the blocks of each query's work items, and how many places it takes.
 
     Items without rows do not count. A place is for a query of which some items are done and others
@@ -1264,17 +1277,18 @@ def room_for_best(row_start, row_stop, query_start, query_list, count):  # type:
 
 
 @numba.njit(nogil=True, cache=True)
-def best_ranges(  # type: ignore[no-untyped-def]
-    codes, norms, heads, alive, query_codes, bias, ids, row_start, row_stop, query_start,
+def select_k_nearest_loop(  # type: ignore[no-untyped-def]
+    codes, norms, prefixes, alive, query_codes, bias, ids, row_start, row_stop, query_start,
     query_list, lanes, near, out_distance, out_row, path,
 ):  # fmt: skip
     """Write the nearest living rows (Q, P) of each query over its work items, by (distance, id).
 
     All distances are written down and the P-th found among them: that costs less than keeping the
     nearest in order while rows go by, and far less with dozens of them. `lanes` are those of
-    `room_for_best`. `near` (H, R) is written over; H is at least the number of places that it says,
-    R a multiple of `SPAN`, and at least the greatest number of lanes. No query may stand twice in
-    an item. `out_distance` and `out_row` hold `NEVER` and -1 before, and where there are too few.
+    `room_for_selection`. `near` (H, R) is written over; H is at least the number of places that it
+    says, R a multiple of `SPAN`, and at least the greatest number of lanes. No query may stand
+    twice in an item. `out_distance` and `out_row` hold `NEVER` and -1 before, and where there are
+    too few.
     """
     laid = lay_out(query_codes, path)
     marks = marks_of_all(query_codes.shape[0])
@@ -1289,8 +1303,8 @@ def best_ranges(  # type: ignore[no-untyped-def]
     places, free = np.empty(count, np.int64), np.arange(held - 1, -1, -1)
     filled_lanes = np.zeros(count, np.int64)
     blocks = np.empty((held, room // BLOCK), np.int32)
-    parts = min(room // SPAN, (MAXIMA_A_RANK * out_row.shape[1] + SPAN - 1) // SPAN)
-    maxima = np.empty(parts * SPAN, np.int32)
+    spans = min(room // SPAN, (MAXIMA_A_RANK * out_row.shape[1] + SPAN - 1) // SPAN)
+    maxima = np.empty(spans * SPAN, np.int32)
     found, numbers = np.empty(room, np.int32), np.empty(room, np.int64)
     set_up(path)
     for item in range(row_start.shape[0]):
@@ -1315,7 +1329,7 @@ def best_ranges(  # type: ignore[no-untyped-def]
                 whole = high - low == SPAN and all_in_span(alive, low)
                 for group in range(0, filled, at_once):
                     tile(
-                        codes, rows, norms, heads, limits, values, seen,
+                        codes, rows, norms, prefixes, limits, values, seen,
                         block, last, group, few, path,
                     )  # fmt: skip
                 for slot in range(filled):
@@ -1339,7 +1353,7 @@ def best_ranges(  # type: ignore[no-untyped-def]
                 if filled_lanes[query] == lanes[query]:
                     free[held] = place
                     held += 1
-                    _write_best(
+                    _write_selected(
                         near[place], lanes[query], blocks[place], ids, bias[query],
                         maxima, found, numbers, out_distance[query], out_row[query],
                     )  # fmt: skip
@@ -1347,7 +1361,7 @@ def best_ranges(  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def _write_best(  # type: ignore[no-untyped-def]
+def _write_selected(  # type: ignore[no-untyped-def]
     values, length, blocks, ids, bias, maxima, found, numbers, out_distance, out_row
 ):
     """Write the nearest rows of one query, whose values lie block by block."""

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.metadata import ledger
 from pipeline.metadata.models import Image, Location, table
-from pipeline.metadata.records import FailureRow, ImageRow, RegisterCounts, RegisteredFile
+from pipeline.metadata.records import FailureRow, ImageRecord, RegisterCounts, RegisteredFile
 from pipeline.metadata.sql import chunks, insert_into, lock_collection
 
 
@@ -194,7 +194,7 @@ def unchanged_paths(
     }
 
 
-def image_rows(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRow]:
+def image_records(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRecord]:
     """Return images with their locations by id; ids that are not known are left out."""
     locations: dict[int, list[str]] = {}
     rows: list[Row[Any]] = []
@@ -209,7 +209,7 @@ def image_rows(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRow
         ):
             locations.setdefault(place.image_id, []).append(place.path)
     return {
-        row.id: ImageRow(
+        row.id: ImageRecord(
             id=row.id,
             sha256=row.sha256,
             width=row.width,

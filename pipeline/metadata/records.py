@@ -161,7 +161,7 @@ class BatchImage:
 
 
 @dataclass(frozen=True)
-class ImageRow:
+class ImageRecord:
     """An image as answers show it."""
 
     id: int

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.request import SearchRequest
-from pipeline.retrieval.cost import REFERENCE, Cost, Extent, Machine, exhaustive_cost, probed_cost
+from pipeline.retrieval.cost import REFERENCE, Cost, Machine, Workload, exhaustive_cost, probed_cost
 from pipeline.retrieval.plan import QueryPlan, join_plans
 
 BATCH_IMAGES = 32
@@ -64,7 +64,7 @@ class Batch:
         Their descriptors one after the other.
     images : tuple of QueryImage
         In the same order.
-    extent : Extent
+    workload : Workload
         What the plan was made for.
     request : SearchRequest
         What was asked for.
@@ -76,7 +76,7 @@ class Batch:
 
     plan: QueryPlan
     images: tuple[QueryImage, ...]
-    extent: Extent
+    workload: Workload
     request: SearchRequest
     machine: Machine
     keypoints: NDArray[np.float32] = field(default_factory=_no_keypoints, compare=False)
@@ -90,7 +90,7 @@ class Batch:
         """Return arrays and plain values, as they travel to scans and ranking."""
         own = {
             "images": [asdict(image) for image in self.images],
-            "extent": asdict(self.extent),
+            "workload": asdict(self.workload),
             "request": self.request.to_dict(),
             "machine": asdict(self.machine),
         }
@@ -103,7 +103,7 @@ class Batch:
         return cls(
             QueryPlan.from_arrays(arrays, meta),
             tuple(QueryImage(**image) for image in meta["images"]),
-            Extent(**meta["extent"]),
+            Workload(**meta["workload"]),
             SearchRequest.from_dict(meta["request"]),
             Machine(**meta["machine"]),
             arrays["keypoints"],
@@ -113,9 +113,9 @@ class Batch:
         """Return what the plan is predicted to cost; default: the machine that planned it."""
         machine = machine or self.machine
         if self.plan.kind == "exhaustive":
-            return exhaustive_cost(self.extent, machine)
+            return exhaustive_cost(self.workload, machine)
         distinct = len(np.unique(self.plan.cells))
-        return probed_cost(self.extent, machine, int(self.plan.cells.shape[1]), distinct)
+        return probed_cost(self.workload, machine, int(self.plan.cells.shape[1]), distinct)
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
@@ -131,7 +131,7 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
         first,
         plan=join_plans([batch.plan for batch in batches]),
         images=tuple(image for batch in batches for image in batch.images),
-        extent=replace(first.extent, queries=sum(batch.extent.queries for batch in batches)),
+        workload=replace(first.workload, queries=sum(batch.workload.queries for batch in batches)),
         keypoints=np.concatenate([batch.keypoints for batch in batches]),
     )
 
@@ -180,7 +180,7 @@ class _Room:
     def take(self, query: Batch) -> bool:
         """Take an image in; tells whether it fitted."""
         self._images -= 1
-        self._descriptors -= query.extent.queries
+        self._descriptors -= query.workload.queries
         self._bytes -= sum(array.nbytes for array in query.plan.to_arrays().values())
         self._ms -= query.predicted(REFERENCE).wait_ms
         return min(self._images, self._descriptors, self._bytes, self._ms) >= 0

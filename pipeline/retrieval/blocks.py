@@ -23,11 +23,11 @@ class ScanCounts:
     visited : int
         Rows of the cells opened.
     bytes : int
-        Bytes of the rows visited: codes, lengths and heads, each once.
+        Bytes of the rows visited: codes, lengths and prefixes, each once.
     pairs : int
         Pairs of a query descriptor and a row that were compared.
     computed : int or None
-        Those that were compared whole; the others were decided by the heads of the rows. None:
+        Those that were compared whole; the others were decided by the prefixes of the rows. None:
         not counted (one vector an image).
     """
 

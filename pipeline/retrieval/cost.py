@@ -15,7 +15,7 @@ from pipeline.index.rows import ROW_UNIT
 from pipeline.index.simd import FEW, PATHS, TILE
 
 ROW_OVERHEAD = 8
-"""Bytes that are read of a visited row beside its codes: squared length and that of its head."""
+"""Bytes read of a visited row beside its codes: squared lengths of it and of its prefix."""
 
 EXHAUSTIVE_WITHIN_MS = 350.0
 """The ``auto`` plan compares with every row where that takes the `REFERENCE` no longer, predicted:
@@ -46,9 +46,9 @@ class Rates(NamedTuple):
     Attributes
     ----------
     exhaustive : float
-        All rows, one after the other; the heads of the rows decide nearly every tile.
+        All rows, one after the other; the prefixes of the rows decide nearly every tile.
     probed : float
-        Rows of the nearest cells, whose heads decide less.
+        Rows of the nearest cells, whose prefixes decide less.
     vector : float
         The nearest rows of one vector an image, computed whole.
     """
@@ -66,7 +66,7 @@ RATES = {
     "amx": Rates(0.102, 0.0955, 0.255),
 }
 """Of each code path of the kernels. Longer rows cost in proportion: no less than that where all of
-a row is computed, less where its head decides."""
+a row is computed, less where its prefix decides."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ have one plan, and so one answer, on every machine."""
 
 
 @dataclass(frozen=True)
-class Extent:
-    """How much is compared with how much.
+class Workload:
+    """What the cost of a scan is predicted from: queries and rows to compare.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class Extent:
     cells : int
         Cells of the tree.
     one_vector : bool
-        The extractor describes an image by one vector: the nearest rows are looked for.
+        The extractor describes an image by one vector: the search is for the k nearest rows.
     """
 
     queries: int
@@ -124,7 +124,7 @@ class Cost:
     pairs : int
         Descriptor pairs compared.
     bytes : int
-        Bytes visited: codes, lengths and heads of each visited row once.
+        Bytes visited: codes, lengths and prefixes of each visited row once.
     scan_ms : float
         Milliseconds of one thread.
     wait_ms : float
@@ -146,27 +146,27 @@ class Cost:
         }
 
 
-def exhaustive_cost(extent: Extent, machine: Machine) -> Cost:
+def exhaustive_cost(workload: Workload, machine: Machine) -> Cost:
     """Return what comparing every query descriptor with every row costs."""
-    places = tile_places(extent.queries, machine.path)
+    places = tile_places(workload.queries, machine.path)
     return _cost(
-        extent,
+        workload,
         machine,
-        pairs=extent.queries * extent.rows,
-        visited=extent.rows,
-        compared=places * extent.rows,
+        pairs=workload.queries * workload.rows,
+        visited=workload.rows,
+        compared=places * workload.rows,
         rate=RATES[machine.path].exhaustive,
     )
 
 
 def probed_cost(
-    extent: Extent, machine: Machine, opened: int, distinct: float | None = None
+    workload: Workload, machine: Machine, opened: int, distinct: float | None = None
 ) -> Cost:
     """Return what comparing with the rows of the nearest cells costs.
 
     Parameters
     ----------
-    extent : Extent
+    workload : Workload
     machine : Machine
     opened : int
         Cells opened for a query descriptor.
@@ -175,15 +175,15 @@ def probed_cost(
         took its own at random; those of a photograph share more.
     """
     if distinct is None:
-        distinct = expected_distinct(extent.queries, opened, extent.cells)
-    wanted = extent.queries * opened
-    rows = extent.rows / extent.cells
+        distinct = expected_distinct(workload.queries, opened, workload.cells)
+    wanted = workload.queries * opened
+    rows = workload.rows / workload.cells
     places = min(
         wanted + distinct * _free_places(machine.path),
-        distinct * tile_places(extent.queries, machine.path),
+        distinct * tile_places(workload.queries, machine.path),
     )
     return _cost(
-        extent,
+        workload,
         machine,
         pairs=round(wanted * rows),
         visited=round(distinct * rows),
@@ -210,14 +210,14 @@ def expected_distinct(queries: int, opened: int, cells: int) -> float:
     return cells * (1 - (1 - opened / cells) ** queries)
 
 
-def exhaustive_is_fast_enough(extent: Extent) -> bool:
+def exhaustive_is_fast_enough(workload: Workload) -> bool:
     """Tell whether the ``auto`` plan compares with every row."""
-    cost = exhaustive_cost(extent, REFERENCE)
+    cost = exhaustive_cost(workload, REFERENCE)
     return cost.wait_ms <= EXHAUSTIVE_WITHIN_MS and cost.bytes <= EXHAUSTIVE_WITHIN_BYTES
 
 
 def _cost(
-    extent: Extent,
+    workload: Workload,
     machine: Machine,
     *,
     pairs: int,
@@ -227,11 +227,11 @@ def _cost(
     listed: int = 0,
 ) -> Cost:
     """Return a cost from the places of tiles that are compared with rows, free ones included."""
-    read = visited * (extent.row_bytes + ROW_OVERHEAD)
-    if extent.one_vector:
+    read = visited * (workload.row_bytes + ROW_OVERHEAD)
+    if workload.one_vector:
         rate, near = RATES[machine.path].vector, 0.0
     else:
-        near = NEAR_NS * extent.queries * extent.rows
-    whole = rate * compared * extent.row_bytes / ROW_UNIT
+        near = NEAR_NS * workload.queries * workload.rows
+    whole = rate * compared * workload.row_bytes / ROW_UNIT
     scan_ms = (PASS_NS + BYTE_NS * read + whole + near + LIST_NS * listed) / 1e6
     return Cost(pairs, read, scan_ms, scan_ms / machine.threads)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipeline.index.segments import decode_geometry
 from pipeline.retrieval.blocks import DistanceBlock
-from pipeline.retrieval.score import ImageRow, voting_pairs
+from pipeline.retrieval.score import MatchedImage, voting_pairs
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def pairs_of(
     blocks: Sequence[DistanceBlock],
     radius: NDArray[np.int32],
     keypoints: NDArray[np.float32],
-    images: Mapping[int, ImageRow],
+    images: Mapping[int, MatchedImage],
 ) -> dict[int, Pairs]:
     """Return the pairs of one query image with some images, from the blocks that are there.
 

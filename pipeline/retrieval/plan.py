@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index.cells import cells_by_default
-from pipeline.index.kernels import Queries, best_rows, prepare_queries
+from pipeline.index.kernels import Queries, prepare_queries, select_k_nearest
 from pipeline.index.model import Model
 from pipeline.index.segments import Segment
 from pipeline.index.work import (
@@ -24,7 +24,7 @@ from pipeline.index.work import (
     whole_work,
 )
 from pipeline.request import SearchRequest
-from pipeline.retrieval.cost import Extent, exhaustive_is_fast_enough
+from pipeline.retrieval.cost import Workload, exhaustive_is_fast_enough
 
 FEWEST_NEIGHBOURS = 100
 """Least number of neighbours that a search with one vector an image asks for: an answer of 10 has
@@ -161,7 +161,7 @@ def background_radius(model: Model, queries: Queries) -> NDArray[np.int32]:
     ranks = [(rank, factor) for rank, factor in _BACKGROUND_RANKS if rank <= size]
     ranks = ranks or [(size, 1.0)]
     work = whole_work(size, len(queries.codes))
-    distances, _ = best_rows(model.background, queries, ranks[-1][0], work)
+    distances, _ = select_k_nearest(model.background, queries, ranks[-1][0], work)
     estimates = [
         factor
         * distances[:, rank - 1]
@@ -210,8 +210,8 @@ def make_plan(
     neighbours = max(request.top, FEWEST_NEIGHBOURS) if one_vector else 0
     kind = request.kind
     if kind == "auto":
-        extent = Extent(len(codes), descriptors, codes.shape[1], model.tree.cells, one_vector)
-        kind = "exhaustive" if exhaustive_is_fast_enough(extent) else "probed"
+        workload = Workload(len(codes), descriptors, codes.shape[1], model.tree.cells, one_vector)
+        kind = "exhaustive" if exhaustive_is_fast_enough(workload) else "probed"
     if kind == "exhaustive":
         nothing = np.empty((len(codes), 0), np.uint32)
         every = tuple(range(model.groups))

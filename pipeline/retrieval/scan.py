@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from pipeline.config import digest
 from pipeline.errors import DeadlinePassedError
-from pipeline.index.kernels import PATH, Hits, merge_nearest, nearest, range_scan, unite_hits
+from pipeline.index.kernels import (
+    PATH,
+    Hits,
+    concatenate_hits,
+    k_nearest,
+    merge_k_nearest,
+    range_search,
+)
 from pipeline.index.rows import ROW_UNIT, every_row
 from pipeline.index.segments import Segment
 from pipeline.index.work import Work, split_work
@@ -201,9 +208,9 @@ class _Pieces:
     def near_hits(self, radius: NDArray[np.int32]) -> Hits:
         """Return the rows within each query's radius."""
         rows, queries = self.segment.rows, self.plan.queries()
-        return unite_hits(
+        return concatenate_hits(
             [
-                range_scan(rows, self.alive, queries, radius, piece, path=self.path)
+                range_search(rows, self.alive, queries, radius, piece, path=self.path)
                 for piece in self._each()
             ]
         )
@@ -216,9 +223,9 @@ class _Pieces:
         the order of the rows.
         """
         rows, queries, k = self.segment.rows, self.plan.queries(), self.plan.neighbours
-        distance, row = merge_nearest(
+        distance, row = merge_k_nearest(
             [
-                nearest(rows, queries, k + 1, alive=self.alive, work=piece, path=self.path)
+                k_nearest(rows, queries, k + 1, alive=self.alive, work=piece, path=self.path)
                 for piece in self._each()
             ]
         )

@@ -14,7 +14,7 @@ from pipeline.records import Match
 from pipeline.retrieval.blocks import DistanceBlock, merge_blocks, pack_geometry, split_block
 
 
-class ImageRow(Protocol):
+class MatchedImage(Protocol):
     """What the ranking needs to know of an image."""
 
     @property
@@ -141,7 +141,7 @@ def voting_pairs(
     return merged.some(kept), gain[kept]
 
 
-def make_matches(ranking: Ranking, rows: Mapping[int, ImageRow], top: int) -> tuple[Match, ...]:
+def make_matches(ranking: Ranking, rows: Mapping[int, MatchedImage], top: int) -> tuple[Match, ...]:
     """Return the answer's images; ties are broken by SHA-256.
 
     Parameters

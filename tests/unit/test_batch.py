@@ -18,7 +18,7 @@ from pipeline.retrieval.batch import (
     cut_batches,
     join_batches,
 )
-from pipeline.retrieval.cost import REFERENCE, Extent, Machine
+from pipeline.retrieval.cost import REFERENCE, Machine, Workload
 from pipeline.retrieval.plan import make_plan
 
 
@@ -27,8 +27,8 @@ def query(seed: int, count: int, kind: str = "probed", rows: int = 930) -> Batch
     codes = model().quantizer.encode(descriptors(seed, count))
     plan = make_plan(model(), codes, rows, asked(kind, 0.2))
     image = QueryImage(f"{seed}", 640, 480, count, {"extract": 1.5})
-    extent = Extent(count, rows, 64, model().tree.cells)
-    return Batch(plan, (image,), extent, asked(kind, 0.2), Machine("avx2", 2))
+    workload = Workload(count, rows, 64, model().tree.cells)
+    return Batch(plan, (image,), workload, asked(kind, 0.2), Machine("avx2", 2))
 
 
 def test_a_batch_holds_the_descriptors_of_its_images_one_after_the_other() -> None:
@@ -36,7 +36,7 @@ def test_a_batch_holds_the_descriptors_of_its_images_one_after_the_other() -> No
     batch = join_batches(queries)
     assert [image.digest for image in batch.images] == ["1", "2", "3"]
     assert batch.offsets == [0, 5, 6, 18]
-    assert batch.extent == replace(queries[0].extent, queries=18)
+    assert batch.workload == replace(queries[0].workload, queries=18)
     for one, start, stop in zip(queries, batch.offsets, batch.offsets[1:], strict=False):
         for name, array in one.plan.to_arrays().items():
             assert np.array_equal(batch.plan.to_arrays()[name][start:stop], array)
@@ -62,7 +62,7 @@ def test_images_of_one_plan_share_a_pass_in_their_order() -> None:
 def test_a_pass_has_room_for_so_many_images_and_descriptors() -> None:
     many = [query(1, 9)] * (2 * BATCH_IMAGES + 1)
     assert [len(some) for some in cut_batches(many, 5.0)] == [BATCH_IMAGES, BATCH_IMAGES, 1]
-    large = replace(query(1, 9), extent=replace(query(1, 9).extent, queries=30_000))
+    large = replace(query(1, 9), workload=replace(query(1, 9).workload, queries=30_000))
     assert [len(some) for some in cut_batches([large] * 5, 1e9)] == [2, 2, 1]
     assert 2 * 30_000 <= BATCH_DESCRIPTORS < 3 * 30_000
 

@@ -28,7 +28,7 @@ from pipeline.index.segments import assign_features
 from pipeline.records import Features
 from pipeline.retrieval.batch import Batch, QueryImage, join_batches
 from pipeline.retrieval.blocks import DistanceBlock, merge_blocks, split_block
-from pipeline.retrieval.cost import Extent, Machine
+from pipeline.retrieval.cost import Machine, Workload
 from pipeline.retrieval.opened import KEPT_MASKS, UNKNOWN, ImageSet, OpenSegment
 from pipeline.retrieval.pairs import pairs_of
 from pipeline.retrieval.plan import make_plan
@@ -45,8 +45,8 @@ def query(seed: int, count: int, kind: str, rows: int = 930, effort: float | Non
     plan = replace(made, radius=made.radius * 8)  # so that many rows are near enough
     keypoints = features(seed, count).keypoints[:, :4]
     image = QueryImage(f"query {seed}", 640, 480, count, {})
-    extent = Extent(count, rows, 64, model().tree.cells)
-    return Batch(plan, (image,), extent, asked(kind, effort), Machine("avx2", 2), keypoints)
+    workload = Workload(count, rows, 64, model().tree.cells)
+    return Batch(plan, (image,), workload, asked(kind, effort), Machine("avx2", 2), keypoints)
 
 
 def segment(group: int, *images: int) -> OpenSegment:
@@ -70,7 +70,7 @@ def as_bytes(block: DistanceBlock) -> bytes:
 def test_an_addition_elsewhere_changes_neither_key_nor_block(kind: str) -> None:
     # A hundred times the rows: the plan is made for another collection.
     before, after = query(15, 30, kind), query(15, 30, kind, rows=93_000)
-    assert before.extent != after.extent
+    assert before.workload != after.workload
     for group in range(4):
         mine = segment(group, *range(20))
         assert block_key(before, 0, "m", mine) == block_key(after, 0, "m", mine)

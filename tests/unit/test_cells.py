@@ -12,7 +12,7 @@ from pipeline.config import CellKind
 from pipeline.index import cells as module
 from pipeline.index import simd
 from pipeline.index.cells import MeanCells, cells_from_arrays, cells_to_arrays, train_cells
-from pipeline.index.kernels import nearest, prepare_queries
+from pipeline.index.kernels import k_nearest, prepare_queries
 from pipeline.index.rows import pack_rows, to_signed, unpack_rows
 from pipeline.index.vptree import VPTree, train_tree
 
@@ -129,7 +129,7 @@ def test_cells_of_means_find_neighbours_in_fewer_rows_than_leaves() -> None:
     )
     packed = pack_rows((rows + 128).astype(np.uint8))
     rows, queries = rows.astype(np.int8), queries.astype(np.int8)
-    neighbour = nearest(packed, prepare_queries(queries), 1)[1][:, 0]
+    neighbour = k_nearest(packed, prepare_queries(queries), 1)[1][:, 0]
     found, scanned = {}, {}
     for kind in ("leaves", "means"):
         cells = train_cells(rows, 7, kind)

@@ -18,8 +18,8 @@ from pipeline.retrieval.cost import (
     PASS_NS,
     RATES,
     REFERENCE,
-    Extent,
     Machine,
+    Workload,
     exhaustive_cost,
     exhaustive_is_fast_enough,
     expected_distinct,
@@ -28,7 +28,7 @@ from pipeline.retrieval.cost import (
 from pipeline.retrieval.plan import make_plan
 from pipeline.retrieval.scan import scan_segment
 
-EXTENT = Extent(queries=10, rows=6400, row_bytes=64, cells=64)
+EXTENT = Workload(queries=10, rows=6400, row_bytes=64, cells=64)
 
 
 def test_every_code_path_has_its_rates() -> None:
@@ -92,21 +92,21 @@ def test_cells_shared_cost_no_more_than_cells_apart(
 ) -> None:
     cells = 2**levels
     opened = max(1, round(effort * cells))
-    extent = Extent(queries, rows, 64, cells)
+    workload = Workload(queries, rows, 64, cells)
     distinct = expected_distinct(queries, opened, cells)
     assert min(opened, cells) * 0.999 <= distinct <= min(cells, queries * opened) * 1.001
-    probed = probed_cost(extent, REFERENCE, opened)
-    exhaustive = exhaustive_cost(extent, REFERENCE)
+    probed = probed_cost(workload, REFERENCE, opened)
+    exhaustive = exhaustive_cost(workload, REFERENCE)
     assert probed.pairs <= exhaustive.pairs * 1.001 + 1
     assert probed.bytes <= exhaustive.bytes * 1.001 + 72
     # Two queries in one pass cost no more than two passes.
-    twice = replace(extent, queries=2 * queries)
+    twice = replace(workload, queries=2 * queries)
     assert probed_cost(twice, REFERENCE, opened).scan_ms <= 2 * probed.scan_ms * 1.001
     assert exhaustive_cost(twice, REFERENCE).scan_ms <= 2 * exhaustive.scan_ms * 1.001
 
 
 def test_auto_does_not_ask_what_machine_it_is_on() -> None:
-    thousand = Extent(1000, 10**6, 64, 512)
+    thousand = Workload(1000, 10**6, 64, 512)
     edge = int(10**6 * EXHAUSTIVE_WITHIN_MS / exhaustive_cost(thousand, REFERENCE).wait_ms)
     assert exhaustive_is_fast_enough(replace(thousand, rows=round(0.99 * edge)))
     assert not exhaustive_is_fast_enough(replace(thousand, rows=round(1.01 * edge)))
@@ -120,16 +120,16 @@ def test_what_is_predicted_is_what_is_counted(kind: str) -> None:
     codes = model().quantizer.encode(descriptors(77, 200))
     rows = sum(segment.rows.size for segment in segments())
     plan = make_plan(model(), codes, rows, asked(kind, 0.3))
-    extent = Extent(200, rows, 64, model().tree.cells)
+    workload = Workload(200, rows, 64, model().tree.cells)
     counts = merge_blocks([scan_segment(segment, plan) for segment in segments()]).counts
     assert counts.rows == rows
     if kind == "exhaustive":
-        cost = exhaustive_cost(extent, REFERENCE)
+        cost = exhaustive_cost(workload, REFERENCE)
         assert (cost.pairs, cost.bytes) == (counts.pairs, counts.bytes)
         assert counts.visited == rows
     else:
         distinct = len(np.unique(plan.cells))
-        cost = probed_cost(extent, REFERENCE, plan.cells.shape[1], distinct)
+        cost = probed_cost(workload, REFERENCE, plan.cells.shape[1], distinct)
         assert cost.pairs == pytest.approx(counts.pairs, rel=0.5)
         assert cost.bytes == pytest.approx(counts.bytes, rel=0.5)
         assert counts.visited * 72 == counts.bytes

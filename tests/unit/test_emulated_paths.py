@@ -43,14 +43,14 @@ def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
     monkeypatch.setitem(simd._ARITHMETIC, name, (simd._split_bytes, dot_of_bytes))
 
     @numba.njit
-    def compare(codes, rows, norms, heads, marks, values, seen, few, path):  # type: ignore[no-untyped-def]
+    def compare(codes, rows, norms, prefixes, marks, values, seen, few, path):  # type: ignore[no-untyped-def]
         laid = simd.lay_out(rows, path)
         at_once = simd.queries_at_once(few, path)
         found = np.zeros((len(FIRST_BLOCKS), laid.shape[0] // at_once), np.uint64)
         for turn, first in enumerate(FIRST_BLOCKS):
             for group in range(found.shape[1]):
                 found[turn, group] = simd.tile(
-                    codes, laid, norms, heads, marks, values[turn], seen[turn],
+                    codes, laid, norms, prefixes, marks, values[turn], seen[turn],
                     first, BLOCKS, group * at_once, few, path,
                 )  # fmt: skip
         return found
@@ -63,18 +63,28 @@ def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
         signed = rng.choice(np.array([-128, -127, -1, 0, 127], np.int8), (8, width))
         queries = prepare_queries(signed)
         value = 2 * (signed.astype(np.int64) @ extreme.T.astype(np.int64)) - rows.norms
-        head = signed[:, : simd.HEAD].astype(np.int64) @ extreme[:, : simd.HEAD].T - rows.heads
+        leading = (
+            signed[:, : simd.PREFIX].astype(np.int64) @ extreme[:, : simd.PREFIX].T - rows.prefixes
+        )
         limits = np.sort(value, axis=1)[:, -20]
         for shown in (True, False):
-            # With heads above every limit all is compared, with heads below nothing is.
-            edge = int(head.min() - 1 if shown else head.max())
+            # With prefixes above every limit all is compared, with prefixes below nothing is.
+            edge = int(leading.min() - 1 if shown else leading.max())
             marks = simd.new_marks(8)
             for slot, limit in enumerate(limits):
                 simd.set_marks(marks, slot, limit, 2 * edge, 0, True)
             values = np.zeros((2, simd.TILE, 16 * simd.WIDE), np.int32)
             seen = np.zeros((2, 1), np.int64)
             found = compare(
-                rows.codes, queries.codes, rows.norms, rows.heads, marks, values, seen, few, marker
+                rows.codes,
+                queries.codes,
+                rows.norms,
+                rows.prefixes,
+                marks,
+                values,
+                seen,
+                few,
+                marker,
             )
             near = value > limits[:, None]
             for turn, first in enumerate(FIRST_BLOCKS):

@@ -18,7 +18,7 @@ from pipeline.records import Features, ImageFailure
 from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, QueryImage
 from pipeline.retrieval.blocks import GroupScan
-from pipeline.retrieval.cost import Extent, Machine
+from pipeline.retrieval.cost import Machine, Workload
 from pipeline.retrieval.plan import make_plan
 from pipeline.retrieval.scan import scan_segment
 
@@ -41,10 +41,10 @@ def plan_file(kind: str) -> bytes:
     codes = model().quantizer.encode(features(15, 30).descriptors)
     plan = make_plan(model(), codes, 930, SearchRequest(plan=kind))  # type: ignore[arg-type]
     image = QueryImage("ab", 640, 480, 30, {"plan": 1.0})
-    extent = Extent(30, 930, 64, model().tree.cells)
+    workload = Workload(30, 930, 64, model().tree.cells)
     keypoints = features(15, 30).keypoints[:, :4]
     request = SearchRequest(effort=0.06)
-    batch = Batch(plan, (image,), extent, request, Machine("avx2", 2), keypoints)
+    batch = Batch(plan, (image,), workload, request, Machine("avx2", 2), keypoints)
     return arrays_to_bytes(*batch.to_arrays())
 
 

@@ -19,24 +19,24 @@ from pipeline.index import quantizer, vptree, work
 from pipeline.index.kernels import (
     Hits,
     Queries,
-    best_rows,
-    closest_rows,
-    merge_nearest,
-    nearest,
-    nearest_reference,
+    k_nearest,
+    k_nearest_reference,
+    merge_k_nearest,
+    nearest_rows,
     prepare_queries,
-    range_scan,
-    range_scan_reference,
+    range_search,
+    range_search_reference,
+    select_k_nearest,
 )
 from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.simd import (
-    HEAD,
     PATHS,
-    best_ranges,
-    closest_ranges,
-    nearest_ranges,
-    room_for_best,
-    scan_ranges,
+    PREFIX,
+    k_nearest_loop,
+    nearest_rows_loop,
+    range_search_loop,
+    room_for_selection,
+    select_k_nearest_loop,
     usable_paths,
 )
 from pipeline.index.warm import warm_up
@@ -100,8 +100,8 @@ def test_a_range_scan_finds_exactly_what_numpy_finds(
     radius = rng.integers(200_000, 1_500_000, queries).astype(np.int32)
     alive = rng.random(count) > 0.2
     work = full_work(count, queries)
-    hits = range_scan(pack_rows(unpacked), alive, prepared, radius, work, path=path)
-    assert as_set(hits) == range_scan_reference(unpacked, alive, prepared, radius, work)
+    hits = range_search(pack_rows(unpacked), alive, prepared, radius, work, path=path)
+    assert as_set(hits) == range_search_reference(unpacked, alive, prepared, radius, work)
     assert len(as_set(hits)) == len(hits.query)
 
 
@@ -133,9 +133,9 @@ def test_ranges_buffers_and_dead_rows_change_nothing_of_a_range_scan(
     alive = rng.random(count) > 0.3
     work = make_work(rng, count, queries, items)
     rows = pack_rows(unpacked)
-    hits = range_scan(rows, alive, prepared, radius, work, buffer=buffer, path=path)
-    assert as_set(hits) == range_scan_reference(unpacked, alive, prepared, radius, work)
-    assert same_hits(hits, range_scan(rows, alive, prepared, radius, work, path="portable"))
+    hits = range_search(rows, alive, prepared, radius, work, buffer=buffer, path=path)
+    assert as_set(hits) == range_search_reference(unpacked, alive, prepared, radius, work)
+    assert same_hits(hits, range_search(rows, alive, prepared, radius, work, path="portable"))
 
 
 @every_path
@@ -144,7 +144,7 @@ def test_the_radius_itself_is_outside(path: str) -> None:
     queries = prepare_queries(np.zeros((1, 64), np.int8))
     work, alive = full_work(1, 1), np.ones(1, np.bool_)
     for radius, found in [(256, 0), (257, 1), (0, 0), (np.iinfo(np.int32).max, 1)]:
-        hits = range_scan(rows, alive, queries, np.array([radius], np.int32), work, path=path)
+        hits = range_search(rows, alive, queries, np.array([radius], np.int32), work, path=path)
         assert len(hits.query) == found, radius
 
 
@@ -153,7 +153,7 @@ def test_the_radius_itself_is_outside(path: str) -> None:
 def test_the_greatest_distance_is_exact(path: str, width: int) -> None:
     rows = pack_rows(np.array([[255] * width, [0] * width], np.uint8))
     queries = prepare_queries(np.array([[-128] * width, [127] * width], np.int8))
-    distance, row = nearest(rows, queries, 2, path=path)
+    distance, row = k_nearest(rows, queries, 2, path=path)
     assert distance.tolist() == [[0, width * 255**2], [0, width * 255**2]]
     assert row.tolist() == [[1, 0], [0, 1]]
 
@@ -170,8 +170,8 @@ def test_nearest_is_the_sorted_exhaustive_search(
     queries = make_queries(rng, 11, extreme, width)
     alive = rng.random(count) > 0.3
     for k in (1, 2, 16):
-        expected = nearest_reference(unpacked, queries, k, alive)
-        found = nearest(pack_rows(unpacked), queries, k, alive=alive, path=path)
+        expected = k_nearest_reference(unpacked, queries, k, alive)
+        found = k_nearest(pack_rows(unpacked), queries, k, alive=alive, path=path)
         assert np.array_equal(found[0], expected[0])
         assert np.array_equal(found[1], expected[1])
 
@@ -201,13 +201,13 @@ def test_the_order_of_the_work_does_not_change_the_nearest(
         np.concatenate([[0], np.cumsum([len(w) for w in wanted])]).astype(np.int64),
         np.concatenate(wanted),
     )
-    distance, row = nearest(pack_rows(unpacked), queries, k, work=work, path=path)
+    distance, row = k_nearest(pack_rows(unpacked), queries, k, work=work, path=path)
     for query in range(10):
         visited = np.zeros(count, np.bool_)
         for item, want in enumerate(wanted):
             visited[work.row_start[item] : work.row_stop[item]] |= query in want
         one = prepare_queries(queries.codes[query : query + 1])
-        expected = nearest_reference(unpacked, one, k, visited)
+        expected = k_nearest_reference(unpacked, one, k, visited)
         assert np.array_equal(distance[query], expected[0][0])
         assert np.array_equal(row[query], expected[1][0])
 
@@ -221,7 +221,7 @@ def test_the_order_of_the_work_does_not_change_the_nearest(
     path=st.sampled_from(USABLE),
 )
 def test_bounds_change_nothing(seed: int, width: int, share: float, steep: bool, path: str) -> None:
-    """Rows in principal axes, of which the head decides, and rows of which it says nothing."""
+    """Rows in principal axes, whose prefix decides, and rows whose prefix says nothing."""
     rng = np.random.default_rng(seed)
     spread = np.geomspace(60, 4, width) if steep else np.full(width, 30.0)
     signed = np.clip(np.rint(rng.normal(0, spread, (310, width))), -128, 127)
@@ -229,16 +229,16 @@ def test_bounds_change_nothing(seed: int, width: int, share: float, steep: bool,
     queries = prepare_queries(signed[:10].astype(np.int8))
     rows, work = pack_rows(unpacked), make_work(rng, 300, 10, 5)
     alive = rng.random(300) > 0.1
-    every = nearest_reference(unpacked, queries, 300)[0]
+    every = k_nearest_reference(unpacked, queries, 300)[0]
     radius = every[:, round(share * 299)] + 1
-    hits = range_scan(rows, alive, queries, radius, work, path=path)
-    assert as_set(hits) == range_scan_reference(unpacked, alive, queries, radius, work)
-    whole = range_scan(rows, alive, queries, radius, work, bounds=False, path=path)
+    hits = range_search(rows, alive, queries, radius, work, path=path)
+    assert as_set(hits) == range_search_reference(unpacked, alive, queries, radius, work)
+    whole = range_search(rows, alive, queries, radius, work, bounds=False, path=path)
     assert same_hits(hits, whole)
     assert len(hits.query) <= hits.computed <= whole.computed == work.pairs
-    found = nearest(rows, queries, 7, alive=alive, path=path)
-    expected = nearest_reference(unpacked, queries, 7, alive)
-    plain = nearest(rows, queries, 7, alive=alive, bounds=False, path=path)
+    found = k_nearest(rows, queries, 7, alive=alive, path=path)
+    expected = k_nearest_reference(unpacked, queries, 7, alive)
+    plain = k_nearest(rows, queries, 7, alive=alive, bounds=False, path=path)
     for one, other, third in zip(found, expected, plain, strict=True):
         assert np.array_equal(one, other)
         assert np.array_equal(one, third)
@@ -250,8 +250,8 @@ def test_ids_take_the_place_of_row_numbers_also_among_equal_distances(path: str)
     unpacked = make_rows(rng, 4)[rng.integers(0, 4, 90)]
     queries, ids = make_queries(rng, 6), rng.permutation(90) * 10
     back = np.argsort(ids)
-    expected = nearest_reference(unpacked[back], queries, 30)
-    found = nearest(pack_rows(unpacked), queries, 30, ids=ids, path=path)
+    expected = k_nearest_reference(unpacked[back], queries, 30)
+    found = k_nearest(pack_rows(unpacked), queries, 30, ids=ids, path=path)
     assert np.array_equal(found[0], expected[0])
     assert np.array_equal(found[1], ids[back][expected[1]])
 
@@ -263,9 +263,9 @@ def test_answers_about_different_rows_are_united(seed: int, count: int, k: int) 
     kinds = make_rows(rng, 4)
     unpacked, queries = kinds[rng.integers(0, 4, count)], make_queries(rng, 5)
     rows, whose = pack_rows(unpacked), rng.integers(0, 3, count)
-    found = [nearest(rows, queries, k, alive=whose == number) for number in range(3)]
-    expected = nearest_reference(unpacked, queries, k)
-    united = merge_nearest(found)
+    found = [k_nearest(rows, queries, k, alive=whose == number) for number in range(3)]
+    expected = k_nearest_reference(unpacked, queries, k)
+    united = merge_k_nearest(found)
     assert np.array_equal(united[0], expected[0])
     assert np.array_equal(united[1], expected[1])
 
@@ -274,10 +274,10 @@ def test_answers_about_different_rows_are_united(seed: int, count: int, k: int) 
 def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
     rng = np.random.default_rng(6)
     unpacked, queries = make_rows(rng, 150), make_queries(rng, 12)
-    distance, row = nearest_reference(unpacked, queries, 150)
+    distance, row = k_nearest_reference(unpacked, queries, 150)
     for rank in (0, 3, 149):
         reach = distance[:, rank].astype(np.int64)
-        found = nearest(pack_rows(unpacked), queries, 9, reach=reach, path=path)
+        found = k_nearest(pack_rows(unpacked), queries, 9, reach=reach, path=path)
         for query in range(12):
             kept = row[query][distance[query] < reach[query]][:9]
             assert found[1][query].tolist() == kept.tolist() + [-1] * (9 - len(kept))
@@ -296,7 +296,7 @@ def test_only_rows_below_the_reach_are_neighbours(path: str) -> None:
     named=st.booleans(),
     path=st.sampled_from(USABLE),
 )
-def test_best_rows_are_the_nearest(
+def test_selected_rows_are_the_nearest(
     seed: int,
     count: int,
     items: int,
@@ -323,22 +323,22 @@ def test_best_rows_are_the_nearest(
     pieces = Work(bounds[:-1][order], bounds[1:][order], listed, np.concatenate(wanted))
     cells = np.array([rng.permutation(len(order)) for _ in range(21)])
     for each in (pieces, work.whole_work(count, 21), work.ordered_work(cells, bounds)):
-        expected = nearest(packed, queries, k, work=each, alive=alive, ids=ids)
-        found = best_rows(packed, queries, k, each, alive=alive, ids=ids, path=path)
+        expected = k_nearest(packed, queries, k, work=each, alive=alive, ids=ids)
+        found = select_k_nearest(packed, queries, k, each, alive=alive, ids=ids, path=path)
         assert np.array_equal(found[0], expected[0])
         assert np.array_equal(found[1], expected[1])
 
 
-def test_best_rows_of_nothing_are_none() -> None:
+def test_selection_of_nothing_gives_none() -> None:
     rows, queries = (
         pack_rows(make_rows(np.random.default_rng(1), 40)),
         prepare_queries(np.zeros((6, 64), np.int8)),
     )
     nobody = Work(*(np.array(v, np.int64) for v in ([0], [40], [0, 0])), np.empty(0, np.int32))
     for each in (work.whole_work(0, 6), nobody):
-        with pytest.raises(InputError, match="0 rows are wanted"):
-            best_rows(rows, queries, 0, each)
-        distance, row = best_rows(rows, queries, 3, each)
+        with pytest.raises(InputError, match="0 nearest rows are asked for"):
+            select_k_nearest(rows, queries, 0, each)
+        distance, row = select_k_nearest(rows, queries, 3, each)
         assert (distance == np.iinfo(np.int32).max).all()
         assert (row == -1).all()
 
@@ -367,11 +367,11 @@ def test_the_closest_row_is_the_nearest_of_one(
     pieces = Work(bounds[:-1], bounds[1:], listed, np.concatenate(wanted))
     packed = pack_rows(unpacked)
     for each in (pieces, work.whole_work(count, asked)):
-        expected = nearest(packed, queries, 1, work=each, path=path)[1][:, 0]
-        found = closest_rows(packed, queries.codes, each, path=path)
+        expected = k_nearest(packed, queries, 1, work=each, path=path)[1][:, 0]
+        found = nearest_rows(packed, queries.codes, each, path=path)
         assert np.array_equal(found, expected)
-    exact = nearest_reference(unpacked, queries, 1)[1][:, 0]
-    assert np.array_equal(closest_rows(packed, queries.codes, each, path=path), exact)
+    exact = k_nearest_reference(unpacked, queries, 1)[1][:, 0]
+    assert np.array_equal(nearest_rows(packed, queries.codes, each, path=path), exact)
 
 
 def test_code_for_another_processor_uses_nothing_special_of_this_one() -> None:
@@ -388,11 +388,11 @@ def test_queries_of_another_length_and_lengths_that_are_not_built_are_refused() 
     rows = pack_rows(np.zeros((3, 128), np.uint8))
     queries = prepare_queries(np.zeros((1, 64), np.int8))
     with pytest.raises(InputError, match="queries of 64 bytes do not fit rows of 128 bytes"):
-        nearest(rows, queries, 1)
+        k_nearest(rows, queries, 1)
     with pytest.raises(InputError, match="64 bytes do not fit"):
-        closest_rows(rows, queries.codes, full_work(3, 1))
+        nearest_rows(rows, queries.codes, full_work(3, 1))
     with pytest.raises(InputError, match="64 bytes do not fit"):
-        range_scan(rows, np.ones(3, bool), queries, np.ones(1, np.int32), full_work(3, 1))
+        range_search(rows, np.ones(3, bool), queries, np.ones(1, np.int32), full_work(3, 1))
     for width in (0, 63, 100, 8192):
         with pytest.raises(InputError, match=f"rows of {width} bytes cannot be stored"):
             pack_rows(np.zeros((2, width), np.uint8))
@@ -411,11 +411,11 @@ def test_among_equal_distances_the_smaller_row_is_nearer(path: str) -> None:
     rng = np.random.default_rng(3)
     unpacked = np.repeat(make_rows(rng, 5), 20, axis=0)[rng.permutation(100)]
     queries = make_queries(rng, 9)
-    found = nearest(pack_rows(unpacked), queries, 30, path=path)
-    expected = nearest_reference(unpacked, queries, 30)
+    found = k_nearest(pack_rows(unpacked), queries, 30, path=path)
+    expected = k_nearest_reference(unpacked, queries, 30)
     assert np.array_equal(found[1], expected[1])
     everything_equal = np.full((40, 64), 7, np.uint8)
-    _, row = nearest(pack_rows(everything_equal), queries, 5, path=path)
+    _, row = k_nearest(pack_rows(everything_equal), queries, 5, path=path)
     assert row.tolist() == [[0, 1, 2, 3, 4]] * 9
 
 
@@ -423,11 +423,11 @@ def test_among_equal_distances_the_smaller_row_is_nearer(path: str) -> None:
 def test_no_rows_and_no_queries_give_no_neighbours(path: str) -> None:
     rng = np.random.default_rng(0)
     nothing = pack_rows(np.empty((0, 64), np.uint8))
-    distance, row = nearest(nothing, make_queries(rng, 3), 2, path=path)
+    distance, row = k_nearest(nothing, make_queries(rng, 3), 2, path=path)
     assert row.tolist() == [[-1, -1]] * 3
     assert (distance == np.iinfo(np.int32).max).all()
     none = prepare_queries(np.empty((0, 64), np.int8))
-    distance, row = nearest(pack_rows(make_rows(rng, 20)), none, 2, path=path)
+    distance, row = k_nearest(pack_rows(make_rows(rng, 20)), none, 2, path=path)
     assert distance.shape == row.shape == (0, 2)
 
 
@@ -439,15 +439,21 @@ def test_packing_loses_nothing(count: int, width: int) -> None:
     assert np.array_equal(unpack_rows(rows), unpacked)
     wide = unpacked.astype(np.int64) - 128
     assert np.array_equal(rows.norms[:count], (wide * wide).sum(axis=1))
-    assert np.array_equal(rows.heads[:count], (wide[:, :HEAD] ** 2).sum(axis=1) // 2)
+    assert np.array_equal(rows.prefixes[:count], (wide[:, :PREFIX] ** 2).sum(axis=1) // 2)
     assert not rows.norms[count:].any()
 
 
 def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path: Path) -> None:
     warm_up()
-    compiled = [scan_ranges, nearest_ranges, best_ranges, closest_ranges, work._list_queries]
+    compiled = [
+        range_search_loop,
+        k_nearest_loop,
+        select_k_nearest_loop,
+        nearest_rows_loop,
+        work._list_queries,
+    ]
     compiled += [vptree._assign, vptree._probe, vptree._all_distances]
-    compiled += [vptree._power_iteration, quantizer._rotate, room_for_best]
+    compiled += [vptree._power_iteration, quantizer._rotate, room_for_selection]
     versions = [len(function.signatures) for function in compiled]
     random = np.random.default_rng(3)
     stored = random.integers(0, 256, (40, 64), dtype=np.uint8)
@@ -457,14 +463,14 @@ def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path:
     signed = random.integers(-128, 128, (5, 64)).astype(np.int8)
     received = np.frombuffer(b"\0" + signed.tobytes(), np.int8, offset=1).reshape(5, 64)
     queries = prepare_queries(received)
-    nearest(rows, queries, 3)
+    k_nearest(rows, queries, 3)
     tree = vptree.train_tree(received, levels=2)
     tree.assign(received)
     tree.probe(received, 2)
     work.cell_work(tree.probe(received, 2), np.arange(5))
-    closest_rows(rows, received, full_work(40, 5))
-    best_rows(rows, queries, 2, work.whole_work(40, 5))
+    nearest_rows(rows, received, full_work(40, 5))
+    select_k_nearest(rows, queries, 2, work.whole_work(40, 5))
     vectors = np.frombuffer(b"\0" * 4 * 257, np.float32, offset=4).reshape(2, 128)
     quantizer.train_quantizer(vectors).encode(vectors)
-    range_scan(rows, np.ones(40, bool), queries, np.full(5, 9999, np.int32), full_work(40, 5))
+    range_search(rows, np.ones(40, bool), queries, np.full(5, 9999, np.int32), full_work(40, 5))
     assert [len(function.signatures) for function in compiled] == versions

@@ -67,9 +67,9 @@ def plain_merge(group: int, assignments: Sequence[AssignedRows], dropped: frozen
         )
 
     cells = column("cells")
-    extents = [slice(*assigned.group_offsets[group : group + 2]) for assigned in assignments]
+    ranges = [slice(*assigned.group_offsets[group : group + 2]) for assigned in assignments]
     images = np.concatenate(
-        [ids(p.table)[p.images[rows]] for p, rows in zip(assignments, extents, strict=True)]
+        [ids(p.table)[p.images[rows]] for p, rows in zip(assignments, ranges, strict=True)]
     )
     order = np.lexsort((images, cells))
     order = order[~np.isin(images[order], sorted(dropped))]

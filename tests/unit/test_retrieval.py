@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import IndexConfig
 from pipeline.errors import DeadlinePassedError
-from pipeline.index.kernels import nearest, prepare_queries
+from pipeline.index.kernels import k_nearest, prepare_queries
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import pack_rows, to_signed, unpack_rows
 from pipeline.index.segments import Segment, assign_features
@@ -36,7 +36,7 @@ from pipeline.retrieval import scan
 from pipeline.retrieval.blocks import DistanceBlock, ScanCounts, merge_blocks, split_block
 from pipeline.retrieval.cost import (
     EXHAUSTIVE_WITHIN_BYTES,
-    Extent,
+    Workload,
     exhaustive_is_fast_enough,
 )
 from pipeline.retrieval.opened import ImageSet
@@ -91,7 +91,7 @@ def test_the_probed_plan_over_all_cells_finds_what_the_exhaustive_plan_finds() -
     for one, other in zip(probed, exhaustive, strict=True):
         assert one.counts.computed is not None
         assert len(one.query) <= one.counts.computed <= one.counts.pairs
-        # How many pairs the heads decide depends on the tiles.
+        # How many pairs the prefixes decide depends on the tiles.
         tiled = replace(one.counts, computed=other.counts.computed)
         assert same_block(replace(one, counts=tiled), other)
 
@@ -134,7 +134,7 @@ def test_auto_takes_the_exhaustive_plan_where_the_reference_is_fast_enough() -> 
     config = SearchRequest()
     for count in (1, 7, 40):
         rows = 10**6
-        while exhaustive_is_fast_enough(Extent(count, rows, 64, model().tree.cells)):
+        while exhaustive_is_fast_enough(Workload(count, rows, 64, model().tree.cells)):
             rows *= 2
         for many, kind in ((rows, "probed"), (rows // 2, "exhaustive")):
             assert make_plan(model(), query_codes(count=count), many, config).kind == kind
@@ -161,7 +161,7 @@ def test_plans_of_images_are_joined_and_what_a_scan_found_is_parted_again() -> N
 
 def test_the_background_radius_is_that_of_the_second_neighbour_or_the_shortened_sixteenth() -> None:
     queries = prepare_queries(query_codes())
-    distance, _ = nearest(model().background, queries, 16)
+    distance, _ = k_nearest(model().background, queries, 16)
     size = model().background.size
     expected_nearer = 2e-5 * (32_768 / size) ** 0.5 * size
     expected = np.maximum(

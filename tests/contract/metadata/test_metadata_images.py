@@ -28,7 +28,7 @@ def test_the_same_bytes_at_two_paths_are_one_image_with_two_locations(db: Databa
     assert (counts.new_images, counts.new_locations) == (1, 2)
     (image_id,) = (row["id"] for row in db.rows()["images"])
     with db.read() as session:
-        assert images.image_rows(session, [image_id])[image_id].locations == ("/a", "/b")
+        assert images.image_records(session, [image_id])[image_id].locations == ("/a", "/b")
 
 
 def test_the_same_content_in_two_collections_is_two_images(db: Database) -> None:
@@ -51,7 +51,7 @@ def test_names_come_back_exactly(db: Database) -> None:
     with db.read() as session:
         assert images.unchanged_paths(session, collection.id, known) == set(names)
         ids = [row["id"] for row in db.rows()["images"]]
-        rows = images.image_rows(session, ids)
+        rows = images.image_records(session, ids)
     assert sorted(row.locations[0] for row in rows.values()) == sorted(names)
     assert {row["root"] for row in db.rows()["locations"]} == {names[3]}
 
@@ -193,9 +193,9 @@ def test_failures_are_listed_by_path_and_in_pages(db: Database) -> None:
     ]
 
 
-def test_image_rows_leave_out_ids_that_are_not_known(db: Database) -> None:
+def test_image_records_leave_out_unknown_ids(db: Database) -> None:
     with db.read() as session:
-        assert images.image_rows(session, [1, 2, 3]) == {}
+        assert images.image_records(session, [1, 2, 3]) == {}
 
 
 def test_more_files_than_sqlite_takes_variables_fit_in_one_call(db: Database) -> None:
