@@ -6,8 +6,8 @@ itself. Pixels come back through shared memory. `decode` is for one image, `try_
 more to do before a large one gets its second try.
 """
 
-from pipeline.decoders.decoder import decode, try_decode
+from pipeline.decoders.decoder import decode, start_early, try_decode
 from pipeline.decoders.process import BudgetExceededError
 from pipeline.decoders.query import open_query
 
-__all__ = ["BudgetExceededError", "decode", "open_query", "try_decode"]
+__all__ = ["BudgetExceededError", "decode", "open_query", "start_early", "try_decode"]

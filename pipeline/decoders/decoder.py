@@ -13,6 +13,11 @@ SECOND_CHANCE = 3
 """Times the processor time of the first try that an image has in its second, alone."""
 
 
+def start_early() -> None:
+    """Start a child process for the first image while the caller does something else."""
+    pool().start_early()
+
+
 def decode(
     data: bytes, *, name: str, limits: ImageLimits, max_side: int, color: bool = False
 ) -> DecodedImage:

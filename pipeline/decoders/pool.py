@@ -54,6 +54,12 @@ class DecoderPool:
                     continue
         raise DecoderUnavailableError("it ends before it takes an image")
 
+    def start_early(self) -> None:
+        """Start a child where there is none; whatever goes wrong is told with the first image."""
+        if not self._all:
+            with contextlib.suppress(DecoderUnavailableError):
+                self._idle.append(self._take())
+
     def close(self) -> None:
         """End all children."""
         self._idle.clear()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from sqlalchemy import CursorResult, Executable, Row, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
 from pipeline.metadata.models import Base, Collection, table
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql, sqlite
 
 T = TypeVar("T")
 
@@ -26,9 +28,14 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
 
 def insert_into(session: Session, model: type[Base]) -> sqlite.Insert | postgresql.Insert:
     """Return the dialect's ``INSERT``, which knows ``ON CONFLICT``."""
+    # Each is loaded when it is used: the drivers of PostgreSQL take long.
     if session.get_bind().dialect.name == "postgresql":
-        return postgresql.insert(table(model))
-    return sqlite.insert(table(model))
+        from sqlalchemy.dialects.postgresql import insert
+
+        return insert(table(model))
+    from sqlalchemy.dialects.sqlite import insert as insert_sqlite
+
+    return insert_sqlite(table(model))
 
 
 def changed_rows(session: Session, statement: Executable) -> int:

@@ -142,6 +142,18 @@ def test_a_child_that_ended_meanwhile_is_replaced() -> None:
     assert decode(picture(), name="x", limits=LIMITS, max_side=99).width == 360
 
 
+def test_a_child_that_was_started_early_decodes_the_first_image() -> None:
+    fresh = DecoderPool(2)
+    before = {child.pid for child in children()}
+    fresh.start_early()
+    fresh.start_early()
+    started = {child.pid for child in children()} - before
+    assert len(started) == 1
+    fresh.decode(picture(), request(), alone=False)
+    assert {child.pid for child in children()} - before == started
+    fresh.close()
+
+
 def test_a_child_that_does_not_start_is_not_the_images_fault(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -123,6 +123,10 @@ def search(
     request = SearchRequest(top=top, plan=plan.value, effort=effort, exact=exact)
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
+    from pipeline.decoders import start_early
+
+    # It starts beside the rest of this.
+    start_early()
     from pipeline.retrieval.batch import BATCH_IMAGES
 
     # Once: it is at its end after that, however often it is named.
