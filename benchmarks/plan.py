@@ -43,7 +43,7 @@ from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, join_batches
 from pipeline.retrieval.blocks import ScanCounts, merge_blocks
 from pipeline.retrieval.cost import Machine, Workload, probed_cost, tile_places
-from pipeline.retrieval.opened import OpenSegment
+from pipeline.retrieval.open_segments import OpenSegment
 from pipeline.retrieval.plan import make_plan, plan_work
 from pipeline.retrieval.scan import scan_opened
 from pipeline.retrieval.score import rank_images

@@ -101,7 +101,8 @@ class ImageLimits(Config):
         above every camera sold.
     decode_memory : int
         Bytes of memory for all images that a process decodes at the same time. How many one takes
-        is estimated from its header before anything is decoded (`pipeline.decode_memory`).
+        is estimated from its header before anything is decoded
+        (`pipeline.pictures.memory_estimate`).
     decode_seconds : float
         Processor time for decoding one image: a file made to waste time (a progressive JPEG of
         thousands of scans) needs minutes, the largest honest camera file about two seconds.

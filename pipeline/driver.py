@@ -12,8 +12,8 @@ from typing import Protocol
 from sqlalchemy import Engine
 
 from pipeline.errors import InputError, StateError
+from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
-from pipeline.kinds import Kind
 from pipeline.metadata import parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionRecord, JobProgress

@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.config import ImageLimits
-from pipeline.decode_memory import opening_bytes
 from pipeline.errors import ImageReadError
 from pipeline.files import hash_bytes, require_bytes
 from pipeline.pictures.errors import PictureError
 from pipeline.pictures.frames import Wanted, frame_with_content
+from pipeline.pictures.memory_estimate import opening_bytes
 from pipeline.pixels import pixels_of_array, reduced
 from pipeline.signatures import foreign_format, is_cut_off, known_format, odd_flavour
 

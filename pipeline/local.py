@@ -17,12 +17,12 @@ from functools import cached_property
 from typing import Any
 
 from pipeline import indexing
-from pipeline.abandoned import end_abandoned_jobs, this_process
+from pipeline.abandoned_jobs import end_abandoned_jobs, this_process
 from pipeline.config import Settings
 from pipeline.driver import JobHandle, Report
 from pipeline.errors import InputError, MissingRootError, StateError, VantageError
+from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
-from pipeline.kinds import Kind
 from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
 from pipeline.metadata.records import CollectionRecord, JobOrigin, JobRecord, JobStage, PartRecord

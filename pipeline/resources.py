@@ -29,7 +29,7 @@ from pipeline.index.segments import AssignedRows, Segment
 from pipeline.metadata import identities, versions
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.records import SegmentRecord, VersionRecord
-from pipeline.retrieval.opened import UNKNOWN, OpenSegment
+from pipeline.retrieval.open_segments import UNKNOWN, OpenSegment
 from pipeline.storage import Storage
 
 T = TypeVar("T")

@@ -31,7 +31,7 @@ from pipeline.resources import Resources
 from pipeline.retrieval.batch import BATCH_IMAGES, Batch, QueryImage, cut_batches, join_batches
 from pipeline.retrieval.blocks import GroupScan, merge_blocks, split_block
 from pipeline.retrieval.cost import Machine, Workload
-from pipeline.retrieval.opened import ImageSet
+from pipeline.retrieval.open_segments import ImageSet
 from pipeline.retrieval.pairs import Pairs, pairs_of
 from pipeline.retrieval.plan import QueryPlan, make_plan
 from pipeline.retrieval.scan import scan_opened

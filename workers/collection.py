@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Self, Unpack
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
 from pipeline.driver import Driver, JobHandle, Report, SearchHandle
 from pipeline.errors import InputError, UnknownNameError
+from pipeline.job_kinds import COMPACT, INDEX, REBUILD, Kind
 from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
-from pipeline.kinds import COMPACT, INDEX, REBUILD, Kind
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.images import failures as read_failures

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from kombu.exceptions import OperationalError
 from redis import RedisError
 
-from pipeline.abandoned import end_abandoned_jobs
+from pipeline.abandoned_jobs import end_abandoned_jobs
 from pipeline.config import Settings
 from pipeline.driver import JobHandle, Report
 from pipeline.errors import (
@@ -22,8 +22,8 @@ from pipeline.errors import (
     StateError,
     TransientError,
 )
+from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
-from pipeline.kinds import Kind
 from pipeline.metadata import heartbeats, jobs
 from pipeline.metadata.engine import require_schema, session_scope
 from pipeline.metadata.records import CollectionRecord
@@ -35,7 +35,7 @@ from pipeline.searching import ImageSource, only, search_images
 from pipeline.sources import image_bytes
 from workers import searches
 from workers.context import Context
-from workers.jobs import broker_epoch, send_stage
+from workers.job_messages import broker_epoch, send_stage
 from workers.keys import KEEP_S, KEYS
 
 __all__ = ["WorkersDriver", "WorkersSearch"]

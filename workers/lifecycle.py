@@ -20,7 +20,7 @@ from pipeline.errors import VantageError
 from workers.celery_private import current_task
 from workers.context import get_context
 from workers.heartbeat import Heartbeat, write_between_beats
-from workers.jobs import release
+from workers.job_messages import release
 from workers.placement import sync_groups
 from workers.processes import set_death_signal
 from workers.queues import EXTRACT, QUERY, REDUCE, group_of, unrouted

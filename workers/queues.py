@@ -11,7 +11,7 @@ from typing import Any
 from kombu.entity import Exchange, Queue
 
 from pipeline.config import MAX_GROUPS, Settings
-from pipeline.kinds import all_stages
+from pipeline.job_kinds import all_stages
 
 __all__ = [
     "EXTRACT",

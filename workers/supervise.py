@@ -23,7 +23,7 @@ from pipeline.metadata.records import JobRecord, PartRecord, WorkerRecord
 from workers import searches
 from workers.context import Context
 from workers.heartbeat import Heartbeat
-from workers.jobs import PASSING, broker_epoch, keep_up, replan, waits_its_turn
+from workers.job_messages import PASSING, broker_epoch, keep_up, replan, waits_its_turn
 
 __all__ = ["watch_jobs", "watch_segments"]
 

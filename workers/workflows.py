@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery, chord, signature
 from celery.canvas import Signature
 
-from pipeline.kinds import Stage, kind_of
+from pipeline.job_kinds import Stage, kind_of
 from pipeline.metadata.records import JobRecord, PartRecord
 from workers.queues import group_queue
 

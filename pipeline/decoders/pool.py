@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.decoders.memory import MemoryLedger
+from pipeline.decoders.memory_budget import MemoryBudget
 from pipeline.decoders.process import BudgetExceededError, ChildGoneError, DecoderProcess
 from pipeline.errors import DecoderUnavailableError, ImageReadError
 
@@ -33,7 +33,7 @@ class DecoderPool:
         self._slots = threading.BoundedSemaphore(most or min(MOST_DECODERS, _usable_cores()))
         self._idle: list[DecoderProcess] = []
         self._all: set[DecoderProcess] = set()
-        self.memory = MemoryLedger()
+        self.memory = MemoryBudget()
 
     def decode(
         self, data: bytes, request: dict[str, Any], *, alone: bool

@@ -12,7 +12,7 @@ unfinished can go on with it.
 
 A rebuild begins at train and assigns every container of the collection. A compaction begins at
 merge, with the segments that there are (`pipeline.indexing.compact`). Which kinds of job there are,
-and which function does what of each, is the table in `pipeline.kinds`.
+and which function does what of each, is the table in `pipeline.job_kinds`.
 """
 
 from pipeline.indexing.compact import due_upkeep

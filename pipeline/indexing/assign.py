@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.config import digest
 from pipeline.index.segments import assign_features
-from pipeline.indexing.features import open_container
+from pipeline.indexing.stored_features import open_container
 from pipeline.metadata import assignment, collections, containers, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, PartRecord, PartResult

@@ -21,8 +21,8 @@ from pipeline.index.runs import GROWTH
 from pipeline.indexing.merge import store_segment
 from pipeline.indexing.publish import cell_stats
 from pipeline.indexing.train import sample_sizes
+from pipeline.job_kinds import COMPACT, DONE, REBUILD, Kind, Stage
 from pipeline.job_params import CompactParams, JobParams, RebuildParams
-from pipeline.kinds import COMPACT, DONE, REBUILD, Kind, Stage
 from pipeline.metadata import compaction, identities, jobs, parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (

@@ -11,7 +11,7 @@ from pipeline.containers import UNREADABLE_CODES, Container, container_arrays, c
 from pipeline.errors import ImageReadError
 from pipeline.extraction.features import DECODED_AT_ONCE, BatchItem, Extracted, extract_some
 from pipeline.files import hash_bytes, read_location
-from pipeline.indexing.unfinished import UnfinishedBatch
+from pipeline.indexing.unfinished_batch import UnfinishedBatch
 from pipeline.metadata import collections, extraction, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (

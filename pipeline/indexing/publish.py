@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.errors import StorageUnavailableError
 from pipeline.indexing.assign import assignments
-from pipeline.kinds import Stage, kind_of
+from pipeline.job_kinds import Stage, kind_of
 from pipeline.metadata import parts, trees, versions
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (

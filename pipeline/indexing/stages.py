@@ -1,8 +1,8 @@
-"""The stages of a job: their parts, what does one, what comes next (see `pipeline.kinds`)."""
+"""The stages of a job: their parts, what does one, what comes next (see `pipeline.job_kinds`)."""
 
 from __future__ import annotations
 
-from pipeline.kinds import DONE, kind_of, load
+from pipeline.job_kinds import DONE, kind_of, load
 from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, JobStage, PartRecord, PartResult

@@ -13,8 +13,8 @@ from pipeline.extraction.base import Extractor
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import ROW_UNIT
 from pipeline.index.sampling import draw_samples
-from pipeline.indexing.features import open_container
-from pipeline.kinds import DONE, Stage, kind_of
+from pipeline.indexing.stored_features import open_container
+from pipeline.job_kinds import DONE, Stage, kind_of
 from pipeline.metadata import assignment, collections, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (

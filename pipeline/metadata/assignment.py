@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from pipeline.kinds import kind_of
+from pipeline.job_kinds import kind_of
 from pipeline.metadata import ledger
 from pipeline.metadata.containers import collection_containers, job_containers
 from pipeline.metadata.jobs import get_job

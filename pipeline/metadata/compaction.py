@@ -8,7 +8,7 @@ from dataclasses import replace
 from sqlalchemy import ColumnElement, and_, exists, func, not_, select
 from sqlalchemy.orm import Session
 
-from pipeline.kinds import KINDS, REBUILD, kind_of
+from pipeline.job_kinds import KINDS, REBUILD, kind_of
 from pipeline.metadata import ledger
 from pipeline.metadata.holdings import changes, has_rows
 from pipeline.metadata.jobs import LOCAL_SILENCE_S, get_job, is_silent, unfinished_jobs

@@ -11,8 +11,8 @@ from sqlalchemy import Row, delete, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
+from pipeline.job_kinds import kind_of
 from pipeline.job_params import JobParams
-from pipeline.kinds import kind_of
 from pipeline.metadata.models import Job, Part, table
 from pipeline.metadata.records import JobKind, JobOrigin, JobRecord, JobStage
 from pipeline.metadata.sql import changed_rows, lock_collection

@@ -10,7 +10,7 @@ from sqlalchemy import Row, and_, case, func, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
-from pipeline.kinds import kind_of
+from pipeline.job_kinds import kind_of
 from pipeline.metadata.jobs import get_job, touch_job
 from pipeline.metadata.models import Job, Part, table
 from pipeline.metadata.records import (

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from pipeline.config import ExtractorConfig, IndexConfig
+from pipeline.job_kinds import Stage, kind_of
 from pipeline.job_params import JobParams
-from pipeline.kinds import Stage, kind_of
 
 ImageState = Literal["pending", "extracted", "indexed", "failed", "removed"]
 ContainerState = Literal["ready", "indexed"]
 JobKind = str
-"""A name in `pipeline.kinds`."""
+"""A name in `pipeline.job_kinds`."""
 JobOrigin = Literal["request", "upkeep"]
 JobState = Literal["running", "paused", "done", "failed"]
 JobStage = str
@@ -384,7 +384,7 @@ class JobRecord:
     params : JobParams
         Of the kind's own class.
     process : str or None
-        The one process that does it (`pipeline.abandoned`); None where the workers do.
+        The one process that does it (`pipeline.abandoned_jobs`); None where the workers do.
     origin : {"request", "upkeep"}
         Whether somebody asked for it.
     attempt : int

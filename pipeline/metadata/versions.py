@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.errors import IndexNotBuiltError, UnknownNameError
-from pipeline.kinds import kind_of
+from pipeline.job_kinds import kind_of
 from pipeline.metadata import ledger
 from pipeline.metadata.assignment import assigned_images
 from pipeline.metadata.collections import get_collection, get_collection_by_id

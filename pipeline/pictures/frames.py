@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline.config import ImageLimits
-from pipeline.decode_memory import decoding_bytes, samples_bytes
 from pipeline.pictures.errors import PictureError
+from pipeline.pictures.memory_estimate import decoding_bytes, samples_bytes
 from pipeline.pictures.paper import without_empty_alpha
 from pipeline.pictures.pillow import pillow_state
 from pipeline.pictures.samples import read_page, sample_size

@@ -30,7 +30,7 @@ from pipeline.index.work import Work, split_work
 from pipeline.retrieval.batch import Batch
 from pipeline.retrieval.blocks import DistanceBlock, ScanCounts, merge_blocks
 from pipeline.retrieval.cost import ROW_OVERHEAD
-from pipeline.retrieval.opened import ImageSet, OpenSegment
+from pipeline.retrieval.open_segments import ImageSet, OpenSegment
 from pipeline.retrieval.plan import QueryPlan, opened_cells, plan_work, radius_rule
 
 PAIRS_BETWEEN_LOOKS = 1 << 26

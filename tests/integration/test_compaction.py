@@ -21,14 +21,14 @@ from pipeline.config import Settings
 from pipeline.errors import CorruptFileError, StateError, StorageUnavailableError
 from pipeline.indexing import compact as compaction_stages
 from pipeline.indexing import publish as publish_stage
+from pipeline.job_kinds import COMPACT, REBUILD, load
 from pipeline.job_params import CompactParams, RebuildParams
-from pipeline.kinds import COMPACT, REBUILD, load
+from pipeline.job_summaries import compacted as compaction_sentences
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobProgress, JobRecord, VersionRecord
 from pipeline.metadata.versions import current_version
 from pipeline.resources import Resources
-from pipeline.summaries import compacted as compaction_sentences
 from vantage import Collection
 
 NAMES = ("astronaut", "brick", "chelsea", "coffee", "coins", "page", "rocket", "text")

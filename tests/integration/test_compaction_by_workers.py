@@ -24,15 +24,15 @@ from sqlalchemy import text
 
 from pipeline import indexing
 from pipeline.config import Settings
+from pipeline.job_kinds import COMPACT
 from pipeline.job_params import CompactParams
-from pipeline.kinds import COMPACT
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
 from vantage import Collection
 from workers.context import Context
-from workers.jobs import broker_epoch, replan
+from workers.job_messages import broker_epoch, replan
 from workers.stack import Stack
 from workers.supervise import watch_segments
 

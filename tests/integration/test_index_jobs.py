@@ -17,8 +17,8 @@ from PIL import Image
 from sites import Eventually, Site, answer, files_below, found_names, frozen
 
 from pipeline.errors import StateError
+from pipeline.job_kinds import INDEX
 from pipeline.job_params import IndexParams
-from pipeline.kinds import INDEX
 from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import FailureRow, JobRecord, JobStage
@@ -203,7 +203,7 @@ def _everything(context: Context, site: Site, job_id: str) -> dict[str, Any]:
 def test_messages_of_a_former_attempt_are_void(
     site: Site, context: Context, photo_folder: Path
 ) -> None:
-    from workers.jobs import do_part, proceed
+    from workers.job_messages import do_part, proceed
 
     photographs = sorted(photo_folder.glob("*.png"))[:4]
     with Collection.open("attempts", site.settings) as collection:

@@ -29,8 +29,8 @@ from pipeline.errors import (
     StateError,
     UnknownNameError,
 )
+from pipeline.job_kinds import INDEX, load
 from pipeline.job_params import RebuildParams
-from pipeline.kinds import INDEX, load
 from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import FailureRow, JobRecord

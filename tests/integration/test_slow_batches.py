@@ -21,7 +21,7 @@ from pipeline.extraction import features
 from pipeline.files import hash_bytes
 from pipeline.images import DecodedImage
 from pipeline.indexing import extract as stage
-from pipeline.indexing import unfinished
+from pipeline.indexing import unfinished_batch
 from pipeline.job_params import IndexParams
 from pipeline.metadata import collections, images, jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
@@ -98,9 +98,9 @@ def test_what_a_killed_process_had_kept_is_not_extracted_again(
         "from dataclasses import replace\n"
         "from pipeline.config import ImageLimits, Settings\n"
         "from pipeline.extraction import features\n"
-        "from pipeline.indexing import unfinished\n"
+        "from pipeline.indexing import unfinished_batch\n"
         "from vantage import Collection\n"
-        "unfinished.KEEP_EVERY_S = features.DECODING_S = 0.0\n"
+        "unfinished_batch.KEEP_EVERY_S = features.DECODING_S = 0.0\n"
         "settings = replace(Settings.from_env(), image_limits=ImageLimits(decode_seconds=1e4))\n"
         f"Collection.open('killed', settings, local=True).index([{str(photographs)!r}])\n"
     )
@@ -152,7 +152,7 @@ def test_no_exception_of_the_process_becomes_a_failure_of_a_file(
         raise error
 
     former = signal.signal(signal.SIGALRM, interrupt)
-    monkeypatch.setattr(unfinished, "KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr(unfinished_batch, "KEEP_EVERY_S", 0.0)
     real = features._decode_item
 
     def arm(item: features.BatchItem, *rest: object) -> object:

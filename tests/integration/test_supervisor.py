@@ -16,7 +16,7 @@ import pytest
 from sites import Eventually, make_settings
 from sqlalchemy import update
 
-from pipeline.abandoned import this_process
+from pipeline.abandoned_jobs import this_process
 from pipeline.config import Settings
 from pipeline.errors import (
     BrokerUnavailableError,
@@ -25,8 +25,8 @@ from pipeline.errors import (
     TransientError,
     UnknownNameError,
 )
+from pipeline.job_kinds import COMPACT, REBUILD
 from pipeline.job_params import IndexParams
-from pipeline.kinds import COMPACT, REBUILD
 from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Job, Version
@@ -38,7 +38,7 @@ from workers import searches
 from workers.context import Context
 from workers.driver import WorkersSearch, _block
 from workers.embedded import EmbeddedRedis
-from workers.jobs import PASSING, broker_epoch, keep_up, proceed, replan, send_stage
+from workers.job_messages import PASSING, broker_epoch, keep_up, proceed, replan, send_stage
 from workers.keys import KEYS
 from workers.supervise import watch_jobs, watch_segments
 

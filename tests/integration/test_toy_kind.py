@@ -15,8 +15,8 @@ from sites import Eventually
 from toy_kind import TOY, TRIES, TROUBLE
 
 from pipeline.config import Settings
+from pipeline.job_kinds import KINDS, load
 from pipeline.job_params import JobParams
-from pipeline.kinds import KINDS, load
 from pipeline.local import run_job
 from pipeline.metadata import collections, jobs, parts
 from pipeline.metadata.engine import session_scope, upgrade
@@ -24,7 +24,7 @@ from pipeline.metadata.records import JobProgress, JobRecord
 from pipeline.resources import Resources
 from workers.context import Context
 from workers.environment import environment
-from workers.jobs import broker_epoch, send_stage
+from workers.job_messages import broker_epoch, send_stage
 from workers.processes import die_with_parent, stop_process
 from workers.supervise import watch_jobs
 from workers.tasks.base import RETRY

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from toy_kind import TOY
 
-from pipeline.kinds import KINDS
+from pipeline.job_kinds import KINDS
 
 KINDS[TOY.name] = TOY
 

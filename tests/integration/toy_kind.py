@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pipeline.errors import TransientError
-from pipeline.kinds import Kind, Stage
+from pipeline.job_kinds import Kind, Stage
 from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, PartRecord, PartResult

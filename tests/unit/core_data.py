@@ -18,7 +18,7 @@ from pipeline.index.model import Model, train_model
 from pipeline.index.segments import AssignedRows, Segment, assign_features
 from pipeline.records import Features
 from pipeline.request import SearchRequest
-from pipeline.retrieval.opened import OpenSegment
+from pipeline.retrieval.open_segments import OpenSegment
 
 WIDTH = 32
 

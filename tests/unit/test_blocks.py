@@ -29,7 +29,7 @@ from pipeline.records import Features
 from pipeline.retrieval.batch import Batch, QueryImage, join_batches
 from pipeline.retrieval.blocks import DistanceBlock, merge_blocks, split_block
 from pipeline.retrieval.cost import Machine, Workload
-from pipeline.retrieval.opened import KEPT_MASKS, UNKNOWN, ImageSet, OpenSegment
+from pipeline.retrieval.open_segments import KEPT_MASKS, UNKNOWN, ImageSet, OpenSegment
 from pipeline.retrieval.pairs import pairs_of
 from pipeline.retrieval.plan import make_plan
 from pipeline.retrieval.scan import block_key, scan_opened, scan_segment

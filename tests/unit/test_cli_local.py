@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pipeline.abandoned import end_abandoned_jobs, this_process
+from pipeline.abandoned_jobs import end_abandoned_jobs, this_process
 from pipeline.config import Settings
 from pipeline.index.cells import cells_by_default
 from pipeline.indexing import open_stage, run_part

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.config import ImageLimits
 from pipeline.decoders import BudgetExceededError, decode, try_decode
-from pipeline.decoders.memory import MemoryLedger
+from pipeline.decoders.memory_budget import MemoryBudget
 from pipeline.decoders.pool import DecoderPool
 from pipeline.decoders.process import DecoderProcess
 from pipeline.errors import DecoderUnavailableError, ImageReadError
@@ -255,7 +255,7 @@ def test_threads_share_a_few_decoders_and_nothing_is_left_taken() -> None:
 
 
 def test_a_large_decode_waits_for_others_and_is_not_overtaken_for_ever() -> None:
-    ledger, first, order = MemoryLedger(), threading.Event(), []
+    ledger, first, order = MemoryBudget(), threading.Event(), []
 
     def take(name: str, size: int) -> None:
         with ledger.taken(size, 100):
@@ -278,7 +278,7 @@ def test_a_large_decode_waits_for_others_and_is_not_overtaken_for_ever() -> None
 
 
 def test_two_that_wait_for_more_do_not_wait_for_each_other() -> None:
-    ledger = MemoryLedger()
+    ledger = MemoryBudget()
 
     def grow() -> int:
         with ledger.taken(50, 100) as taken:

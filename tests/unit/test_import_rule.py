@@ -15,7 +15,8 @@ import pipeline
 
 ROOT = Path(pipeline.__file__).parent.parent
 FOUNDATION = {
-    f"pipeline.{name}" for name in ("errors", "config", "records", "kinds", "job_params", "request")
+    f"pipeline.{name}"
+    for name in ("errors", "config", "records", "job_kinds", "job_params", "request")
 }
 # What a stage may use beside the foundation and itself.
 STAGES = {
@@ -35,17 +36,16 @@ STAGES = {
     "pipeline.containers": set[str](),
     "pipeline.decoders": {"pipeline.files", "pipeline.images"},
     "pipeline.images": {
-        "pipeline.decode_memory",
         "pipeline.files",
         "pipeline.pictures",
         "pipeline.pixels",
         "pipeline.signatures",
     },
-    "pipeline.pictures": {"pipeline.decode_memory", "pipeline.pixels", "pipeline.signatures"},
+    "pipeline.pictures": {"pipeline.pixels", "pipeline.signatures"},
     "pipeline.errors": set[str](),
     "pipeline.config": set[str](),
     "pipeline.records": set[str](),
-    "pipeline.kinds": {"pipeline.job_params"},
+    "pipeline.job_kinds": {"pipeline.job_params"},
     "pipeline.job_params": set[str](),
     "pipeline.request": {"pipeline.config"},
 }

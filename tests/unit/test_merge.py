@@ -48,7 +48,7 @@ from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.records import Features
 from pipeline.retrieval.blocks import merge_blocks
-from pipeline.retrieval.opened import ImageSet
+from pipeline.retrieval.open_segments import ImageSet
 from pipeline.retrieval.plan import make_plan
 from pipeline.retrieval.scan import scan_opened
 

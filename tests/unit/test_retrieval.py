@@ -39,7 +39,7 @@ from pipeline.retrieval.cost import (
     Workload,
     exhaustive_is_fast_enough,
 )
-from pipeline.retrieval.opened import ImageSet
+from pipeline.retrieval.open_segments import ImageSet
 from pipeline.retrieval.plan import (
     ONE_VECTOR_ROWS,
     QueryPlan,

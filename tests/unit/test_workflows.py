@@ -9,8 +9,8 @@ import pytest
 from celery import Celery
 from celery.canvas import Signature
 
+from pipeline.job_kinds import INDEX
 from pipeline.job_params import IndexParams
-from pipeline.kinds import INDEX
 from pipeline.metadata.records import JobRecord, JobStage, PartRecord
 from workers.app import app
 from workers.queues import queue_names, route

@@ -15,7 +15,7 @@ import typer
 
 from pipeline.config import Settings
 from pipeline.errors import InputError, StateError
-from pipeline.kinds import kind_of, load
+from pipeline.job_kinds import kind_of, load
 from workers.cli import exits
 from workers.cli.metadata import metadata_engine
 from workers.cli.options import (

@@ -9,7 +9,7 @@ import typer
 
 from pipeline.config import Settings
 from pipeline.errors import StateError
-from pipeline.kinds import kind_of
+from pipeline.job_kinds import kind_of
 from pipeline.text import displayable
 from workers.cli.metadata import metadata_engine
 from workers.cli.options import CollectionArgument, JsonOption, complete_collection, epilog

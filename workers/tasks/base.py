@@ -10,7 +10,7 @@ from celery.exceptions import Reject, Retry
 from kombu.exceptions import OperationalError
 
 from workers.context import get_context
-from workers.jobs import PASSING, give_back
+from workers.job_messages import PASSING, give_back
 
 PUT_OFF_S = 1.0
 """Seconds after which a message that was put off comes again."""

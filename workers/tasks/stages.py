@@ -1,4 +1,4 @@
-"""The tasks of jobs: for each stage of `pipeline.kinds` one that does a part, one that joins parts.
+"""Tasks of jobs: for each stage in `pipeline.job_kinds`, one does a part and one joins the parts.
 
 Messages hold ids only: job, attempt, and the number of a part.
 """
@@ -9,9 +9,9 @@ from typing import Any
 
 from celery import Task, shared_task
 
-from pipeline.kinds import Stage, all_stages
+from pipeline.job_kinds import Stage, all_stages
 from workers.context import get_context
-from workers.jobs import do_group_part, do_part, proceed
+from workers.job_messages import do_group_part, do_part, proceed
 from workers.tasks.base import RETRY, PartTask, put_off
 from workers.workflows import task
 

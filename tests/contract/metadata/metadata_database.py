@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.orm import Session
 
 from pipeline.config import ExtractorConfig, IndexConfig
-from pipeline.kinds import kind_of
+from pipeline.job_kinds import kind_of
 from pipeline.metadata import (
     assignment,
     collections,

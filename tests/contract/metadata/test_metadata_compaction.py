@@ -10,7 +10,7 @@ import pytest
 from metadata_database import Database, content, file, merged_segments, new_segments
 from sqlalchemy import update
 
-from pipeline.abandoned import this_process
+from pipeline.abandoned_jobs import this_process
 from pipeline.job_params import CompactParams
 from pipeline.metadata import compaction, jobs, versions
 from pipeline.metadata.models import Job

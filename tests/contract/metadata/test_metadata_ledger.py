@@ -8,7 +8,7 @@ import pytest
 from metadata_database import Database, content, file, merged_segments, new_segments
 from sqlalchemy import update
 
-from pipeline.abandoned import this_process
+from pipeline.abandoned_jobs import this_process
 from pipeline.metadata import compaction, holdings, jobs, ledger, versions
 from pipeline.metadata.models import Holding, Image, Job, table
 from pipeline.metadata.records import CollectionRecord, VersionRecord

@@ -1,4 +1,4 @@
-"""Memory of the decodes of a process: they share one bound, and large ones wait for each other."""
+"""The memory that all decodes of a process may take together: those that do not fit wait."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class MemoryLedger:
-    """Who has how much of the bound; first come, first served, so that nobody waits for ever."""
+class MemoryBudget:
+    """Shares of the limit. First come, first served, so that nobody waits for ever."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -18,12 +18,12 @@ class MemoryLedger:
 
     @property
     def used(self) -> int:
-        """Bytes that are taken now."""
+        """Bytes in use."""
         return self._used
 
     @contextmanager
     def taken(self, size: int, bound: int) -> Iterator[Reservation]:
-        """Take `size` bytes of `bound`, waiting for them if need be, for the time of a block."""
+        """Reserve `size` bytes of `bound` within a ``with`` block; wait until they are free."""
         reservation = Reservation(self, bound)
         try:
             reservation.resize(size)
@@ -51,25 +51,25 @@ class MemoryLedger:
 
 
 class Reservation:
-    """What one decode has taken."""
+    """The memory that one decode has reserved."""
 
-    def __init__(self, ledger: MemoryLedger, bound: int) -> None:
-        self._ledger = ledger
+    def __init__(self, budget: MemoryBudget, bound: int) -> None:
+        self._budget = budget
         self._bound = bound
         self.size = 0
 
     def resize(self, size: int) -> int:
-        """Exchange what is taken for `size` bytes, at most all; returns how many.
+        """Reserve `size` bytes, at most the limit, instead of what was reserved; return how many.
 
-        What there was is given back first: two that wait for more cannot wait for each other.
+        The former bytes are given back first, so that two that want more cannot deadlock.
         """
         self.release()
         wanted = min(size, self._bound)
-        self._ledger._take(wanted, self._bound)
+        self._budget._take(wanted, self._bound)
         self.size = wanted
         return wanted
 
     def release(self) -> None:
         """Give everything back."""
         size, self.size = self.size, 0
-        self._ledger._give(size)
+        self._budget._give(size)

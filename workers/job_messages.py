@@ -27,7 +27,7 @@ from pipeline.errors import (
     TransientError,
     UnknownNameError,
 )
-from pipeline.kinds import all_stages, kind_of
+from pipeline.job_kinds import all_stages, kind_of
 from pipeline.metadata import heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, JobStage

@@ -10,7 +10,7 @@ from collections import defaultdict
 import pytest
 
 from pipeline.errors import StateError
-from pipeline.kinds import (
+from pipeline.job_kinds import (
     COMPACT,
     DONE,
     INDEX,
@@ -83,6 +83,7 @@ def test_what_this_release_does_not_know_is_said() -> None:
 
 
 def test_the_table_is_read_without_loading_what_does_the_work() -> None:
-    code = "import sys, pipeline.kinds; print(sorted({'numpy', 'cv2', 'numba'} & set(sys.modules)))"
+    loaded = "sorted({'numpy', 'cv2', 'numba'} & set(sys.modules))"
+    code = f"import sys, pipeline.job_kinds; print({loaded})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

@@ -1,8 +1,8 @@
 """How much memory decoding a picture takes, estimated from its header.
 
-Bytes a pixel, as measured (`tests/unit/test_decode_memory.py` holds them to it): what Pillow's
-image takes and the grey or coloured pixels made of it, and what the decoder of a format holds
-beside them.
+The estimate counts bytes a pixel, as measured (`tests/unit/test_memory_estimate.py` checks them):
+Pillow's image, the grey or coloured pixels made of it, and what the decoder of the format holds
+besides.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ INDEX = Kind(
     # Refused: the collection has another tree now, to assign to.
     stages=(_REGISTER, _EXTRACT, _TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="train")),
     params=IndexParams,
-    summary="pipeline.summaries:indexed",
+    summary="pipeline.job_summaries:indexed",
     adds_segments=True,
 )
 
@@ -210,7 +210,7 @@ REBUILD = Kind(
     # Refused: there are other containers now. Most are assigned already, so that it catches up.
     stages=(_TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="assign")),
     params=RebuildParams,
-    summary="pipeline.summaries:rebuilt",
+    summary="pipeline.job_summaries:rebuilt",
     merges_segments=True,
     replaces=True,
     refusals=3,
@@ -233,7 +233,7 @@ COMPACT = Kind(
         replace(_PUBLISH, work="pipeline.indexing.compact:publish", again="merge"),
     ),
     params=CompactParams,
-    summary="pipeline.summaries:compacted",
+    summary="pipeline.job_summaries:compacted",
     merges_segments=True,
 )
 
