@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sqlalchemy import Engine
 
@@ -19,8 +19,10 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionRecord, JobProgress
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
-from pipeline.resources import Resources
-from pipeline.searching import ImageSource
+
+if TYPE_CHECKING:
+    from pipeline.resources import Resources
+    from pipeline.searching import ImageSource
 
 Report = Callable[[JobProgress], None]
 """Called with how far a job is."""

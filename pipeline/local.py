@@ -24,7 +24,7 @@ from pipeline.errors import InputError, MissingRootError, StateError, VantageErr
 from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
 from pipeline.metadata import jobs, parts
-from pipeline.metadata.engine import session_scope, upgrade
+from pipeline.metadata.engine import prepare_schema, session_scope
 from pipeline.metadata.records import CollectionRecord, JobOrigin, JobRecord, JobStage, PartRecord
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
@@ -86,7 +86,7 @@ class LocalDriver:
         self.resources = Resources(settings)
         self._pool = ThreadPoolExecutor(self._threads, "vantage")
         try:
-            upgrade(self.resources.engine)
+            prepare_schema(self.resources.engine)
         except BaseException:
             self.close()
             raise

@@ -11,6 +11,7 @@ import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any, TypeAlias
@@ -21,7 +22,8 @@ from PIL import Image
 
 from pipeline.config import ImageLimits
 from pipeline.decoders import decode
-from pipeline.errors import VantageError
+from pipeline.errors import InputError, VantageError
+from pipeline.files import read_file
 from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 from pipeline.text import displayable
 
@@ -129,6 +131,27 @@ def results_page(
         queries=shown,
         searches=len(queries),
     )
+
+
+def write_page(
+    path: Path,
+    queries: Sequence[tuple[str, QueryFile, SearchResult | FusedResult]],
+    limits: ImageLimits,
+    *,
+    heading: str,
+) -> None:
+    """Write a page of searches, with the pictures that lie here.
+
+    Raises
+    ------
+    InputError
+        It cannot be written there.
+    """
+    page = results_page(queries, partial(read_file, limits=limits), heading=heading)
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"the page {str(path)!r} cannot be written: {error.strerror}") from error
 
 
 class _Thumbnails:

@@ -13,20 +13,18 @@ from pipeline.job_kinds import COMPACT, INDEX, REBUILD, Kind
 from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.images import failures as read_failures
 from pipeline.metadata.records import CollectionStatus, FailureRow
 from pipeline.opening import ChosenExtractor, choose_extractor, find_collection, open_collection
 from pipeline.request import SearchOptions, SearchRequest, request_of
 from pipeline.searching import only
 from pipeline.sources import Query, as_image, as_images, as_paths
+from pipeline.status import read_failures
 from workers.opened import Opened, open_driver, require_name
 
 if TYPE_CHECKING:
     from pipeline.records import SearchResult
 
 __all__ = ["Collection"]
-
-_PAGE = 1000
 
 
 class Collection(Opened):
@@ -328,12 +326,7 @@ class Collection(Opened):
         UnknownNameError
             There is no such collection.
         """
-        found: list[FailureRow] = []
-        with session_scope(self._driver.resources.engine, write=False) as session:
-            number = collections.get_collection(session, self.name).id
-            while page := read_failures(session, number, limit=_PAGE, offset=len(found)):
-                found += page
-        return found
+        return read_failures(self._driver.resources.engine, self.name)
 
     def _begin(self, kind: Kind, params: JobParams, report: Report | None) -> JobHandle:
         """Begin a job of a collection that is there."""

@@ -9,6 +9,7 @@ from typing import Self
 from pipeline.config import Settings
 from pipeline.driver import Driver
 from pipeline.errors import InputError, StateError
+from pipeline.resources import Resources
 
 __all__ = ["Opened", "open_driver", "require_name"]
 
@@ -44,6 +45,16 @@ class Opened:
         names = self._names[0] if len(self._names) == 1 else list(self._names)
         closed = ", closed" if self._open_driver is None else ""
         return f"<{type(self).__name__} {names!r} {self._whose}{closed}>"
+
+    @property
+    def local(self) -> bool:
+        """Whether this process does the work."""
+        return self._driver.local
+
+    @property
+    def resources(self) -> Resources:
+        """Database, store, and the files that are open."""
+        return self._driver.resources
 
     @property
     def _driver(self) -> Driver:

@@ -246,6 +246,32 @@ def require_schema(engine: Engine) -> None:
         raise SchemaVersionError(found, SCHEMA_REVISION)
 
 
+@contextmanager
+def open_database(url: str) -> Iterator[Engine]:
+    """Give an engine on a database of this program's schema, see `prepare_schema`."""
+    engine = create_metadata_engine(url)
+    try:
+        prepare_schema(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def prepare_schema(engine: Engine) -> None:
+    """Set up an empty database; any other must have the schema of this program.
+
+    Raises
+    ------
+    SchemaVersionError
+        It has another schema: `vantage migrate` is a decision of the operator.
+    DatabaseUnavailableError
+        It does not answer.
+    """
+    if schema_revision(engine) is None:
+        upgrade(engine)
+    require_schema(engine)
+
+
 def upgrade(engine: Engine, revision: str = "head") -> None:
     """Bring the database to a schema revision, default the one of this program.
 

@@ -16,8 +16,7 @@ from pipeline.config import PlanKind, Settings, digest
 from pipeline.errors import InputError, StateError, UnknownNameError
 from pipeline.request import SearchRequest
 from workers.cli import exits
-from workers.cli.indexing import JobOrder, do_job
-from workers.cli.metadata import metadata_engine
+from workers.cli.indexing import do_job
 from workers.cli.options import ExactOption, JsonOption, LocalOption, epilog
 from workers.cli.output import counted, say, show_table, to_stderr, write_json
 from workers.cli.progress import Bar
@@ -114,6 +113,7 @@ def evaluate(
 ) -> None:
     """Measure how well and how fast a data set's queries are answered."""
     from pipeline.evaluation import read_dataset
+    from pipeline.metadata.engine import open_database
     from pipeline.opening import choose_extractor
 
     settings = Settings.from_env()
@@ -127,12 +127,12 @@ def evaluate(
     configs = {spec: choose_extractor(settings, spec).config for spec in specs}
     labels = dict(zip(specs, _labels(specs, configs), strict=True))
     reports: Reports = {}
-    with metadata_engine(settings) as engine, ExitStack() as collections:
+    with open_database(settings.database_url) as engine, ExitStack() as collections:
         names = []
         for spec, config in configs.items():
             opened = _evaluation_collection(settings, engine, chosen, config, keep)
             names.append(collections.enter_context(opened))
-            _index(settings, engine, names[-1], chosen, spec, local)
+            _index(settings, names[-1], chosen, spec, local)
             reports[labels[spec]] = _measure(settings, [names[-1]], chosen, requests, local)
         if fuse:
             reports[FUSED] = _measure(settings, names, chosen, requests, local)
@@ -155,13 +155,14 @@ def _labels(specs: Sequence[str], configs: Mapping[str, ExtractorConfig]) -> lis
     ]
 
 
-def _index(
-    settings: Settings, engine: Engine, name: str, dataset: Dataset, spec: str, local: bool
-) -> None:
+def _index(settings: Settings, name: str, dataset: Dataset, spec: str, local: bool) -> None:
     """Index the database images of a data set by one extractor."""
-    order = JobOrder(name, paths=dataset.database_files(), extractor=spec, local=local)
+    from workers.collection import Collection
+
+    files = dataset.database_files()
     try:
-        progress = do_job(settings, engine, order)
+        with Collection.open(name, settings, local=local, extractor=spec) as collection:
+            progress = do_job(collection, lambda to, report: to.index(files, report=report))
     except exits.InterruptError:
         # Its own sentence promises a job that goes on; this collection is about to go.
         raise exits.InterruptError("Interrupted. What was extracted is kept.") from None
@@ -196,7 +197,7 @@ def _evaluation_collection(
     """
     from pipeline.metadata.collections import delete_collection
     from pipeline.metadata.engine import session_scope
-    from workers.cli.metadata import collection_names
+    from pipeline.status import collection_names
 
     identity = [str(dataset.root), list(dataset.database)]
     configs = [extractor.to_dict(), settings.index.to_dict()]

@@ -5,11 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,7 +16,6 @@ from pipeline.config import Settings
 from pipeline.errors import InputError, StateError
 from pipeline.job_kinds import kind_of, load
 from workers.cli import exits
-from workers.cli.metadata import metadata_engine
 from workers.cli.options import (
     CollectionArgument,
     ExtractorOption,
@@ -27,14 +25,14 @@ from workers.cli.options import (
     epilog,
 )
 from workers.cli.output import counted, say, to_stderr, write_json
-from workers.cli.progress import JobReader, watched
+from workers.cli.progress import Bar
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from pipeline.driver import JobHandle, Report
-    from pipeline.metadata.records import JobProgress
+    from pipeline.metadata.records import CollectionStatus, JobProgress
     from workers.collection import Collection
+
+    Begin = Callable[[Collection, Report | None], JobHandle]
 
 INDEX_HELP = epilog(
     """
@@ -95,14 +93,14 @@ def index(
     if not elsewhere:
         for path in paths:
             _require_path(path)
-    order = JobOrder(
+    run_job(
         collection,
-        paths=paths,
+        lambda opened, report: opened.index(paths, report=report),
         extractor=extractor,
         local=local,
         wait=not no_wait,
+        as_json=as_json,
     )
-    run_job(order, as_json)
 
 
 def rebuild(
@@ -112,7 +110,13 @@ def rebuild(
     as_json: JsonOption = False,
 ) -> None:
     """Make a new tree and new segments, when a collection has outgrown its tree."""
-    run_job(JobOrder(collection, "rebuild", local=local, wait=not no_wait), as_json)
+    run_job(
+        collection,
+        lambda opened, report: opened.rebuild(report),
+        local=local,
+        wait=not no_wait,
+        as_json=as_json,
+    )
 
 
 def compact(
@@ -122,7 +126,13 @@ def compact(
     as_json: JsonOption = False,
 ) -> None:
     """Merge a collection's segments into one a group, for faster searches."""
-    run_job(JobOrder(collection, "compact", local=local, wait=not no_wait), as_json)
+    run_job(
+        collection,
+        lambda opened, report: opened.compact(report),
+        local=local,
+        wait=not no_wait,
+        as_json=as_json,
+    )
 
 
 def _require_path(path: Path) -> None:
@@ -138,46 +148,61 @@ def _require_path(path: Path) -> None:
     raise InputError(f"there is no file or folder {str(path)!r}{hint}")
 
 
-@dataclass(frozen=True)
-class JobOrder:
-    """A job that a command has done: of which kind, by whom, and whether it waits."""
-
-    collection: str
-    kind: str = "index"
-    paths: Sequence[Path] = ()
-    extractor: str | None = None
-    local: bool = False
-    wait: bool = True
-
-    def begin(self, collection: Collection, report: Report | None = None) -> JobHandle:
-        """Begin it."""
-        if self.kind == "rebuild":
-            return collection.rebuild(report)
-        if self.kind == "compact":
-            return collection.compact(report)
-        return collection.index(self.paths, report=report)
-
-
-def run_job(order: JobOrder, as_json: bool) -> None:
-    """Run a job, show how it goes and what came of it."""
-    if order.local and not order.wait:
+def run_job(
+    name: str,
+    begin: Begin,
+    *,
+    local: bool,
+    wait: bool,
+    as_json: bool,
+    extractor: str | None = None,
+) -> None:
+    """Have a job done, show how it goes and what came of it."""
+    if local and not wait:
         raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
+    from pipeline.metadata.engine import open_database
+    from workers.collection import Collection
+
     settings = Settings.from_env()
     began = time.monotonic()
-    with metadata_engine(settings) as engine:
-        progress = do_job(settings, engine, order)
-        _tell(engine, order.collection, progress, time.monotonic() - began, as_json)
+    with (
+        open_database(settings.database_url),
+        Collection.open(name, settings, local=local, extractor=extractor) as collection,
+    ):
+        progress = do_job(collection, begin, wait=wait)
+        _tell(collection.status(), progress, time.monotonic() - began, as_json)
 
 
-def _tell(
-    engine: Engine, collection: str, progress: JobProgress, took: float, as_json: bool
-) -> None:
+def do_job(collection: Collection, begin: Begin, *, wait: bool = True) -> JobProgress:
+    """Have a job done in this process, or leave it to the workers and follow it.
+
+    Raises
+    ------
+    exits.InterruptError
+        After Ctrl-C. In this process, what is done is kept; with workers, the job goes on.
+    """
+    from pipeline.following import follow_job, watched
+
+    engine, settings = collection.resources.engine, collection.resources.settings
+    if collection.local:
+        sentence = "Interrupted. What is done is kept: the same command goes on from here."
+        with told_of_interrupt(sentence), Bar() as bar, watched(engine, bar.show_job) as report:
+            return begin(collection, report).progress()
+    handle = begin(collection, None)
+    if not wait:
+        return handle.progress()
+    with (
+        Bar() as bar,
+        told_of_interrupt(
+            f"No longer waiting. Job {handle.id} goes on with the workers; follow it with:\n"
+            f"  vantage status {collection.name} --follow"
+        ),
+    ):
+        return follow_job(engine, handle.id, bar.show_job, settings.host_timeout_s)
+
+
+def _tell(status: CollectionStatus, progress: JobProgress, took: float, as_json: bool) -> None:
     """Print what came of a job."""
-    from pipeline.metadata.collections import collection_status
-    from pipeline.metadata.engine import session_scope
-
-    with session_scope(engine, write=False) as session:
-        status = collection_status(session, collection)
     others = [job for job in status.jobs if job.id != progress.job_id]
     for job in others:
         to_stderr(
@@ -185,47 +210,29 @@ def _tell(
             "images; the workers go on with it: see `vantage status`, start them with `vantage up`."
         )
     if as_json:
-        summary = _summary(collection, progress, status.version, took)
-        write_json({**summary, "unfinished_jobs": [job.id for job in others]})
+        shown = {
+            "collection": status.name,
+            "job": progress.job_id,
+            "kind": progress.kind,
+            "state": progress.state,
+            "message": progress.message,
+            "version": status.version,
+            "seconds": round(took, 3),
+            "counters": progress.counters,
+            "unfinished_jobs": [job.id for job in others],
+        }
+        write_json(shown)
     elif progress.state == "running":
         say(f"Job {progress.job_id} is with the workers; follow it with:")
-        say(f"  vantage status {collection} --follow")
+        say(f"  vantage status {status.name} --follow")
     else:
         tell = load(kind_of(progress.kind).summary)
-        for line in tell(collection, progress.counters, took):
+        for line in tell(status.name, progress.counters, took):
             say(line)
         searchable = counted(status.images.get("indexed", 0), "image")
         say(f"Searchable: {searchable}, version {status.version or 'none yet'}.")
     if progress.state in ("failed", "paused"):
         raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
-
-
-def do_job(settings: Settings, engine: Engine, order: JobOrder) -> JobProgress:
-    """Do a job in this process, or leave it to the workers and follow it.
-
-    Raises
-    ------
-    exits.InterruptError
-        After Ctrl-C. In this process, what is done is kept; with workers, the job goes on.
-    """
-    from workers.collection import Collection
-
-    name = order.collection
-    with Collection.open(
-        name, settings, local=order.local, extractor=order.extractor
-    ) as collection:
-        if order.local:
-            sentence = "Interrupted. What is done is kept: the same command goes on from here."
-            with told_of_interrupt(sentence), watched(engine) as watcher:
-                return order.begin(collection, watcher.report).progress()
-        handle = order.begin(collection)
-        if not order.wait:
-            return handle.progress()
-        with told_of_interrupt(
-            f"No longer waiting. Job {handle.id} goes on with the workers; follow it with:\n"
-            f"  vantage status {name} --follow"
-        ):
-            return JobReader(engine, settings.host_timeout_s).follow(handle.id)
 
 
 @contextmanager
@@ -235,19 +242,3 @@ def told_of_interrupt(message: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise exits.InterruptError(message) from None
-
-
-def _summary(
-    collection: str, progress: JobProgress, version: int | None, took: float
-) -> dict[str, Any]:
-    """Return what JSON tells of a job."""
-    return {
-        "collection": collection,
-        "job": progress.job_id,
-        "kind": progress.kind,
-        "state": progress.state,
-        "message": progress.message,
-        "version": version,
-        "seconds": round(took, 3),
-        "counters": progress.counters,
-    }

@@ -28,7 +28,7 @@ class Plan(StrEnum):
 
 def complete_collection(incomplete: str) -> list[str]:
     """Return the collections whose names begin so; nothing where they cannot be read."""
-    from workers.cli.metadata import collection_names
+    from pipeline.status import collection_names
 
     try:
         names = collection_names(Settings.from_env())

@@ -140,7 +140,14 @@ def search(
             answers += together
             _tell(together, as_json, explain)
     if html is not None:
-        _write_page(settings, " and ".join([collection, *(fuse or [])]), answers, html)
+        from pipeline.report_html import write_page
+
+        searches = [
+            (answer.name, answer.image, answer.result) for answer in answers if answer.result
+        ]
+        heading = f"Searches in {' and '.join([collection, *(fuse or [])])}"
+        write_page(html, searches, settings.image_limits, heading=heading)
+        to_stderr(f"Wrote {html}")
     if as_json:
         fused = {"fused_with": fuse} if fuse else {}
         shown = [answer.to_dict() for answer in answers]
@@ -263,23 +270,6 @@ def _shared(result: SearchResult) -> str:
     """Return with how many other images the time was shared."""
     others = result.explain.get("images", 1) - 1
     return f" with {counted(others, 'other image')}" if others else ""
-
-
-def _write_page(settings: Settings, collection: str, answers: list[Answer], html: Path) -> None:
-    """Write the picture page."""
-    from pipeline.files import read_file
-    from pipeline.report_html import results_page
-
-    page = results_page(
-        [(answer.name, answer.image, answer.result) for answer in answers if answer.result],
-        lambda location: read_file(location, limits=settings.image_limits),
-        heading=f"Searches in {collection}",
-    )
-    try:
-        html.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"the page {str(html)!r} cannot be written: {error.strerror}") from error
-    to_stderr(f"Wrote {html}")
 
 
 def _leave(answers: list[Answer]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,19 +11,17 @@ from pipeline.config import Settings
 from pipeline.errors import StateError
 from pipeline.job_kinds import kind_of
 from pipeline.text import displayable
-from workers.cli.metadata import metadata_engine
 from workers.cli.options import CollectionArgument, JsonOption, complete_collection, epilog
 from workers.cli.output import counted, ranges, say, show_table, write_json
-from workers.cli.progress import JobReader
+from workers.cli.progress import Bar
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-    from pipeline.metadata.records import CollectionStatus, FailureRow
-    from workers.cli.system import SystemStatus
+    from pipeline.metadata.records import CollectionStatus
+    from pipeline.status import SystemStatus
 
 _SHOWN_FAILURES = 50
-_PAGE = 1000
 
 COLLECTIONS_HELP = epilog(
     """
@@ -54,10 +52,10 @@ def collections(as_json: JsonOption = False) -> None:
     from dataclasses import asdict
 
     from pipeline.metadata.collections import list_collections
-    from pipeline.metadata.engine import session_scope
+    from pipeline.metadata.engine import open_database, session_scope
 
-    settings = Settings.from_env()
-    with metadata_engine(settings) as engine, session_scope(engine, write=False) as session:
+    url = Settings.from_env().database_url
+    with open_database(url) as engine, session_scope(engine, write=False) as session:
         found = list_collections(session)
     if as_json:
         shown = [{k: v for k, v in asdict(summary).items() if k != "id"} for summary in found]
@@ -98,10 +96,11 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show what the collections hold, the jobs under way, and the workers."""
-    from workers.cli.system import read_status
+    from pipeline.metadata.engine import open_database
+    from pipeline.status import read_status
 
     settings = Settings.from_env()
-    with metadata_engine(settings) as engine:
+    with open_database(settings.database_url) as engine:
         if follow:
             _follow(settings, engine, collection)
         found = read_status(settings, engine, collection)
@@ -113,6 +112,7 @@ def status(
 
 def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
     """Show the jobs that are not at their end, one after the other."""
+    from pipeline.following import follow_job
     from pipeline.metadata.collections import get_collection
     from pipeline.metadata.engine import session_scope
     from pipeline.metadata.jobs import unfinished_jobs
@@ -121,7 +121,8 @@ def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
         wanted = get_collection(session, collection).id if collection is not None else None
         running = unfinished_jobs(session, wanted)
     for job in running:
-        progress = JobReader(engine, settings.host_timeout_s).follow(job.id)
+        with Bar() as bar:
+            progress = follow_job(engine, job.id, bar.show_job, settings.host_timeout_s)
         if progress.state != "done":
             raise StateError(f"job {job.id} is {progress.state}: {progress.message}")
 
@@ -204,12 +205,18 @@ def failures(
     as_json: JsonOption = False,
 ) -> None:
     """List the files that could not be indexed, and why."""
-    settings = Settings.from_env()
+    from dataclasses import asdict
+
+    from pipeline.metadata.engine import open_database
+    from pipeline.status import read_failures
+
     wanted = (0 if as_json else _SHOWN_FAILURES) if limit is None else limit
-    with metadata_engine(settings) as engine:
-        rows, more = _read_failures(engine, collection, wanted)
+    with open_database(Settings.from_env().database_url) as engine:
+        rows = read_failures(engine, collection, wanted + 1 if wanted else None)
+    more = 0 < wanted < len(rows)
+    rows = rows[: wanted or None]
     if as_json:
-        write_json({"collection": collection, "failures": [_failure(row) for row in rows]})
+        write_json({"collection": collection, "failures": [asdict(row) for row in rows]})
         return
     if not rows:
         say(f"Every file of {collection} could be used.")
@@ -221,25 +228,3 @@ def failures(
         say(f"... and more: vantage failures {collection} --limit 0 shows all.")
     else:
         say(f"{counted(len(rows), 'file')} could not be used.")
-
-
-def _failure(row: FailureRow) -> dict[str, Any]:
-    """Return plain values."""
-    return {"path": row.path, "sha256": row.sha256, "code": row.code, "message": row.message}
-
-
-def _read_failures(engine: Engine, name: str, limit: int) -> tuple[list[FailureRow], bool]:
-    """Return the first `limit` failures (0: all), and whether there are more."""
-    from pipeline.metadata.collections import get_collection
-    from pipeline.metadata.engine import session_scope
-    from pipeline.metadata.images import failures as read
-
-    with session_scope(engine, write=False) as session:
-        collection_id = get_collection(session, name).id
-        if limit:
-            found = read(session, collection_id, limit=limit + 1)
-            return found[:limit], len(found) > limit
-        rows: list[FailureRow] = []
-        while page := read(session, collection_id, limit=_PAGE, offset=len(rows)):
-            rows += page
-        return rows, False

@@ -1,23 +1,35 @@
-"""What ``vantage status`` reads: collections, unfinished jobs, workers."""
+"""What is known of everything: collections, unfinished jobs, workers, files without use."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 from pipeline.config import Settings
-from pipeline.metadata.collections import collection_status, list_collections
-from pipeline.metadata.engine import session_scope
+from pipeline.metadata.collections import collection_status, get_collection, list_collections
+from pipeline.metadata.engine import create_metadata_engine, parse_url, session_scope
 from pipeline.metadata.heartbeats import groups_served, live_workers
+from pipeline.metadata.images import failures
 from pipeline.metadata.jobs import list_jobs
 from pipeline.metadata.parts import job_progress
-from pipeline.metadata.records import CollectionStatus, JobProgress, WorkerRecord
-from workers.cli.output import seconds
+from pipeline.metadata.records import (
+    CollectionStatus,
+    FailureRow,
+    JobProgress,
+    JobRecord,
+    WorkerRecord,
+)
+from pipeline.text import seconds
+
+__all__ = ["JobLine", "SystemStatus", "collection_names", "read_failures", "read_status"]
+
+_PAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -123,19 +135,48 @@ def read_status(settings: Settings, engine: Engine, collection: str | None) -> S
         return SystemStatus(
             home=str(settings.home),
             collections=found,
-            jobs=tuple(_jobs(session, found)),
+            jobs=tuple(
+                JobLine(job_id, item.name, job_progress(session, job_id))
+                for item in found
+                for job_id in _shown_jobs(item, list_jobs(session, item.id, limit=1))
+            ),
             workers=tuple(live_workers(session, now, settings.host_timeout_s)),
             served=groups_served(session, now, settings.host_timeout_s),
         )
 
 
-def _jobs(session: Session, found: tuple[CollectionStatus, ...]) -> list[JobLine]:
-    """Return each collection's unfinished jobs, and its last one if that failed."""
-    lines = []
-    for item in found:
-        ids = [job.id for job in item.jobs]
-        last = list_jobs(session, item.id, limit=1)
-        if last and last[0].state == "failed":
-            ids.append(last[0].id)
-        lines += [JobLine(i, item.name, job_progress(session, i)) for i in ids]
-    return lines
+def _shown_jobs(item: CollectionStatus, last: Sequence[JobRecord]) -> list[str]:
+    """Return a collection's unfinished jobs, and its last one if that failed."""
+    failed = [job.id for job in last if job.state == "failed"]
+    return [*(job.id for job in item.jobs), *failed]
+
+
+def collection_names(settings: Settings) -> list[str]:
+    """Return the names of all collections; makes no database."""
+    url = parse_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+        return []
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        with session_scope(engine, write=False) as session:
+            return [summary.name for summary in list_collections(session)]
+    finally:
+        engine.dispose()
+
+
+def read_failures(engine: Engine, name: str, limit: int | None = None) -> list[FailureRow]:
+    """Return the files of a collection that could not be indexed, and why; all, or the first.
+
+    Raises
+    ------
+    UnknownNameError
+        There is no such collection.
+    """
+    with session_scope(engine, write=False) as session:
+        number = get_collection(session, name).id
+        if limit is not None:
+            return failures(session, number, limit=limit)
+        rows: list[FailureRow] = []
+        while page := failures(session, number, limit=_PAGE, offset=len(rows)):
+            rows += page
+        return rows
