@@ -111,7 +111,7 @@ def footprint(settings: Settings, images: int) -> dict[str, object]:
     }
     database = Path(settings.database_url.removeprefix("sqlite:///")).stat().st_size
     rows = sum(segment.descriptor_count for segment in version.segments)
-    servers = [host for host in live if host.kind == "group"]
+    servers = [host for host in live if "group" in host.roles]
     processes = [psutil.Process(host.pid) for host in servers]
     memory = sum(process.memory_info().rss for process in processes)
     mapped = sum(

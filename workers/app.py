@@ -1,8 +1,9 @@
-"""Celery apps: one for each `workers.context.Context`, and that of ``celery -A workers.app``."""
+"""Celery apps: one for each `workers.context.Context`, those of ``celery -A workers.app``."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from workers.redis_url import RedisAddress
 
 if TYPE_CHECKING:
     app: Celery
+    watching_app: Celery
 
 __all__ = ["TASK_MODULES", "VantageApp", "make_app"]
 
@@ -65,21 +67,29 @@ def make_app(settings: Settings, address: RedisAddress) -> Celery:
     return _made(celery_settings(settings, address))
 
 
-def _made(settings: dict[str, Any]) -> Celery:
+def _made(settings: dict[str, Any], include: Sequence[str] = TASK_MODULES) -> Celery:
     """Return an app with these settings of Celery's."""
-    made = VantageApp("vantage", include=list(TASK_MODULES), set_as_current=False)
+    made = VantageApp("vantage", include=list(include), set_as_current=False)
     made.config_from_object(own_connections(settings))
     return made
 
 
 @functools.cache
 def _environments_app() -> Celery:
-    """Return the app of the environment's settings: a worker's, Flower's."""
+    """Return the app of the environment's settings: a worker's."""
     return _made(settings_of_environment())
+
+
+@functools.cache
+def _watching_app() -> Celery:
+    """Return the same app without its tasks, which whoever only watches need not load."""
+    return _made(settings_of_environment(), include=())
 
 
 def __getattr__(name: str) -> Any:
     """Make `app` when ``celery -A workers.app`` asks for it: importing this reads no settings."""
     if name == "app":
         return _environments_app()
+    if name == "watching_app":
+        return _watching_app()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

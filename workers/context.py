@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Context", "get_context", "is_redelivered", "worker_name"]
 
 
+_REDUCE_AT_ONCE = 2
+
+
 class Context:
     """Settings and the connections made from them.
 
@@ -40,6 +43,9 @@ class Context:
     merge_slots : threading.BoundedSemaphore
         Merges that this process may do at once: one less than a group worker has threads, so that
         one is always free for scans, unless it has only one.
+    reduce_slots : threading.BoundedSemaphore
+        Messages of the queue ``reduce`` that this process may work on at once: two. The process
+        answers searches too, with its other threads.
     """
 
     def __init__(self, settings: Settings, worker_app: Celery | None = None) -> None:
@@ -47,6 +53,7 @@ class Context:
         self._worker_app = worker_app
         self.pid = os.getpid()
         self.merge_slots = threading.BoundedSemaphore(max(1, settings.group_threads - 1))
+        self.reduce_slots = threading.BoundedSemaphore(_REDUCE_AT_ONCE)
 
     @cached_property
     def resources(self) -> Resources:

@@ -19,6 +19,7 @@ import psutil
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from workers.processes import EXIT_CONFIG, free_port, run_dir, write_private
+from workers.up_watch import UpWatch
 
 __all__ = ["check_flower_settings", "flower_file", "main"]
 
@@ -61,8 +62,6 @@ def check_flower_settings(settings: Settings) -> None:
 
 def main() -> None:
     """Run Flower until it is stopped."""
-    from workers.heartbeat import UpWatch
-
     try:
         settings = Settings.from_env()
         check_flower_settings(settings)
@@ -78,7 +77,9 @@ def main() -> None:
     from celery.bin.celery import celery as celery_command
 
     try:
-        celery_command.main(args=["-A", "workers.app", "flower", *arguments], prog_name="flower")
+        celery_command.main(
+            args=["-A", "workers.app:watching_app", "flower", *arguments], prog_name="flower"
+        )
     finally:
         flower_file(settings.home).unlink(missing_ok=True)
 

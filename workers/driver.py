@@ -41,6 +41,7 @@ from workers.keys import KEEP_S, KEYS
 __all__ = ["WorkersDriver", "WorkersSearch"]
 
 _BLOCK_S = 1.0
+_LOOK_EVERY_S = 1.0
 
 
 class WorkersSearch:
@@ -73,12 +74,18 @@ class WorkersSearch:
             The search ended with it (the image cannot be read, say).
         """
         until = time.monotonic() + timeout
+        look_at: float | None = time.time() + _LOOK_EVERY_S
         with _broker(self.context):
             while (results := searches.fetch_results(self.context.redis, self.id)) is None:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"search {self.id} has no answer after {timeout} s")
                 _block(self.context, self.id, left)
+                # As the supervisor does, which may be in the worker that has died.
+                if look_at is not None and (now := time.time()) >= look_at:
+                    look_at = now + _LOOK_EVERY_S
+                    with contextlib.suppress(TransientError):
+                        look_at = searches.look_after(self.context, self.id, now)
             return only(results)
 
 
@@ -212,14 +219,15 @@ class WorkersDriver:
             searches.request(context, search_id, collection, data, request)
         return WorkersSearch(context, search_id)
 
-    def _require_workers(self, *kinds: str) -> None:
-        """Raise when a kind of worker is not alive."""
+    def _require_workers(self, *roles: str) -> None:
+        """Raise when no live worker has one of these roles."""
         timeout_s = self.context.settings.host_timeout_s
         with session_scope(self.context.engine, write=False) as session:
-            live = {host.kind for host in heartbeats.live_workers(session, time.time(), timeout_s)}
-        for kind in kinds:
-            if kind not in live:
-                raise NoWorkersError(kind)
+            live = heartbeats.live_workers(session, time.time(), timeout_s)
+        played = {role for worker in live for role in worker.roles}
+        for role in roles:
+            if role not in played:
+                raise NoWorkersError(role)
 
 
 @contextlib.contextmanager

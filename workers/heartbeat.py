@@ -9,10 +9,9 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import psutil
@@ -23,8 +22,9 @@ from pipeline.errors import VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.heartbeats import beat, forget_worker
 from pipeline.metadata.records import WorkerRecord, WorkerState
+from workers.up_watch import UpWatch
 
-__all__ = ["Heartbeat", "UpWatch"]
+__all__ = ["Heartbeat", "write_between_beats"]
 
 _log = logging.getLogger(__name__)
 
@@ -52,54 +52,6 @@ def write_between_beats(settings: Settings, work: Callable[[Session], None]) -> 
             engine.dispose()
 
 
-class UpWatch:
-    """Ends this process when the ``vantage up`` that started it is gone.
-
-    The kernel does the same at once on Linux (see `workers.processes.die_with_parent`); this
-    works everywhere, and also when the process ignores the kernel's first, polite signal.
-
-    Parameters
-    ----------
-    environ : mapping of str to str, optional
-        ``VANTAGE_UP_PID`` is read from it; without that, nothing is watched.
-    """
-
-    def __init__(self, environ: Mapping[str, str] | None = None) -> None:
-        text = (os.environ if environ is None else environ).get("VANTAGE_UP_PID", "")
-        self._up: psutil.Process | None = None
-        self._gone = False
-        if text.isdigit():
-            try:
-                self._up = psutil.Process(int(text))  # knows its start: a reused pid is another
-                self._own_group = os.getpgrp() != os.getpgid(self._up.pid)
-            except (psutil.NoSuchProcess, ProcessLookupError):
-                self._gone, self._own_group = True, False
-
-    def gone(self) -> bool:
-        """Tell whether the process that started us has ended."""
-        if self._up is not None and not self._gone:
-            self._gone = not self._up.is_running() or self._up.status() == psutil.STATUS_ZOMBIE
-        return self._gone
-
-    def end_process(self) -> None:
-        """Ask this process to stop; kill it and its children when it has not after 6 s."""
-        _log.error("vantage up has ended: this process ends too")
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_S)
-        if self._own_group:
-            os.killpg(0, signal.SIGKILL)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def start_thread(self) -> None:
-        """Watch from a thread of its own, for processes without a heartbeat."""
-        threading.Thread(target=self._watch, name="up-watch", daemon=True).start()
-
-    def _watch(self) -> None:
-        while not self.gone():
-            time.sleep(_WATCH_S)
-        self.end_process()
-
-
 class Heartbeat:
     """Keeps this process's row in ``workers`` fresh from a daemon thread.
 
@@ -108,8 +60,9 @@ class Heartbeat:
     settings : Settings
     name : str
         Node name, unique among all processes: ``extract@host``.
-    kind : str
-        ``extract``, ``group``, ``reduce``, ``query`` or ``supervise``.
+    roles : sequence of str
+        What the process does: some of ``extract``, ``group``, ``query``, ``reduce`` and
+        ``supervise``.
     groups : iterable of int
         Groups this process serves.
     details : mapping, optional
@@ -126,13 +79,13 @@ class Heartbeat:
         self,
         settings: Settings,
         name: str,
-        kind: str,
+        roles: Sequence[str],
         groups: Iterable[int] = (),
         details: Mapping[str, Any] | None = None,
     ) -> None:
         create_metadata_engine(settings.database_url).dispose()
         self._settings = settings
-        self._name, self._kind = name, kind
+        self._name, self._roles = name, tuple(roles)
         self._groups = tuple(sorted(groups))
         self._details = dict(details or {})
         self._started_at = time.time()
@@ -198,7 +151,7 @@ class Heartbeat:
         """Return the row as it is now."""
         return WorkerRecord(
             name=self._name,
-            kind=self._kind,
+            roles=self._roles,
             host=self._settings.host,
             pid=self._pid,
             groups=self._groups,

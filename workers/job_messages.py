@@ -10,10 +10,12 @@ plans are void. Whoever finds a job that does not move (`workers.supervise`) pla
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
@@ -38,7 +40,9 @@ from workers.workflows import stage_canvas
 __all__ = [
     "broker_epoch",
     "do_group_part",
+    "do_join",
     "do_part",
+    "do_whole_stage",
     "give_back",
     "keep_up",
     "proceed",
@@ -109,7 +113,7 @@ def _leave_to_others(context: Context, job: JobRecord, number: int) -> None:
     with session_scope(context.engine, write=False) as session:
         part = parts.get_part(session, job.id, job.stage, number)
         live = heartbeats.live_workers(session, time.time(), context.settings.host_timeout_s)
-    threaded = [host for host in live if host.kind != "extract"]
+    threaded = [worker for worker in live if "extract" not in worker.roles]
     begun = (part.started_at or 0.0) >= job.attempt_at
     if begun and parts.runs_on_live_worker(part, threaded):
         _log.info("job %s: part %d of %s is being done", job.id, number, job.stage)
@@ -123,15 +127,55 @@ def do_group_part(
 
     A group worker keeps its last thread for scans (`Context.merge_slots`).
     """
-    if context.merge_slots.acquire(blocking=False):
-        try:
+    with _slot(context.merge_slots) as free:
+        if free:
             return do_part(context, job_id, attempt, stage, number)
-        finally:
-            context.merge_slots.release()
+        return _wait_its_turn(context, job_id, attempt, number)
+
+
+def do_whole_stage(
+    context: Context, job_id: str, attempt: int, stage: JobStage
+) -> dict[str, Any] | None:
+    """Do a stage of one part and go on with the job; None when no thread is free for it.
+
+    The threads of searches are kept free (`Context.reduce_slots`). A result with ``more`` says that
+    another message must go on with the stage.
+    """
+    with _slot(context.reduce_slots) as free:
+        if not free:
+            return _wait_its_turn(context, job_id, attempt, 0)
+        result = do_part(context, job_id, attempt, stage, 0)
+        return result if result.get("more") else proceed(context, job_id, attempt)
+
+
+def do_join(context: Context, job_id: str, attempt: int) -> dict[str, Any] | None:
+    """Go on with a job whose parts may be done; None when no thread is free for it."""
+    with _slot(context.reduce_slots) as free:
+        if not free:
+            return _wait_its_turn(context, job_id, attempt)
+        return proceed(context, job_id, attempt)
+
+
+@contextlib.contextmanager
+def _slot(slots: threading.BoundedSemaphore) -> Iterator[bool]:
+    """Take one of some slots for the block; False where none is free."""
+    taken = slots.acquire(blocking=False)
+    try:
+        yield taken
+    finally:
+        if taken:
+            slots.release()
+
+
+def _wait_its_turn(
+    context: Context, job_id: str, attempt: int, number: int | None = None
+) -> dict[str, Any] | None:
+    """Note that a job's message is put off; returns None, or `VOID` for a message that is void."""
     job = _wanting(context, job_id, attempt)
     if job is None:
         return VOID
-    _leave_to_others(context, job, number)
+    if number is not None:
+        _leave_to_others(context, job, number)
     context.redis.set(KEYS.put_off(job_id), b"1", ex=PUT_OFF_KEEP_S)
     return None
 

@@ -38,7 +38,7 @@ class Keys:
         return f"{self.prefix}:searches"
 
     def put_off(self, job_id: str) -> str:
-        """Whether a merge of a job was sent again lately; kept `PUT_OFF_KEEP_S`."""
+        """Whether a message of a job was sent again lately; kept `PUT_OFF_KEEP_S`."""
         return f"{self.prefix}:put-off:{job_id}"
 
     def request(self, search_id: str) -> str:

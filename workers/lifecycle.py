@@ -6,9 +6,12 @@ connected when a worker of Vantage is made, and not before.
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
+import threading
+from collections.abc import Collection
 from typing import Any
 
 from celery import signals
@@ -24,18 +27,30 @@ from workers.job_messages import release
 from workers.placement import sync_groups
 from workers.processes import set_death_signal
 from workers.queues import EXTRACT, QUERY, REDUCE, group_of, unrouted
+from workers.supervise import supervise
 
-__all__ = ["VantageWorker", "kind_of_queues"]
+__all__ = ["VantageWorker", "roles_of_queues"]
 
 _log = logging.getLogger(__name__)
+SUPERVISE = "supervise"
+
 _heartbeat: Heartbeat | None = None
+_roles: tuple[str, ...] = ()
+_draining_began = threading.Event()
 
 
-def kind_of_queues(queues: list[str]) -> str:
-    """Return the kind of a worker from what it consumes; one group's queue makes a group worker."""
+def roles_of_queues(queues: Collection[str], pool: object) -> tuple[str, ...]:
+    """Return what a worker does, from the queues it consumes and its kind of pool.
+
+    Whoever does the reduce tasks of jobs in threads also supervises, in a thread more. A pool of
+    processes is forked, and no thread that uses the database may run then.
+    """
+    roles = [name for name in (EXTRACT, QUERY, REDUCE) if name in queues]
     if any(group_of(name) is not None for name in queues):
-        return "group"
-    return next((name for name in (EXTRACT, REDUCE, QUERY) if name in queues), "other")
+        roles.append("group")
+    if REDUCE in queues and "thread" in str(pool):
+        roles.append(SUPERVISE)
+    return tuple(roles)
 
 
 class _Formatter(logging.Formatter):
@@ -63,18 +78,19 @@ def _start(sender: Any, **_: object) -> None:
 
     Celery logs an exception of a signal handler and goes on, so trouble ends the process here.
     """
-    global _heartbeat
+    global _heartbeat, _roles
     _set_up_logging()
     lost = unrouted(sender.app.tasks)
     if lost:
         raise SystemExit(f"no queue is decided for {', '.join(lost)}: see workers/queues.py")
     queues = sorted(sender.app.amqp.queues.consume_from)
+    _roles = roles_of_queues(queues, sender.pool_cls)
     groups = sorted(group for group in map(group_of, queues) if group is not None)
     try:
         _heartbeat = Heartbeat(
             Settings.from_env(),
             name=sender.hostname,
-            kind=kind_of_queues(queues),
+            roles=_roles,
             groups=groups,
             details={"queues": queues},
         )
@@ -87,6 +103,11 @@ def _start(sender: Any, **_: object) -> None:
             # Before the pool is forked, so that its processes share it; run in them alone, for what
             # runs may start threads, which no fork outlives.
             import pipeline.indexing  # noqa: F401
+
+            # What is there now is shared with the pool as long as neither writes to it, and a
+            # collection of garbage writes to every object that it looks at.
+            gc.collect()
+            gc.freeze()
         if QUERY in queues:
             from pipeline.extraction.registry import warm_up_all
 
@@ -126,11 +147,15 @@ def _let_go(sender: Any, args: Any, exception: BaseException, **_: object) -> No
 
 
 def _ready(**_: object) -> None:
+    if SUPERVISE in _roles:
+        watch = (Settings.from_env(), _draining_began)
+        threading.Thread(target=supervise, args=watch, name="supervisor", daemon=True).start()
     if _heartbeat is not None:
         _heartbeat.set_state("ready")
 
 
 def _draining(**_: object) -> None:
+    _draining_began.set()
     if _heartbeat is not None:
         _heartbeat.set_state("draining")
 

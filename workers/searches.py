@@ -43,6 +43,7 @@ __all__ = [
     "Ticket",
     "begin",
     "fetch_results",
+    "look_after",
     "pairs",
     "prepare",
     "rank",
@@ -334,15 +335,7 @@ def tend_all(context: Context) -> int:
     due = cast("list[bytes]", redis.zrangebyscore(KEYS.in_flight, "-inf", now))
     for member in due:
         search_id = member.decode()
-        try:
-            next_look = _look_after(context, search_id, now)
-        except (TransientError, RedisError):
-            raise
-        except Exception as exc:
-            # One search's trouble must not leave the others unwatched.
-            _log.exception("search %s failed", search_id)
-            store_error(redis, search_id, _as_ours(exc))
-            next_look = None
+        next_look = look_after(context, search_id, now)
         if next_look is None:
             redis.zrem(KEYS.in_flight, search_id)
         else:
@@ -350,8 +343,33 @@ def tend_all(context: Context) -> int:
     return len(due)
 
 
+def look_after(context: Context, search_id: str, now: float) -> float | None:
+    """Tend one search that was left to the workers: its late parts, its ranking, its deadline.
+
+    Called by the supervisor and by whoever waits for the search.
+
+    Returns
+    -------
+    float or None
+        When to look again, in seconds since the epoch; None when the search is over.
+
+    Raises
+    ------
+    TransientError, RedisError
+        Database or Redis does not answer. Any other error is the outcome of the search.
+    """
+    try:
+        return _look_after(context, search_id, now)
+    except (TransientError, RedisError):
+        raise
+    except Exception as exc:
+        # One search's trouble must not leave the others unwatched.
+        _log.exception("search %s failed", search_id)
+        store_error(context.redis, search_id, _as_ours(exc))
+        return None
+
+
 def _look_after(context: Context, search_id: str, now: float) -> float | None:
-    """Tend one search that nobody blocks on; return when to look again, None when it is over."""
     redis = context.redis
     if redis.exists(KEYS.result(search_id)):
         return None

@@ -1,16 +1,15 @@
-"""The supervisor: ``python -m workers.supervise``.
+"""The supervisor: a thread of every worker that takes the reduce tasks of jobs.
 
 Each second it looks at what SQL and Redis say and mends what has stopped: jobs whose messages were
 lost (with a worker or with the whole broker) are planned again, jobs that wait for a missing image
 folder go on when it is back, compactions that nobody began are begun, searches that nobody blocks
-on get their deadline. It keeps nothing of
-its own; several may run at once, and one that is killed is missed by nobody for long.
+on get their deadline. It has no state of its own: several may run at once, and one that is killed
+knows as much when it is started again.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -22,10 +21,9 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, PartRecord, WorkerRecord
 from workers import searches
 from workers.context import Context
-from workers.heartbeat import Heartbeat
 from workers.job_messages import PASSING, broker_epoch, keep_up, replan, waits_its_turn
 
-__all__ = ["watch_jobs", "watch_segments"]
+__all__ = ["supervise", "watch_jobs", "watch_segments"]
 
 _log = logging.getLogger(__name__)
 
@@ -123,44 +121,25 @@ def _is_filled(path: Path) -> bool:
         return False
 
 
-def run(settings: Settings, stop: threading.Event) -> None:
+def supervise(settings: Settings, stop: threading.Event) -> None:
     """Watch until `stop` is set; trouble of database or broker is waited out."""
     context = Context(settings)
-    heartbeat = Heartbeat(settings, f"supervise@{settings.host}", "supervise")
-    heartbeat.start()
-    heartbeat.set_state("ready")
     next_jobs = 0.0
     troubled = False
-    try:
-        while not stop.wait(_TICK_S):
-            try:
-                searches.tend_all(context)
-                if time.monotonic() >= next_jobs:
-                    next_jobs = time.monotonic() + _JOBS_EVERY_S
-                    watch_jobs(context)
-                    watch_segments(context)
-                troubled = False
-            except PASSING as exc:
-                if not troubled:
-                    _log.warning("waiting for database or broker: %s", exc)
-                troubled = True
-                context.close()
-            except Exception:
-                # One job's trouble must not leave the others unwatched.
-                _log.exception("the watch goes on")
-    finally:
-        heartbeat.stop()
-        context.close()
-
-
-def main() -> None:
-    """Run until SIGTERM, SIGINT or SIGQUIT."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, lambda *_: stop.set())
-    run(Settings.from_env(), stop)
-
-
-if __name__ == "__main__":
-    main()
+    while not stop.wait(_TICK_S):
+        try:
+            searches.tend_all(context)
+            if time.monotonic() >= next_jobs:
+                next_jobs = time.monotonic() + _JOBS_EVERY_S
+                watch_jobs(context)
+                watch_segments(context)
+            troubled = False
+        except PASSING as exc:
+            if not troubled:
+                _log.warning("waiting for database or broker: %s", exc)
+            troubled = True
+            context.close()
+        except Exception:
+            # One job's trouble must not leave the others unwatched.
+            _log.exception("the watch goes on")
+    context.close()

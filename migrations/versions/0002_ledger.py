@@ -56,7 +56,7 @@ def _workers_and_hosts() -> None:
     op.create_table(
         "workers",
         sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("roles", sa.JSON(), nullable=False),
         sa.Column("host", sa.String(length=255), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("groups", sa.JSON(), nullable=False),

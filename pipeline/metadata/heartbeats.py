@@ -26,7 +26,7 @@ def beat(session: Session, worker: WorkerRecord, host: Mapping[str, Any] | None 
     _see_host(session, worker.host, worker.heartbeat_at, host)
     values = {
         "name": worker.name,
-        "kind": worker.kind,
+        "roles": list(worker.roles),
         "host": worker.host,
         "pid": worker.pid,
         "groups": list(worker.groups),
@@ -79,7 +79,7 @@ def groups_served(session: Session, now: float, timeout_s: float) -> dict[int, l
     """Return the names of the live, ready group workers by the groups that they serve."""
     served: dict[int, list[str]] = {}
     for worker in live_workers(session, now, timeout_s):
-        if worker.kind == "group" and worker.state == "ready":
+        if "group" in worker.roles and worker.state == "ready":
             for group in worker.groups:
                 served.setdefault(group, []).append(worker.name)
     return served
@@ -94,7 +94,7 @@ def _record(row: Row[Any]) -> WorkerRecord:
     """Make the record of a row."""
     return WorkerRecord(
         name=row.name,
-        kind=row.kind,
+        roles=tuple(row.roles),
         host=row.host,
         pid=row.pid,
         groups=tuple(row.groups),

@@ -312,7 +312,7 @@ class Worker(Base):
     __table_args__ = (Index(None, "host"),)
 
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
-    kind: Mapped[str] = mapped_column(String(32))
+    roles: Mapped[list[Any]]
     host: Mapped[str] = mapped_column(ForeignKey("hosts.name"))
     pid: Mapped[int] = mapped_column(Integer)
     groups: Mapped[list[Any]]

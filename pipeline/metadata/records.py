@@ -532,8 +532,8 @@ class WorkerRecord:
     ----------
     name : str
         Node name of the worker, unique.
-    kind : str
-        What it does: ``extract``, ``group``, ``reduce``, ...
+    roles : tuple of str
+        What it does: some of ``extract``, ``group``, ``query``, ``reduce`` and ``supervise``.
     host : str
         Machine it runs on.
     groups : tuple of int
@@ -543,7 +543,7 @@ class WorkerRecord:
     """
 
     name: str
-    kind: str
+    roles: tuple[str, ...]
     host: str
     pid: int
     groups: tuple[int, ...]

@@ -108,8 +108,9 @@ def test_the_installed_command_runs_everything_and_stops_on_ctrl_c(
         def ready():
             assert up.poll() is None, up.communicate()
             status = run(vantage("status", "--json"))
-            kinds = {host["kind"] for host in status["workers"] if host["state"] == "ready"}
-            return {"extract", "group", "reduce", "query", "supervise"} <= kinds
+            ready = [worker for worker in status["workers"] if worker["state"] == "ready"]
+            roles = {role for worker in ready for role in worker["roles"]}
+            return {"extract", "group", "reduce", "query", "supervise"} <= roles
 
         eventually(ready)
         run(vantage("index", "served", str(photographs), "--json"))

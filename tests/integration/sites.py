@@ -78,13 +78,21 @@ def served_groups(settings: Settings) -> set[int]:
         engine.dispose()
 
 
-def silence(settings: Settings, kind: str) -> None:
-    """Let the heartbeat of this host's worker of a kind, which is frozen, be as old as can be."""
+def worker_of(settings: Settings, role: str) -> WorkerRecord:
+    """Return this host's live worker that has a role."""
+    (found,) = [
+        worker
+        for worker in live_workers(settings).values()
+        if role in worker.roles and worker.host == settings.host
+    ]
+    return found
+
+
+def silence(settings: Settings, role: str) -> None:
+    """Let the heartbeat of this host's worker with a role, which is frozen, be as old as can be."""
     engine = create_metadata_engine(settings.database_url)
     try:
-        worker = dataclasses.replace(
-            live_workers(settings)[f"{kind}@{settings.host}"], heartbeat_at=0.0
-        )
+        worker = dataclasses.replace(worker_of(settings, role), heartbeat_at=0.0)
         with session_scope(engine) as session:
             heartbeats.beat(session, worker)
     finally:
@@ -92,11 +100,11 @@ def silence(settings: Settings, kind: str) -> None:
 
 
 @contextlib.contextmanager
-def frozen(settings: Settings, kind: str | None = None) -> Iterator[None]:
-    """Hold up this host's worker of a kind, or all workers: they neither work nor beat."""
-    workers = live_workers(settings)
-    if kind is not None:
-        workers = {"": workers[f"{kind}@{settings.host}"]}
+def frozen(settings: Settings, role: str | None = None) -> Iterator[None]:
+    """Hold up this host's worker with a role, or all workers: they neither work nor beat."""
+    workers = list(live_workers(settings).values())
+    if role is not None:
+        workers = [worker_of(settings, role)]
     held: list[psutil.Process] = []
     engine = create_metadata_engine(settings.database_url)
     try:
@@ -104,7 +112,7 @@ def frozen(settings: Settings, kind: str | None = None) -> Iterator[None]:
         with session_scope(engine) as session:
             session.execute(text("SELECT 1"))
             # A worker before its pool: it then starts no further processes.
-            for worker in workers.values():
+            for worker in workers:
                 _hold_up(psutil.Process(worker.pid), held)
         engine.dispose()
         yield

@@ -183,7 +183,7 @@ def test_a_worker_is_ready_when_it_consumes_and_gone_when_it_has_stopped(
 ) -> None:
     with site.worker("g", "group.2,group.11") as worker:
         row = eventually(lambda: (r := site.live().get("g@test")) and r.state == "ready" and r)
-        assert (row.kind, row.groups, row.pid) == ("group", (2, 11), worker.pid)
+        assert (row.roles, row.groups, row.pid) == (("group",), (2, 11), worker.pid)
         first = row.heartbeat_at
         eventually(lambda: site.live()["g@test"].heartbeat_at > first)
         worker.terminate()

@@ -57,7 +57,7 @@ def test_the_tasks_of_a_job_are_listed_by_name_with_their_arguments(
     assert [part for _, _, part in _arguments(tasks, "group.merge")] == [0, 1, 2, 3]
     workers = {task["name"]: task["worker"].split("@")[0] for task in tasks}
     assert workers["extract.batch"] == "extract"
-    assert workers["extract.collect"] == "reduce"
+    assert workers["extract.collect"] == "query"
     assert workers["group.merge"] == "group"
 
 

@@ -38,7 +38,17 @@ from workers import searches
 from workers.context import Context
 from workers.driver import WorkersSearch, _block
 from workers.embedded import EmbeddedRedis
-from workers.job_messages import PASSING, broker_epoch, keep_up, proceed, replan, send_stage
+from workers.job_messages import (
+    PASSING,
+    broker_epoch,
+    do_join,
+    do_whole_stage,
+    keep_up,
+    proceed,
+    replan,
+    send_stage,
+    waits_its_turn,
+)
 from workers.keys import KEYS
 from workers.supervise import watch_jobs, watch_segments
 
@@ -85,7 +95,7 @@ def _beat(
     context: Context, name: str, kind: str, groups: tuple[int, ...] = (), age_s: float = 0.0
 ) -> None:
     now = time.time()
-    row = WorkerRecord(name, kind, "test", 1, groups, "ready", now - age_s, now - 100, {})
+    row = WorkerRecord(name, (kind,), "test", 1, groups, "ready", now - age_s, now - 100, {})
     with session_scope(context.engine) as session:
         heartbeats.beat(session, row)
 
@@ -158,7 +168,7 @@ class TestJobs:
         with session_scope(context.engine) as session:
             parts.start_part(session, job.id, "register", 0, "reduce@test")
         now = time.time()
-        row = WorkerRecord("reduce@test", "reduce", "test", 2, (), "ready", now, now + 1, {})
+        row = WorkerRecord("reduce@test", ("reduce",), "test", 2, (), "ready", now, now + 1, {})
         with session_scope(context.engine) as session:
             heartbeats.beat(session, row)
         assert watch_jobs(context, patience_s=0.0) == 1
@@ -272,6 +282,25 @@ class TestJobs:
         sent = [message for queue in queues for message in _messages(grown, queue)]
         assert sent
         assert {args[0] for _, args in sent} == {fresh.id}
+
+    def test_jobs_take_no_more_threads_than_are_theirs_and_one_that_waits_is_not_lost(
+        self, context: Context, tmp_path: Path, photo_folder: Path
+    ) -> None:
+        (tmp_path / "a.png").write_bytes((photo_folder / "page.png").read_bytes())
+        job = _job(context, paths=(str(tmp_path),))
+        _messages(context, "reduce")
+        held = 0
+        while context.reduce_slots.acquire(blocking=False):
+            held += 1
+        assert held == 2
+        assert do_whole_stage(context, job.id, job.attempt, "register") is None
+        assert do_join(context, job.id, job.attempt) is None
+        assert waits_its_turn(context.redis, job.id)
+        assert do_join(context, job.id, job.attempt - 1) == {"void": True}
+        assert _read(context, job).stage == "register"
+        context.reduce_slots.release()
+        assert do_whole_stage(context, job.id, job.attempt, "register") == {"stage": "extract"}
+        context.reduce_slots.release()
 
     def test_of_two_supervisors_one_sends(self, context: Context) -> None:
         job = _job(context)

@@ -49,7 +49,8 @@ def _pids(settings: Settings) -> dict[str, int]:
     engine = create_metadata_engine(settings.database_url)
     try:
         with session_scope(engine, write=False) as session:
-            return {row.kind: row.pid for row in live_workers(session, time.time(), 600)}
+            rows = live_workers(session, time.time(), 600)
+            return {role: row.pid for row in rows for role in row.roles}
     finally:
         engine.dispose()
 

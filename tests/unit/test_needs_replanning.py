@@ -28,7 +28,7 @@ JOB = JobRecord(
     progress_at=NOW - 31.0,
     finished_at=None,
 )
-WORKER = WorkerRecord("extract@a", "extract", "a", 1, (), "ready", NOW, started_at=100.0)
+WORKER = WorkerRecord("extract@a", ("extract",), "a", 1, (), "ready", NOW, started_at=100.0)
 
 
 def _part(state: Any = "planned", worker: str | None = None, started: float = 500.0) -> PartRecord:

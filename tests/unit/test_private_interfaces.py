@@ -56,7 +56,7 @@ def test_the_task_of_a_thread_is_known_there_alone() -> None:
     app = _app(task_always_eager=True)
     seen = []
 
-    @app.task(name="look", bind=True)
+    @app.task(name="look", bind=True, shared=False)
     def look(self: object) -> None:
         seen.append((celery_private.current_task().name, celery_private.current_request().id))
         other = threading.Thread(target=lambda: seen.append(celery_private.current_task()))

@@ -149,7 +149,7 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
         [
             (
                 host.name,
-                host.kind,
+                ", ".join(host.roles),
                 host.state,
                 f"{max(0.0, time.time() - host.heartbeat_at):.1f} s ago",
                 ranges(host.groups) or "-",

@@ -11,7 +11,7 @@ from celery import Task, shared_task
 
 from pipeline.job_kinds import Stage, all_stages
 from workers.context import get_context
-from workers.job_messages import do_group_part, do_part, proceed
+from workers.job_messages import do_group_part, do_join, do_part, do_whole_stage
 from workers.tasks.base import RETRY, PartTask, put_off
 from workers.workflows import task
 
@@ -35,22 +35,24 @@ def _define_whole(stage: Stage) -> None:
     Work that would hold its message for too long says ``more`` and goes on with another message.
     """
 
-    @shared_task(base=PartTask, name=stage.task, **RETRY)
-    def whole(job_id: str, attempt: int) -> dict[str, Any]:
+    @shared_task(bind=True, base=PartTask, name=stage.task, **RETRY)
+    def whole(self: Task, job_id: str, attempt: int) -> dict[str, Any]:
         context = get_context()
-        result = do_part(context, job_id, attempt, stage.name, 0)
+        result = do_whole_stage(context, job_id, attempt, stage.name)
+        if result is None:
+            return put_off(self)
         if result.get("more"):
             task(context.app, stage.task, job_id, attempt).apply_async()
-            return result
-        return proceed(context, job_id, attempt)
+        return result
 
 
 def _define_join(name: str) -> None:
     """Define the task that goes on with a job when the parts of its stage are done (reduce)."""
 
-    @shared_task(name=name, **RETRY)
-    def join(job_id: str, attempt: int) -> dict[str, Any]:
-        return proceed(get_context(), job_id, attempt)
+    @shared_task(bind=True, name=name, **RETRY)
+    def join(self: Task, job_id: str, attempt: int) -> dict[str, Any]:
+        result = do_join(get_context(), job_id, attempt)
+        return put_off(self) if result is None else result
 
 
 def _define_all() -> None:

@@ -121,7 +121,7 @@ def test_every_table_is_in_the_dump_that_these_tests_compare(db: Database) -> No
 def _worker(name: str, **changes: object) -> WorkerRecord:
     values: dict[str, object] = {
         "name": name,
-        "kind": "group",
+        "roles": ("group",),
         "host": "box",
         "pid": 7,
         "groups": (0, 1),
@@ -155,7 +155,7 @@ def test_groups_are_served_by_ready_group_workers_only(db: Database) -> None:
         heartbeats.beat(session, _worker("a", groups=(1,)))
         heartbeats.beat(session, _worker("starting", state="starting"))
         heartbeats.beat(session, _worker("draining", state="draining"))
-        heartbeats.beat(session, _worker("extract", kind="extract"))
+        heartbeats.beat(session, _worker("extract", roles=("extract",)))
         heartbeats.beat(session, _worker("dead", heartbeat_at=10.0))
         assert heartbeats.groups_served(session, 101.0, 10.0) == {1: ["a", "b"], 2: ["b"]}
         heartbeats.forget_worker(session, "b")

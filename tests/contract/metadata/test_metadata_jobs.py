@@ -246,7 +246,7 @@ def test_parts_of_workers_that_are_gone_are_found(db: Database) -> None:
             ("restarted", now, now + 60),
         ):
             heartbeats.beat(
-                session, WorkerRecord(name, "reduce", "box", 1, (), "ready", beat, start)
+                session, WorkerRecord(name, ("reduce",), "box", 1, (), "ready", beat, start)
             )
         live = heartbeats.live_workers(session, now, 10.0)
         running = parts.running_parts(session)
