@@ -32,24 +32,24 @@ __all__ = [
 ]
 
 FAILURE_CODES: dict[str, str] = {
-    "changed": "the file was changed after it was listed",
+    "changed": "the file changed after it was listed",
     "corrupt": "the image data is damaged",
-    "kills-worker": "the process that decoded it died, more than once",
+    "kills-worker": "the process that decoded it died more than once",
     "empty-file": "the file is empty",
     "no-features": "nothing in the picture can be described",
     "not-a-file": "it is not a regular file",
     "not-an-image": "the content is not an image",
-    "outside-roots": "it lies outside the allowed image folders",
-    "permission-denied": "this user may not read it",
-    "read-error": "the disk or the network did not deliver it",
-    "symlink-loop": "its symbolic links go in a circle",
+    "outside-roots": "it is outside the allowed image folders",
+    "permission-denied": "this user has no permission to read it",
+    "read-error": "the disk or the network failed to deliver it",
+    "symlink-loop": "its symbolic links form a loop",
     "too-large-bytes": "the file is larger than the limit",
     "too-many-pixels": "the picture has more pixels than the limit",
     "too-much-memory": "decoding it takes more memory than the limit",
     "too-slow": "decoding it takes more time than the limit",
     "truncated": "the file ends before the picture is complete",
     "unsupported-format": "this image format is not supported",
-    "vanished": "there is no such file any more",
+    "vanished": "the file no longer exists",
 }
 """Machine-readable reason -> what it means in general; an error's own sentence says more."""
 

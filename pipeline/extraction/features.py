@@ -231,7 +231,7 @@ def _decode_item(
     try:
         data = read()
         if hash_bytes(data) != sha256:
-            sentence = "the file was changed after it was listed; index its folder again"
+            sentence = "the file changed after it was listed; index its folder again"
             return ImageReadError(name, "changed", sentence)
         side, color = config.max_side, extractor.color
         return try_decode(data, name=name, limits=limits, max_side=side, color=color, alone=alone)

@@ -190,7 +190,7 @@ def _batch_item(resources: Resources, part: PartRecord, image: BatchImage) -> Ba
                 continue
             if hash_bytes(data) == image.sha256:
                 return data
-            sentence = "the file was changed after it was listed; index its folder again"
+            sentence = "the file changed after it was listed; index its folder again"
             error = error or ImageReadError(path, "changed", sentence)
         raise error or ImageReadError(image.sha256, "vanished", "no location of it is left")
 

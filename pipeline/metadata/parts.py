@@ -335,7 +335,7 @@ def needs_replanning(
         return f"it was never enqueued ({idle_s:.0f} s)"
     waiting = sum(part.state != "done" for part in parts)
     if waiting:
-        return f"nobody works on its {waiting} unfinished parts ({idle_s:.0f} s)"
+        return f"no worker has its {waiting} unfinished parts ({idle_s:.0f} s)"
     return f"stage {job.stage} does not go on ({idle_s:.0f} s)"
 
 

@@ -46,7 +46,7 @@ def _decide(job: JobRecord = JOB, *parts: PartRecord, **changes: Any) -> str | N
 
 
 def test_messages_that_were_put_off_are_not_lost_but_a_dead_worker_is() -> None:
-    assert "nobody works on its 1 unfinished" in str(_decide(JOB, _part()))
+    assert "no worker has its 1 unfinished" in str(_decide(JOB, _part()))
     assert _decide(JOB, _part(), put_off=True) is None
     dead = _part("running", "extract@gone")
     assert _decide(JOB, dead, put_off=True) == "the worker of 1 unfinished parts has died"
@@ -69,7 +69,7 @@ def test_a_job_that_moved_lately_needs_nothing() -> None:
 
 
 def test_parts_that_nobody_works_on_are_sent_again() -> None:
-    assert _decide(JOB, _part(), _part("done")) == "nobody works on its 1 unfinished parts (31 s)"
+    assert _decide(JOB, _part(), _part("done")) == "no worker has its 1 unfinished parts (31 s)"
 
 
 def test_a_part_in_the_hands_of_a_live_worker_is_waited_for() -> None:
