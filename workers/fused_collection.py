@@ -15,13 +15,14 @@ from pipeline.errors import InputError
 from pipeline.fusing import answer_or_nothing, fuse_answers, fuse_images, require_different
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import CollectionStatus, VersionRecord
+from pipeline.metadata.records import CollectionStatus, FailureRow, VersionRecord
 from pipeline.records import FusedResult, SearchResult
 from pipeline.request import SearchOptions, SearchRequest, request_of
 from pipeline.resources import Resources
 from pipeline.retrieval.fuse import DEPTH
 from pipeline.searching import only
 from pipeline.sources import Query, as_image, as_images
+from pipeline.status import read_failures
 from workers.collection import Collection
 from workers.opened import Opened, open_driver, require_name
 
@@ -87,7 +88,8 @@ class FusedCollection(Opened):
 
     A collection keeps one extractor, so several extractors are several collections; their answers
     are joined by the images' SHA-256 and ranked together. Use `FusedCollection.open`, as a context
-    manager or with `close`.
+    manager or with `close`. Each is indexed, rebuilt and compacted by itself, as a
+    `vantage.Collection`: it has jobs of its own.
 
     Attributes
     ----------
@@ -261,6 +263,21 @@ class FusedCollection(Opened):
         """
         with session_scope(self._driver.resources.engine, write=False) as session:
             return tuple(collections.collection_status(session, name) for name in self.names)
+
+    def failures(self) -> tuple[list[FailureRow], ...]:
+        """Return the files that could not be indexed, and why, of each of the collections.
+
+        Returns
+        -------
+        tuple of list of FailureRow
+
+        Raises
+        ------
+        UnknownNameError
+            There is no such collection.
+        """
+        engine = self._driver.resources.engine
+        return tuple(read_failures(engine, name) for name in self.names)
 
     def _versions(self, driver: Driver) -> list[VersionRecord]:
         """Return what a search of each collection uses now, before any is begun."""

@@ -12,12 +12,20 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
-from sites import make_settings
+from sites import Site, make_settings
 
 from pipeline.config import ExtractorConfig, Settings
-from pipeline.errors import ConfigError, InputError, SchemaVersionError, StateError
+from pipeline.errors import (
+    BrokerUnavailableError,
+    ConfigError,
+    InputError,
+    SchemaVersionError,
+    StateError,
+)
+from pipeline.opening import open_collection
 from pipeline.request import SearchRequest
 from vantage import Collection, FusedCollection
 from workers.embedded import EmbeddedRedis
@@ -106,6 +114,17 @@ def test_a_collection_says_what_it_is(collection: Collection, settings: Settings
     assert collection.failures() == []
 
 
+def test_collections_that_are_searched_together_tell_of_each(
+    collection: Collection, settings: Settings, tmp_path: Path
+) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    with Collection.open("faulty", settings, local=True) as faulty:
+        faulty.index(tmp_path)
+    with FusedCollection.open(["faulty", "pictures"], settings, local=True) as both:
+        assert [found.name for found in both.status()] == ["faulty", "pictures"]
+        assert [len(rows) for rows in both.failures()] == [1, 0]
+
+
 def test_what_was_closed_says_so_everywhere(settings: Settings, pictures: Path) -> None:
     one = Collection.open("pictures", settings, local=True)
     both = FusedCollection.open(["pictures", "others"], settings, local=True)
@@ -116,9 +135,10 @@ def test_what_was_closed_says_so_everywhere(settings: Settings, pictures: Path) 
         for call in (opened.search, opened.search_many, opened.enqueue_search):
             with pytest.raises(StateError, match="was closed; open it again"):
                 call(pictures / "page.png")
-        with pytest.raises(StateError, match="was closed"):
-            opened.status()
-    for work in (one.rebuild, one.compact, lambda: one.index(pictures), one.failures):
+        for look in (opened.status, opened.failures):
+            with pytest.raises(StateError, match="was closed"):
+                look()
+    for work in (one.rebuild, one.compact, lambda: one.index(pictures)):
         with pytest.raises(StateError, match="was closed"):
             work()
 
@@ -133,6 +153,28 @@ def test_what_was_opened_is_closed_when_a_later_check_raises(
     assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
     with pytest.raises(ConfigError, match="was made with sift"):
         collection.index([], extractor=ExtractorConfig(name="surf"))
+
+
+def test_workers_that_cannot_be_used_leave_no_connection_open(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path / "home")
+    settings.home.mkdir(parents=True, exist_ok=True)
+    kept = []  # with the errors all that their frames hold: nothing is closed by being forgotten
+
+    def connections_of(error: type[Exception], **options: str) -> int:
+        with pytest.raises(error) as caught:
+            Collection.open("one", settings, **options)  # type: ignore[arg-type]
+        kept.append(caught)
+        process = psutil.Process()
+        databases = [file for file in process.open_files() if "vantage.sqlite" in file.path]
+        return len(databases) + len(process.net_connections("all"))
+
+    with EmbeddedRedis(settings.home):
+        before = connections_of(SchemaVersionError)
+        assert connections_of(SchemaVersionError) == before
+        with Collection.open("one", settings, local=True) as made:
+            open_collection(made.resources, "one")
+        assert connections_of(ConfigError, extractor="surf") == before
+    assert connections_of(BrokerUnavailableError) <= before
 
 
 def test_an_empty_database_is_said_to_be_one(tmp_path: Path) -> None:
@@ -156,19 +198,23 @@ def _search(collection: Collection, path: Path, answers: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_search_in_a_forked_child_answers(collection: Collection, pictures: Path) -> None:
+@pytest.mark.parametrize("local", [True, False])
+def test_a_search_in_a_forked_child_answers(
+    site: Site, indexed: str, queries: list[Path], local: bool
+) -> None:
     """The child has none of the parent's threads; its parent goes on as before."""
-    path = pictures / "coffee.png"
-    assert first(collection.search(path)) == "coffee.png"
-    fork = multiprocessing.get_context("fork")
-    answers = fork.SimpleQueue()
-    child = fork.Process(target=_search, args=(collection, path, answers))
-    child.start()
-    child.join(timeout=120)
-    try:
-        assert child.exitcode == 0
-        assert answers.get() == "coffee.png"
-    finally:
-        child.kill()
-        child.join()
-    assert first(collection.search(path)) == "coffee.png"
+    path = queries[0]
+    with Collection.open(indexed, site.settings, local=local) as collection:
+        wanted = first(collection.search(path))
+        fork = multiprocessing.get_context("fork")
+        answers = fork.SimpleQueue()
+        child = fork.Process(target=_search, args=(collection, path, answers))
+        child.start()
+        child.join(timeout=600)
+        try:
+            assert child.exitcode == 0
+            assert answers.get() == wanted
+        finally:
+            child.kill()
+            child.join()
+        assert first(collection.search(path)) == wanted
