@@ -7,7 +7,7 @@ BEGAN  := $(VENV)/.test-began
 TOOK   := $(VENV)/.test-seconds
 SEED   ?= $(shell date +%s)
 
-.PHONY: help setup demo test suites unit test-long test-load cases scoreboard hooks figures lint format bench clean
+.PHONY: help setup demo test suites warm unit test-long test-load cases scoreboard hooks figures lint format bench clean
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
 
@@ -26,21 +26,26 @@ demo: $(STAMP)  ## Index sample photographs, search them, show the answers (PHOT
 
 test: $(STAMP)  ## Check the code and run every test, with a small fixed sample of what is heavy
 	@date +%s > $(BEGAN)
-	@$(MAKE) --no-print-directory lint suites
+	@$(MAKE) --no-print-directory -j2 lint warm
+	@$(MAKE) --no-print-directory suites
 	@echo $$(( $$(date +%s) - $$(cat $(BEGAN)) )) > $(TOOK)
 	@echo "make test took $$(cat $(TOOK)) s"
 
 suites: $(STAMP)
-	$(BIN)/python -m pytest -n 2 tests/unit tests/contract
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/acceptance
 
-unit: $(STAMP)  ## Run the tests that need neither Redis nor workers
-	$(BIN)/python -m pytest -n 2 tests/unit
+# Compiled once, before two processes would each compile the same.
+warm: $(STAMP)
+	@$(BIN)/python -m workers.doctor --warm
+
+unit: $(STAMP) warm  ## Run the tests that need neither Redis nor workers
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 test-long: $(STAMP) lint  ## Run every test in full: all kills, many examples by a printed seed (SEED=n), PostgreSQL
 	@echo "seed $(SEED): repeat with make test-long SEED=$(SEED)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[postgresql] --group long || echo "no PostgreSQL from a wheel here: its tests are skipped"
-	TEST_LONG=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) tests/unit tests/contract
+	TEST_LONG=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) --dist loadfile tests/unit tests/contract
 	TEST_LONG=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) --dist loadfile tests/integration tests/acceptance
 
 test-load: $(STAMP)  ## Run the suites beside a load of 8

@@ -50,14 +50,14 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(home: Path) -> Settings:
-    """Settings of an installation of its own, with a quick heartbeat."""
+    """Settings of an installation of its own, on its own home."""
     return Settings.from_env(
         {
             "VANTAGE_HOME": str(home),
             "VANTAGE_FLOWER_PORT": "0",
             "VANTAGE_EXTRACT_PROCESSES": "2",
             "VANTAGE_GROUP_THREADS": "2",
-            "VANTAGE_HEARTBEAT_S": "0.3",
+            "VANTAGE_HEARTBEAT_S": "1",
             "VANTAGE_HOST_TIMEOUT_S": "600",
         }
     )

@@ -34,7 +34,7 @@ SECOND = "second"
 
 
 def make_settings(home: Path, **changes: Any) -> Settings:
-    """Settings of a small installation: many small batches and cells, quick heartbeats.
+    """Settings of a small installation: many small batches and cells.
 
     A worker on a busy machine may be silent for long, and searches may take their time: whoever
     wants to see one given up says so (`silence`, ``deadline_s``).
@@ -45,7 +45,7 @@ def make_settings(home: Path, **changes: Any) -> Settings:
         "VANTAGE_FLOWER_PORT": 0,
         "VANTAGE_EXTRACT_PROCESSES": 2,
         "VANTAGE_GROUP_THREADS": 2,
-        "VANTAGE_HEARTBEAT_S": 0.3,
+        "VANTAGE_HEARTBEAT_S": 1.0,
         "VANTAGE_HOST_TIMEOUT_S": 600,
         "VANTAGE_SEARCH_DEADLINE_S": 600,
         "VANTAGE_BATCH_SIZE": 4,

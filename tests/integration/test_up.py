@@ -64,7 +64,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
             "VANTAGE_HOME": str(home),
             "VANTAGE_FLOWER_PORT": "0",
             "VANTAGE_EXTRACT_PROCESSES": "2",
-            "VANTAGE_HEARTBEAT_S": "0.3",
+            "VANTAGE_HEARTBEAT_S": "1",
         }
     )
     with Stack(settings) as stack:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from heavy import examples
+from heavy import LONG, examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -374,9 +374,16 @@ def test_the_closest_row_is_the_nearest_of_one(
     assert np.array_equal(nearest_rows(packed, queries.codes, each, path=path), exact)
 
 
+ONE_KERNEL = (
+    "kernels.nearest_rows(kernels.pack_rows(np.zeros((32, 64), np.uint8)),"
+    " np.zeros((1, 64), np.int8), kernels.full_work(32, 1))"
+)
+
+
 def test_code_for_another_processor_uses_nothing_special_of_this_one() -> None:
-    program = "from pipeline.index.warm import warm_up; from pipeline.index import kernels; "
-    program += "warm_up(); print(kernels.PATH)"
+    program = "from pipeline.index import kernels, warm; "
+    program += "warm.warm_up(); " if LONG else f"import numpy as np; {ONE_KERNEL}; "
+    program += "print(kernels.PATH)"
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     done = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
