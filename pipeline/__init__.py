@@ -1,1 +1,1 @@
-"""WHAT is computed: features, index, retrieval. Never imports celery, kombu or redis."""
+"""The computations: features, index, retrieval. Never imports celery, kombu or redis."""

@@ -1,8 +1,8 @@
-"""Jobs of ``pipeline.local`` whose process has ended without ending them.
+"""Jobs of ``pipeline.local`` whose process died.
 
-A job belongs to workers, who find it in SQL whatever happens, or to one process, which may be
-killed. A job that nobody works on keeps its images from every other job, so whoever is about to
-index ends it first; what it had extracted is then taken over (`containers.adopt_containers`).
+Workers find their jobs in SQL, whatever happens. But a job may belong to one process, which may be
+killed. An abandoned job blocks its images for every other job, so the next index call ends it first
+and takes over what it had extracted (`containers.adopt_containers`).
 """
 
 from __future__ import annotations
@@ -18,30 +18,32 @@ from pipeline.metadata import jobs
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord
 
-_CLOCK_S = 2.0  # a process's start is known to a tick, and the clock may be set meanwhile
+_CLOCK_S = (
+    2.0  # the start of a process is known to a clock tick, and the clock may be set meanwhile
+)
 
 
 def this_process(host: str) -> str:
-    """Return a text for one run of a job that tells its process from any other: host, id, start."""
+    """Return a text that identifies this process among all others: host, id, start time."""
     started = psutil.Process().create_time()
     run = uuid.uuid4().hex
     return json.dumps({"host": host, "pid": os.getpid(), "started": started, "run": run})
 
 
 def end_abandoned_jobs(engine: Engine, collection_id: int, host: str) -> list[JobRecord]:
-    """End the jobs of a collection that a process of this host began and left.
+    """End the jobs of a collection that died with a process of this host.
 
     Parameters
     ----------
     engine : sqlalchemy.Engine
     collection_id : int
     host : str
-        Name of this host in the settings. What other hosts do cannot be seen from here.
+        Name of this host in the settings. Processes of other hosts cannot be seen from here.
 
     Returns
     -------
     list of JobRecord
-        The jobs that were ended, as they are now.
+        The ended jobs, in their new state.
     """
     with session_scope(engine, write=False) as session:
         unfinished = jobs.unfinished_jobs(session, collection_id)
@@ -55,7 +57,7 @@ def end_abandoned_jobs(engine: Engine, collection_id: int, host: str) -> list[Jo
 
 
 def _is_alive(job: JobRecord, host: str) -> bool:
-    """Whether a process works on the job, as far as can be known."""
+    """Whether the job's process is alive, as far as can be known."""
     if job.state == "paused" or job.process is None:
         return False
     owner = json.loads(job.process)

@@ -1,4 +1,4 @@
-"""Files of named arrays: NumPy's ``.npz`` with three promises more.
+"""Files of named arrays: NumPy's ``.npz`` with three more guarantees.
 
 * **Deterministic**: equal arrays give equal bytes (no time stamps), so a task that runs twice
   writes the same file.
@@ -6,7 +6,7 @@
   reader maps them into memory instead of copying.
 * **Checked**: the zip format's CRC-32 of every member is compared by `ArrayFile.verify`.
 
-Any program that reads ``.npz`` reads them (``numpy.load``). A member ``meta.json`` holds a JSON
+Any program that reads ``.npz`` can read them (``numpy.load``). A member ``meta.json`` holds a JSON
 object of plain values. See docs/formats.md.
 """
 
@@ -33,8 +33,8 @@ from pipeline.errors import CorruptFileError
 
 ALIGNMENT = 64
 MAPPED_BYTES = 1 << 17
-"""Files below are read, not mapped: each mapping holds a file open, and a process may have only so
-many open files. Additions of single images leave hundreds of such files."""
+"""Smaller files are read, not mapped: each mapping keeps a file open, and the number of open files
+is limited. Additions of single images leave hundreds of such files."""
 
 META = "meta.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -61,14 +61,14 @@ _DAMAGE = (
 class ArrayWriter:
     """Writes a file of arrays piece by piece; several arrays may grow side by side.
 
-    The shapes say where everything lies, so that the bytes do not depend on the pieces. Use it as a
-    context manager: the file is complete when it is left without an error.
+    The shapes fix the place of everything, so that the bytes do not depend on the pieces. Use it as
+    a context manager: the file is complete when the block ends without an error.
 
     Parameters
     ----------
     stream : seekable binary file, at position 0
     arrays : mapping of str to (shape, dtype)
-        No object dtypes. They lie in the file in the order of the mapping.
+        No object dtypes. The file has them in the order of the mapping.
     meta : mapping of str to JSON-serialisable values
     """
 
@@ -98,7 +98,7 @@ class ArrayWriter:
         if kind is None:
             self._close()
         else:
-            # What is left unclosed would be written to later, when it is collected.
+            # An unclosed member would be written later, when it is garbage collected.
             with contextlib.suppress(OSError):
                 self._archive.close()
 
@@ -109,7 +109,7 @@ class ArrayWriter:
         ----------
         name : str
         piece : ndarray
-            The next rows, of the array's dtype; all pieces together have its shape.
+            The next rows, of the array's dtype; all pieces together must have its shape.
         """
         self._members[name].append(self._stream, piece)
 
@@ -124,7 +124,7 @@ class ArrayWriter:
 class _Member:
     """One array of a file: an aligned ``.npy`` member of the archive.
 
-    `zipfile` writes members one after the other; only the headers and the directory are its own.
+    `zipfile` writes members one after the other, so only its headers and directory are used.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], at: int) -> None:
@@ -156,7 +156,7 @@ class _Member:
         self._next += piece.nbytes
 
     def finish(self, stream: BinaryIO) -> zipfile.ZipInfo:
-        """Write the header; returns what the archive's directory says of the member."""
+        """Write the header; return the member's entry in the archive's directory."""
         if self._next != self.end:
             raise ValueError(f"{self.end - self._next} bytes of {self._info.filename} are missing")
         stream.seek(self._info.header_offset)
@@ -191,7 +191,7 @@ def arrays_to_bytes(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any])
 
 
 def _bytes_of(source: Path | bytes) -> NDArray[np.uint8]:
-    """Return a file's bytes, mapped; those of a small file, which is not worth a mapping, read."""
+    """Return a file's bytes: mapped, or read if the file is small."""
     if isinstance(source, Path):
         if source.stat().st_size >= MAPPED_BYTES:
             return np.memmap(source, np.uint8, "r").view(np.ndarray)
@@ -207,12 +207,12 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
     source : Path or bytes
         A file, mapped; or the file's bytes, viewed.
     name : str, optional
-        For messages, where the source is bytes.
+        For messages, if the source is bytes.
 
     Raises
     ------
     CorruptFileError
-        The file is truncated or is not such a file. Damage inside an array is found by `verify`.
+        The file is truncated or not a file of arrays. `verify` finds damage inside an array.
     """
 
     def __init__(self, source: Path | bytes, name: str = "<bytes>") -> None:
@@ -258,7 +258,7 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
         return data.view(dtype).reshape(shape)
 
     def _require_every_member(self) -> None:
-        """Compare the members with the archive's own count of them, as zipfile does not."""
+        """Compare the members with the archive's own count, which zipfile does not do."""
         end = self._buffer[-_END_RECORD:].tobytes()
         (count,) = struct.unpack("<H", end[10:12])
         if count != len(self._arrays) + 1:

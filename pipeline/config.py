@@ -1,10 +1,10 @@
 """Settings and per-stage configuration.
 
-`Settings.from_env` is the only reader of the environment. What a *collection* was made with
+`Settings.from_env` is the only reader of the environment. The configuration of a *collection*
 (`ExtractorConfig`, `IndexConfig`) is stored with it in SQL; the environment only sets the defaults
-used when a collection is created. Every configuration is a frozen keyword-only dataclass that
-refuses unknown keys, and `config_id` turns one into a short name for files and cache keys, so that
-results of different settings never mix.
+for new collections. Every configuration is a frozen keyword-only dataclass that refuses unknown
+keys. `config_id` makes a short name of it for files and cache keys, so that results of different
+settings never mix.
 """
 
 from __future__ import annotations
@@ -34,30 +34,30 @@ VantageStrategy = Literal["random", "spread", "principal"]
 CellKind = Literal["means", "leaves"]
 PlanKind = Literal["auto", "probed", "exhaustive"]
 EXTRACTOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
-"""What an extractor can be called: its name is part of names of files."""
+"""Valid extractor names: the name becomes part of file names."""
 EXTRACTOR_OPTIONS = re.compile(r"[A-Za-z_]\w*=[^,=]+(,[A-Za-z_]\w*=[^,=]+)*")
-"""Options of an extractor as they are written after its name and a colon."""
+"""Options of an extractor, as written after its name and a colon."""
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GROUP_COUNTS = ("1", "2", "4", "8", "16")
 
 
 def canonical_json(value: object) -> str:
-    """Return the one JSON text of a value: sorted keys, no blanks."""
+    """Return the canonical JSON text of a value: sorted keys, no blanks."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
 def digest(*parts: object) -> str:
     """Return 32 hex digits that name the given JSON-serialisable values.
 
-    128 bits of SHA-256: names of files and cache keys, where an accidental collision must be out
-    of the question but a short name is kinder to people.
+    128 bits of SHA-256, for names of files and cache keys: short, but without accidental
+    collisions.
     """
     return hashlib.sha256(canonical_json(list(parts)).encode()).hexdigest()[:32]
 
 
 class Config:
-    """What the frozen configuration dataclasses share."""
+    """Base of the frozen configuration dataclasses."""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -66,7 +66,7 @@ class Config:
         Parameters
         ----------
         values : mapping of str to value
-            By the names of the parameters; those that are left out have their defaults.
+            By parameter name; missing ones take their defaults.
 
         Returns
         -------
@@ -90,7 +90,7 @@ class Config:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageLimits(Config):
-    """What an image may cost before it is refused.
+    """Limits on what an image may cost before it is refused.
 
     Parameters
     ----------
@@ -130,18 +130,18 @@ class ExtractorConfig(Config):
     name : str
         A registered extractor (see `pipeline.extraction.registry`).
     model : str
-        SHA-256 (hex) of the model file that the extractor works with; empty where it has none.
+        SHA-256 (hex) of the extractor's model file; empty if it has none.
     options : mapping of str to plain JSON values
-        The extractor's own settings. A copy is kept; nobody changes it.
+        The extractor's own settings. A copy is kept, which must not be changed.
     max_side : int
         Images are reduced to this longer side, pixels (area filter), before extraction.
     max_features : int
         Most keypoints kept of a collection image, strongest first but spread over the picture.
     query_max_features : int
-        The same for a query, which is worth more work: it is one image, matched against all.
+        The same for a query, which deserves more work: it is one image, matched against all.
     revision : int
-        Of the extractors' own rules: raised by a release whose same settings give other features,
-        so that these never mix with the features of an older one.
+        Version of the extraction code: a release raises it if the same settings give different
+        features, so that old and new features never mix.
     """
 
     name: str = DEFAULT_EXTRACTOR
@@ -167,14 +167,14 @@ class ExtractorConfig(Config):
                 raise ConfigError(name, getattr(self, name), "must be from 1 to 65535")
 
     def __hash__(self) -> int:
-        """Hash by content: the options are a mapping."""
+        """Hash by content, because the options are a mapping."""
         return hash(canonical_json(self.to_dict()))
 
     def same_extractor(self, other: ExtractorConfig) -> bool:
-        """Tell whether both name the same extractor: name, model, options and revision.
+        """Tell whether both are the same extractor: name, model, options and revision.
 
-        The other settings (sizes, counts) come from the environment of whoever asks; a collection
-        keeps its own.
+        Other settings (sizes, counts) are not compared: they come from the caller's environment,
+        and a collection keeps its own.
         """
         return _identity(self) == _identity(other)
 
@@ -191,7 +191,7 @@ class ExtractorConfig(Config):
 
 
 def _identity(config: ExtractorConfig) -> tuple[str, str, Mapping[str, Any], int]:
-    """Return what makes an extractor another one."""
+    """Return the fields that identify an extractor."""
     return config.name, config.model, config.options, config.revision
 
 
@@ -217,15 +217,15 @@ class IndexConfig(Config):
     Parameters
     ----------
     cell_size : int
-        Target number of descriptors in a cell. Smaller cells follow the descriptors more closely,
-        and there are more of them to choose from (docs/decisions/0014-cells.md).
+        Target number of descriptors in a cell. Smaller cells fit the descriptors more closely, but
+        a search has more of them to choose from (docs/decisions/0014-cells.md).
     groups : int
         Number of groups (subtrees with a queue of their own): a power of two, at most 16.
     vantage : {"random", "spread", "principal"}
         How vantage points are chosen (see `pipeline.index.vptree`).
     cells : {"means", "leaves"}
-        A row belongs to the leaf of the tree whose mean is nearest, or to the leaf where its own
-        descent ends (the paper). See `pipeline.index.cells`.
+        ``means``: a row belongs to the leaf of the tree whose mean is nearest; ``leaves``: to the
+        leaf that its descent reaches (as in the paper). See `pipeline.index.cells`.
     dimensions : int
         Length of a stored row, bytes: a multiple of 64 from 64 to 4096. Descriptors are rotated by
         PCA and reduced to it. A new collection takes its extractor's `row_bytes` in place of 64.
@@ -265,7 +265,7 @@ class IndexConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Where things are and how this process behaves; see docs/operations.md for every variable."""
+    """Where files and services are, and how this process behaves (see docs/operations.md)."""
 
     home: Path
     store: str
@@ -293,7 +293,7 @@ class Settings:
 
     @property
     def extractor_spec(self) -> str:
-        """The extractor of new collections as it is written: ``sift``, ``cnn:FILE``."""
+        """The extractor of new collections, as written: ``sift``, ``cnn:FILE``."""
         return self.extractor_text or self.extractor.name
 
     @classmethod
@@ -370,7 +370,7 @@ class Settings:
 class _Environment:
     """Typed readers of environment variables that name the variable and its value in errors."""
 
-    # Read elsewhere on purpose: handed by `vantage up` to the processes it starts.
+    # Read elsewhere on purpose: `vantage up` sets these for its processes.
     _INTERNAL = frozenset({"VANTAGE_UP_PID", "VANTAGE_COMPLETE"})
 
     def __init__(self, environ: Mapping[str, str]) -> None:
@@ -430,10 +430,10 @@ class _Environment:
         return values
 
     def extractor(self, name: str) -> tuple[str, str]:
-        """Read an extractor: its name, and all of the text where it says more than the name.
+        """Read an extractor: its name, and the whole text if it has more than the name.
 
-        A model file is made absolute. Whether there is such an extractor is asked when a new
-        collection needs it, and not before: searches do not.
+        The path of a model file is made absolute. Whether the extractor exists is checked only when
+        a new collection needs it: searches do not.
         """
         text = self.text(name, DEFAULT_EXTRACTOR)
         extractor, colon, argument = text.partition(":")

@@ -1,7 +1,7 @@
 """Feature containers: the features of a batch of images in one file (the paper's SequenceFile).
 
-A container is named by its extractor's configuration and the images asked for, so finished work is
-found by its name. It is kept: an index can be rebuilt without the photographs.
+A container's name is made of its extractor's configuration and its images, so finished work is
+found by name. Containers are kept: an index can be rebuilt without the photographs.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ UNREADABLE_CODES = frozenset(
         "too-much-memory",
     }
 )
-"""Failures that can pass, of a file or of this machine and its settings and not of an image's
-content: no container's name may promise them for ever."""
+"""Failures that are not caused by an image's content, but by the file, this machine or its
+settings. They may pass, so a container must not record them for ever."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Container:
     features : Sequence of Features
         Views into the file.
     failures : tuple of ImageFailure
-        Images of the batch that have none, and why.
+        Images of the batch without features, and why.
     """
 
     sha256: tuple[str, ...]

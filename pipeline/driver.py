@@ -1,6 +1,7 @@
-"""Who does the work of a collection: this process (`pipeline.local`) or workers (`workers.driver`).
+"""A driver does the work of collections: in this process, or by workers.
 
-What differs between the two is here; all else of a collection is the same for both.
+`pipeline.local` works in this process, `workers.driver` by workers. All else of a collection is the
+same for both.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.searching import ImageSource
 
 Report = Callable[[JobProgress], None]
-"""Called with how far a job is."""
+"""Called with the progress of a job."""
 
 _POLL_S = 0.2
 
@@ -33,8 +34,8 @@ _POLL_S = 0.2
 class JobHandle:
     """A job of a collection.
 
-    One that workers do goes on whether or not anybody waits; one of this process has ended when
-    its handle is there.
+    A job done by workers goes on whether or not anybody waits. A job done in this process has ended
+    before its handle is returned.
 
     Attributes
     ----------
@@ -49,7 +50,7 @@ class JobHandle:
         return f"<JobHandle {self.id}>"
 
     def progress(self) -> JobProgress:
-        """Return how far the job is, or what became of it."""
+        """Return the job's progress, or its outcome."""
         with session_scope(self._engine, write=False) as session:
             return parts.job_progress(session, self.id)
 
@@ -59,14 +60,13 @@ class JobHandle:
         Parameters
         ----------
         timeout : float, optional
-            Seconds; default: as long as it takes.
+            Seconds; default: no limit.
         report : callable, optional
             Called with a `JobProgress` several times a second.
 
         Returns
         -------
-        JobProgress
-            What became of it.
+        JobProgress The outcome.
 
         Raises
         ------
@@ -96,7 +96,7 @@ class SearchHandle(Protocol):
 
     @property
     def id(self) -> str:
-        """What names it."""
+        """Its identifier."""
         ...
 
     def ready(self) -> bool:
@@ -104,7 +104,7 @@ class SearchHandle(Protocol):
         ...
 
     def wait(self, timeout: float = 30.0) -> SearchResult:
-        """Return the answer, or raise what came of it; `TimeoutError` when there is none yet."""
+        """Return the answer or raise the error; `TimeoutError` if there is no answer yet."""
         ...
 
 
@@ -114,7 +114,7 @@ class Driver(Protocol):
     Attributes
     ----------
     local : bool
-        Whether this process does it.
+        Whether this process does the work.
     """
 
     local: bool
@@ -131,13 +131,13 @@ class Driver(Protocol):
     def begin(
         self, record: CollectionRecord, kind: Kind, params: JobParams, report: Report | None
     ) -> JobHandle:
-        """Do a job of a collection, or send it to those who will."""
+        """Do a job of a collection, or send it to the workers."""
         ...
 
     def search(
         self, collection: str, images: Sequence[ImageSource], request: SearchRequest
     ) -> list[SearchResult | InputError]:
-        """Search for several images in one pass; what is wrong with one is its answer."""
+        """Search for several images in one pass; the answer for an unusable image is its error."""
         ...
 
     def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> SearchHandle:
@@ -145,7 +145,7 @@ class Driver(Protocol):
         ...
 
     def reopen(self) -> None:
-        """Open everything anew in a forked child, leaving what is the parent's alone."""
+        """Open everything again in a forked child; do not touch what belongs to the parent."""
         ...
 
     def close(self) -> None:

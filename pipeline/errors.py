@@ -8,7 +8,7 @@
         ImageReadError
         NoFeaturesError
         UnknownNameError
-      StateError                     an operator must act
+      StateError                     something must be repaired first
         IndexNotBuiltError
         SchemaVersionError
         MissingRootError
@@ -58,7 +58,7 @@ class VantageError(Exception):
     """Base of every error that Vantage raises on purpose."""
 
     def to_dict(self) -> dict[str, str]:
-        """Return its type, its message, and the code of one that has a code (of an image)."""
+        """Return type, message and, of an image's error, the code."""
         values = {"type": type(self).__name__, "message": str(self)}
         code = getattr(self, "code", None)
         return values if code is None else {**values, "code": str(code)}
@@ -139,11 +139,11 @@ class UnknownNameError(InputError):
 
 
 class StateError(VantageError):
-    """The system is in a state that an operator must change: a sentence that says which and how."""
+    """The system is in a state that must be repaired: a sentence that says which and how."""
 
 
 class IndexNotBuiltError(StateError):
-    """A collection has nothing that can be searched yet: its name."""
+    """A collection has no searchable image yet: its name."""
 
     def __init__(self, collection: str) -> None:
         super().__init__(collection)
@@ -184,7 +184,7 @@ class MissingRootError(StateError):
 
 
 class CorruptFileError(StateError):
-    """A stored file is not what was written: its path or key, what is wrong."""
+    """A stored file is damaged: its path or key, what is wrong."""
 
     def __init__(self, path: str, reason: str) -> None:
         super().__init__(path, reason)
@@ -199,7 +199,7 @@ class CorruptFileError(StateError):
 
 
 class DamagedIndexError(CorruptFileError):
-    """A saved index of the engine is not what was written: its path, what is wrong."""
+    """A saved index of the engine is damaged: its path, what is wrong."""
 
     def __str__(self) -> str:
         path, reason = self.args
@@ -210,7 +210,7 @@ class DamagedIndexError(CorruptFileError):
 
 
 class NoWorkersError(StateError):
-    """Nobody is there to do the work: the kind of worker that is missing."""
+    """No worker can do the work: the missing kind of worker."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -223,7 +223,7 @@ class NoWorkersError(StateError):
 
 
 class TransientError(VantageError):
-    """Something outside did not answer; the same call may succeed later."""
+    """An external service did not answer; the same call may succeed later."""
 
 
 class StorageUnavailableError(TransientError):
@@ -278,7 +278,7 @@ class DecoderUnavailableError(TransientError):
 
 
 class DeadlinePassedError(TransientError):
-    """A scan was given up because its search is over."""
+    """A scan was abandoned because its search is over."""
 
     def __str__(self) -> str:
         return "the search's deadline passed before its rows were scanned"

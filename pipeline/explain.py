@@ -1,4 +1,4 @@
-"""What a search did and why: the plan, each group's visits, predicted against actual."""
+"""What a search did and why: the plan, what each group visited, predicted against actual."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MIB = 2**20
 
 
 def explain(version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]) -> dict[str, Any]:
-    """Return what is to be told of a pass, as plain values.
+    """Return the explanation of a pass, as plain values.
 
     Parameters
     ----------

@@ -76,8 +76,8 @@ def read_location(
     ImageReadError
         As `read_file`, and ``outside-roots``: the fault of this one file.
     MissingRootError
-        The whole folder is missing, or empty as an unmounted mount point is: an operator must act,
-        the images are not at fault.
+        The whole folder is missing, or empty like an unmounted mount point: the images are not at
+        fault.
     """
     try:
         if "/" not in roots and not is_below(path, roots):
@@ -145,9 +145,9 @@ def raise_read_error(name: str, error: OSError) -> NoReturn:
     Raises
     ------
     ImageReadError
-        With the code that fits.
+        With the matching code.
     OSError
-        The same error, when it is this process's trouble (no file handles, no memory).
+        The same error, if this process is the cause (no file handles, no memory).
     """
     number = error.errno
     if number in _PROCESS_ERRNOS:

@@ -32,7 +32,7 @@ def require_different(names: Sequence[str]) -> None:
 
 
 def answer_or_nothing(search: Callable[[], SearchResult]) -> SearchResult | NoFeaturesError:
-    """Return a collection's answer, or why its extractor sees nothing in the query."""
+    """Return a collection's answer, or the error if its extractor finds no keypoint."""
     try:
         return search()
     except NoFeaturesError as error:
@@ -45,7 +45,7 @@ def fuse_images(
     answers: Sequence[Sequence[SearchResult | InputError]],
     top: int,
 ) -> list[FusedResult | InputError]:
-    """Fuse what each collection answered to several images.
+    """Fuse the answers of several collections to several images.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def fuse_images(
     Returns
     -------
     list of FusedResult or InputError
-        For each image; the error when it cannot be used.
+        One for each image; an error if it cannot be used.
     """
     return [_fuse_image(resources, versions, image, top) for image in zip(*answers, strict=True)]
 
@@ -68,7 +68,7 @@ def _fuse_image(
     answers: Sequence[SearchResult | InputError],
     top: int,
 ) -> FusedResult | InputError:
-    """Fuse the answers to one image, or tell why it cannot be used."""
+    """Fuse the answers to one image, or return the error if it cannot be used."""
     usable: list[SearchResult | NoFeaturesError] = []
     for answer in answers:
         if not isinstance(answer, SearchResult | NoFeaturesError):
@@ -95,13 +95,13 @@ def fuse_answers(
     versions : sequence of VersionRecord
         Of the collections, in their order.
     answers : sequence of SearchResult or NoFeaturesError
-        A collection whose extractor sees nothing in the query has an empty answer.
+        A collection whose extractor finds no keypoint in the query counts as an empty answer.
     top : int
 
     Raises
     ------
     NoFeaturesError
-        No extractor sees anything.
+        No extractor finds a keypoint.
     """
     found_any = [answer for answer in answers if isinstance(answer, SearchResult)]
     if not found_any:
@@ -120,7 +120,7 @@ def fuse_answers(
 
 
 def _nothing(version: VersionRecord, other: SearchResult) -> SearchResult:
-    """Return the answer of an extractor that sees nothing in the query."""
+    """Return the empty answer of an extractor that finds no keypoint in the query."""
     return SearchResult(
         matches=(),
         complete=True,

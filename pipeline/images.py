@@ -1,6 +1,6 @@
 """Images: decoding them within limits, and why one cannot be decoded.
 
-Whatever is wrong with an image becomes an `ImageReadError` with a code of `FAILURE_CODES`.
+Everything wrong with an image becomes an `ImageReadError` with a code of `FAILURE_CODES`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ FAILURE_CODES: dict[str, str] = {
     "unsupported-format": "this image format is not supported",
     "vanished": "the file no longer exists",
 }
-"""Machine-readable reason -> what it means in general; an error's own sentence says more."""
+"""Machine-readable code -> its general meaning; the sentence of an error says more."""
 
 
 _TRUNCATED = "the file ends before the picture is complete; copy it again"
@@ -68,7 +68,7 @@ class DecodedImage:
     width, height : int
         Of the original, pixels, after its EXIF orientation was applied.
     name : str
-        For messages: the path, or what the caller called it.
+        For messages: the path, or the caller's name for it.
     """
 
     pixels: NDArray[np.uint8]
@@ -124,11 +124,10 @@ def decode_image(
 ) -> DecodedImage:
     """Decode an image file's bytes by their content, whatever the file is called.
 
-    In this process, which a file can bring down: `pipeline.decoders` is for bytes from outside.
-
-    The header is judged before anything is decoded. Animations and documents give their first
-    frame that is not flat, EXIF orientation is applied, transparent parts become white (or black
-    or grey where white would hide the artwork).
+    This happens in the calling process, which a malicious file can crash: use `pipeline.decoders`
+    for bytes from outside. The header is checked before anything is decoded. Animations and
+    documents give their first frame that is not flat, EXIF orientation is applied, transparent
+    areas become white (or black or grey, if white would hide the artwork).
 
     Parameters
     ----------
@@ -171,7 +170,7 @@ def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[Non
     except PictureError as error:
         raise ImageReadError(name, error.code, error.sentence) from error
     except MemoryError:
-        # No memory is no fault of the file; whoever limits it knows what it means.
+        # Lack of memory is not the file's fault; the code that limits it handles it.
         raise
     except UnidentifiedImageError as error:
         code, sentence = _unidentified(data)
@@ -181,8 +180,8 @@ def _decoder_errors(name: str, data: bytes, limits: ImageLimits) -> Iterator[Non
         sentence = f"its header announces more than twice the limit of {limit} pixels"
         raise ImageReadError(name, "too-many-pixels", sentence) from error
     except Exception as error:
-        # Decoders fed with damaged bytes raise anything: OSError, SyntaxError, struct.error,
-        # ValueError, KeyError, zlib.error, ... All of it is the file's fault.
+        # Given damaged bytes, decoders raise all kinds of errors: OSError, SyntaxError,
+        # struct.error, ValueError, KeyError, zlib.error, ... All are the file's fault.
         text = str(error).strip() or type(error).__name__
         flavour = odd_flavour(data)
         if flavour:
@@ -197,7 +196,7 @@ def _unsupported(flavour: str) -> tuple[str, str]:
 
 
 def _unidentified(data: bytes) -> tuple[str, str]:
-    """Say what bytes are that no decoder took: code and sentence."""
+    """Say why no decoder accepts these bytes: code and sentence."""
     foreign, known = foreign_format(data), known_format(data)
     if foreign:
         return "unsupported-format", f"{foreign} files are not supported; convert it to JPEG or PNG"

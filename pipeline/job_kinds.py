@@ -1,8 +1,8 @@
-"""Kinds of job: the stages of each, and all that is said of a stage anywhere, as one table.
+"""The table of kinds of job: their stages, and everything about each stage.
 
-To add a kind, add an entry to `KINDS` and write the functions that it names. Functions are named
-as ``module:function`` and loaded when a part is done: whoever reads a queue or a sentence here
-loads no extractor for it.
+To add a kind, add an entry to `KINDS` and write the functions that it names. Functions are named as
+``module:function`` and loaded when a part is done, so reading a queue or a sentence here loads no
+extractor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildPa
 WorkQueue = Literal["extract", "reduce", "group"]
 
 DONE = "done"
-"""Where every job ends: a name of no stage."""
+"""Where every job ends; not the name of a stage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,30 +30,30 @@ class Stage:
     name : str
         At most 16 characters; in SQL.
     sentence : str
-        What people read while it runs.
+        What users read while it runs.
     unit : str
-        What its progress counts, plural; one for each part, but for the next two.
+        Unit of its progress, plural; one for each part, unless one of the next two is given.
     by_images : bool
-        Images are counted, of which a part has several.
+        Progress counts images; a part has several.
     counter : str
-        A counter of the job is shown instead, where nobody knows the total.
+        Progress shows this counter of the job, because the total is unknown.
     work : str
         Does one part: (resources, job, part) -> result. It may run twice.
     plan : str
-        Makes sure that the stage has its parts: (resources, job) -> None. Default: one part without
-        arguments.
+        Plans the parts of the stage, unless that is done: (resources, job) -> None. Default: one
+        part without arguments.
     after : str
-        Says where the job goes on: (resources, job, stage) -> name of a stage, or None for the next
-        one. Default: the next one.
+        Returns the stage where the job continues: (resources, job, stage) -> its name, or None for
+        the next one. Default: the next one.
     again : str
-        Where the job goes on when what it has done no longer fits; for `after`.
+        The stage to go back to when finished work no longer fits the index; used by `after`.
     queue : {"extract", "reduce", "group"}
         Workers that do the parts; ``group``: each part's ``args["group"]`` says whose.
     task : str
         The Celery task of a part.
     join : str
-        The task that goes on with the job when all parts are done; of a stage with one part, whose
-        task does that itself, none.
+        The task that continues the job when all parts are done. None for a stage with one part,
+        whose own task does that.
     """
 
     name: str
@@ -81,20 +81,20 @@ class Kind:
     stages : tuple of Stage
         In their order.
     params : type of JobParams
-        What a job is told.
+        Type of the job's parameters.
     summary : str
-        Tells people what came of it: (collection, counters, seconds) -> sentences.
+        Tells users the outcome: (collection, counters, seconds) -> sentences.
     adds_segments : bool
-        There may be too many segments after it (`pipeline.indexing.due_upkeep`).
+        It may leave too many segments (`pipeline.indexing.due_upkeep`).
     merges_segments : bool
-        There are few segments after it.
+        It leaves few segments.
     replaces : bool
-        It works on all containers, and its segments replace all others, with a tree of their own.
+        It processes all containers, and its segments replace all others, with their own tree.
     refusals : int
-        How often a job that began by itself may be sent back to an earlier stage before it fails;
-        0: any number of times. Each time it has written a full set of segments.
+        How often an automatic job may go back to an earlier stage before it fails; 0: any number of
+        times. Each time it has written a full set of segments.
     outrun : str
-        What such a job fails with; ``{}`` is that number.
+        The message when such a job fails; ``{}`` stands for that number.
     """
 
     name: str
@@ -114,7 +114,7 @@ class Kind:
 
     @property
     def queues(self) -> tuple[str, ...]:
-        """Queues of all that it does: the kinds of worker that it needs."""
+        """Queues of all its stages: the kinds of worker that it needs."""
         return tuple(dict.fromkeys([*(stage.queue for stage in self.stages), "reduce"]))
 
     def stage(self, name: str) -> Stage | None:
@@ -198,7 +198,7 @@ _PUBLISH = Stage(
 
 INDEX = Kind(
     name="index",
-    # Refused: the collection has another tree now, to assign to.
+    # Refused: the collection has a new tree, so assign to that.
     stages=(_REGISTER, _EXTRACT, _TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="train")),
     params=IndexParams,
     summary="pipeline.job_summaries:indexed",
@@ -207,7 +207,7 @@ INDEX = Kind(
 
 REBUILD = Kind(
     name="rebuild",
-    # Refused: there are other containers now. Most are assigned already, so that it catches up.
+    # Refused: there are new containers. Most are assigned already, so it catches up.
     stages=(_TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="assign")),
     params=RebuildParams,
     summary="pipeline.job_summaries:rebuilt",
@@ -229,7 +229,7 @@ COMPACT = Kind(
             work="pipeline.indexing.compact:merge",
             after="pipeline.indexing.compact:after_merge",
         ),
-        # Refused: the segments changed, so it looks again what there is to merge.
+        # Refused: the segments have changed, so plan the merges again.
         replace(_PUBLISH, work="pipeline.indexing.compact:publish", again="merge"),
     ),
     params=CompactParams,
@@ -247,7 +247,7 @@ def kind_of(name: str) -> Kind:
     Raises
     ------
     StateError
-        This release has none of that name.
+        This release has no such kind.
     """
     try:
         return KINDS[name]
@@ -257,12 +257,12 @@ def kind_of(name: str) -> Kind:
 
 
 def all_stages() -> list[Stage]:
-    """Return the stages of all kinds; those that kinds have in common are there several times."""
+    """Return the stages of all kinds; shared ones appear several times."""
     return [stage for kind in KINDS.values() for stage in kind.stages]
 
 
 def load(reference: str) -> Callable[..., Any]:
-    """Return the function that is named ``module:function``."""
+    """Return the function named ``module:function``."""
     module, _, function = reference.partition(":")
     found: Callable[..., Any] = getattr(import_module(module), function)
     return found

@@ -1,4 +1,4 @@
-"""What a job is told to do, by its kind: plain values that SQL keeps as JSON."""
+"""The parameters of each kind of job: plain values that SQL stores as JSON."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pipeline.errors import StateError
 
 @dataclass(frozen=True, kw_only=True)
 class JobParams:
-    """Of a kind of job that need not be told anything."""
+    """Parameters of a kind of job that needs none."""
 
     @property
     def folders(self) -> tuple[str, ...]:
-        """Paths that it needs: where one was missing, the job goes on when all are there again."""
+        """Paths that it needs: a job paused for a missing one continues when all are back."""
         return ()
 
     def covers(self, wanted: Self) -> bool:
-        """Say whether a job like this does all that another of its kind is to do.
+        """Say whether a job with these parameters does everything that another one would.
 
-        The other one is not begun then.
+        Then the other one is not started.
         """
         return False
 
@@ -38,7 +38,7 @@ class JobParams:
         Raises
         ------
         StateError
-            There is a parameter that this release does not know.
+            This release does not know one of the parameters.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
@@ -64,10 +64,10 @@ class IndexParams(JobParams):
 
 @dataclass(frozen=True, kw_only=True)
 class RebuildParams(JobParams):
-    """A rebuild makes everything anew."""
+    """A rebuild makes the whole index again."""
 
     def covers(self, wanted: Self) -> bool:
-        """One rebuild is as good as another."""
+        """All rebuilds do the same."""
         return True
 
 
@@ -78,14 +78,15 @@ class CompactParams(JobParams):
     Attributes
     ----------
     everything : bool
-        All of a group into one, without the rows of removed images; else small ones alone.
+        Merge all segments of a group into one, without the rows of removed images; otherwise merge
+        only small ones.
     above : int
-        Segments that a group may keep, where not everything is merged.
+        Number of segments that a group may keep, if not everything is merged.
     """
 
     everything: bool = True
     above: int = 0
 
     def covers(self, wanted: Self) -> bool:
-        """Say whether this merges all that is wanted."""
+        """Say whether this merges everything that the other would."""
         return self.everything or not wanted.everything

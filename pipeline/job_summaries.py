@@ -1,4 +1,4 @@
-"""What people are told of a job that has ended, by its kind."""
+"""Sentences for users about an ended job, by its kind."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pipeline.text import counted, seconds
 
 
 def indexed(collection: str, counters: Mapping[str, int], took: float) -> list[str]:
-    """Tell what came of the files."""
+    """Say what became of the files."""
     count = counters.get
     seen = count("files_seen", 0)
     lines = [
@@ -30,12 +30,12 @@ def indexed(collection: str, counters: Mapping[str, int], took: float) -> list[s
 
 
 def rebuilt(collection: str, counters: Mapping[str, int], took: float) -> list[str]:
-    """Tell that there is a new index."""
+    """Say that there is a new index."""
     return [f"Rebuilt {collection} in {seconds(took)}."]
 
 
 def compacted(collection: str, counters: Mapping[str, int], took: float) -> list[str]:
-    """Tell what was merged, and what was left."""
+    """Say what was merged and what remains."""
     lines = [f"Nothing to merge: no group of {collection} has more than one segment."]
     if "segments_merged" in counters:
         before, after = counters["segments_merged"], counters["segments_made"]

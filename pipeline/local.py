@@ -1,8 +1,8 @@
 """The work of collections in one process, without broker or workers.
 
-The same map and reduce functions that `workers` runs as Celery tasks, called in plain loops: the
-oracle of every test of the distributed form, and ``local=True`` of `vantage.Collection`. Both ways
-share database and store: what one indexed the other searches.
+It calls the same map and reduce functions that `workers` runs as Celery tasks, in plain loops. It
+is ``local=True`` of `vantage.Collection`, and tests compare the workers with it. Both share
+database and store: one can search what the other has indexed.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 class LocalSearch:
-    """A search that a thread of this process does.
+    """A search in a thread of this process.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class LocalSearch:
         return self._future.done()
 
     def wait(self, timeout: float = 30.0) -> SearchResult:
-        """Return the answer, or raise what came of it; `TimeoutError` when there is none yet."""
+        """Return the answer or raise the error; `TimeoutError` if there is no answer yet."""
         try:
             return self._future.result(timeout)
         except TimeoutError:
@@ -75,7 +75,7 @@ class LocalDriver:
     ----------
     settings : Settings
     threads : int, optional
-        Threads at work; default one a core.
+        Number of threads; default: one a core.
     """
 
     local = True
@@ -93,12 +93,12 @@ class LocalDriver:
 
     @cached_property
     def _searches(self) -> ThreadPoolExecutor:
-        """The thread that begins searches nobody waits for; it hands work to the pool."""
+        """The thread of enqueued searches; it hands work to the pool."""
         return ThreadPoolExecutor(1, "vantage-search")
 
     def reopen(self) -> None:
-        """Open everything anew in a forked child, leaving what is the parent's alone."""
-        # Not closed: the parent uses the connections still, and its threads are not here.
+        """Open everything again in a forked child; do not touch what belongs to the parent."""
+        # Not closed: the parent still uses the connections, and its threads do not exist here.
         self._inherited += [self.resources, self._pool, self.__dict__.pop("_searches", None)]
         self.resources = Resources(self.resources.settings)
         self._pool = ThreadPoolExecutor(self._threads, "vantage")
@@ -112,17 +112,17 @@ class LocalDriver:
         self.resources.close()
 
     def require(self, kind: Kind) -> None:
-        """Raise nothing: this process is there."""
+        """Raise nothing: this process can always work."""
 
     def begin(
         self, record: CollectionRecord, kind: Kind, params: JobParams, report: Report | None
     ) -> JobHandle:
-        """Run a job to its end, and what is due after it.
+        """Run a job to its end, then the upkeep that is due.
 
         Raises
         ------
         StateError
-            The collection is worked on already.
+            Another job is working on the collection.
         MissingRootError
             A whole folder is missing; the job is kept, paused.
         """
@@ -136,7 +136,7 @@ class LocalDriver:
     def search(
         self, collection: str, images: Sequence[ImageSource], request: SearchRequest
     ) -> list[SearchResult | InputError]:
-        """Search for several images in one pass; what is wrong with one is its answer."""
+        """Search for several images in one pass; the answer for an unusable image is its error."""
         resources, pool = self.resources, self._pool
         version = resources.current_version(collection)
 
@@ -193,14 +193,14 @@ class LocalDriver:
                 jobs.pause_job(session, job.id, str(exc))
             raise
         except BaseException as exc:
-            # Ctrl-C too: a job that looks unfinished would keep its images from the next one.
+            # Ctrl-C too: an unfinished job would block its images for the next one.
             with session_scope(engine) as session:
                 jobs.finish_job(session, job.id, "failed", _reason(exc))
             raise
         return handle
 
     def _keep_up(self, record: CollectionRecord) -> None:
-        """Do what is due; trouble with it is no trouble of the job that was asked for."""
+        """Do the upkeep that is due; its errors do not fail the requested job."""
         try:
             due = indexing.due_upkeep(self.resources, record.id)
             if due is not None:
@@ -210,7 +210,7 @@ class LocalDriver:
 
 
 def _reason(error: BaseException) -> str:
-    """Say why a job ended."""
+    """Return the reason why a job ended."""
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; index again to go on"
     return str(error) if isinstance(error, VantageError) else f"{type(error).__name__}: {error}"

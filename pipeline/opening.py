@@ -1,4 +1,4 @@
-"""A collection and its extractor: chosen when the collection is made, and kept."""
+"""Opening a collection: its extractor is chosen when it is made, and kept."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pipeline.resources import Resources
 
 @dataclass(frozen=True)
 class ChosenExtractor:
-    """An extractor that somebody asked for.
+    """The extractor that a caller asked for.
 
     Attributes
     ----------
     config : ExtractorConfig
     model : Path or None
-        Its model file here; None where it has none, or where the store has it already.
+        Its local model file; None if it has none, or if the store has it already.
     """
 
     config: ExtractorConfig
@@ -31,7 +31,7 @@ class ChosenExtractor:
 
 
 def choose_extractor(settings: Settings, wanted: str | ExtractorConfig) -> ChosenExtractor:
-    """Return the extractor that is meant by ``sift``, ``cnn:FILE`` or a configuration.
+    """Return the extractor given by ``sift``, ``cnn:FILE`` or a configuration.
 
     Raises
     ------
@@ -46,15 +46,14 @@ def choose_extractor(settings: Settings, wanted: str | ExtractorConfig) -> Chose
 def find_collection(
     resources: Resources, name: str, chosen: ChosenExtractor | None
 ) -> CollectionRecord | None:
-    """Return a collection if it is there and was made with this extractor.
+    """Return a collection if it exists and was made with this extractor.
 
     Parameters
     ----------
     resources : Resources
     name : str
     chosen : ChosenExtractor, optional
-        Default: whatever the collection was made with. Its model is put back into the store where
-        it is missing there.
+        Default: the collection's own. Its model is put back into the store if it is missing there.
 
     Raises
     ------
@@ -78,22 +77,22 @@ def open_collection(
     chosen: ChosenExtractor | None = None,
     index: IndexConfig | None = None,
 ) -> CollectionRecord:
-    """Return a collection, made if there is none.
+    """Return a collection; make it if it does not exist.
 
     Parameters
     ----------
     resources : Resources
     name : str
     chosen : ChosenExtractor, optional
-        Default: the collection's own; of a new one, the settings'.
+        Default: that of the collection; of a new one, that of the settings.
     index : IndexConfig, optional
-        Of a new collection; default from the settings. Its rows are as long as the extractor says
-        (`Extractor.row_bytes`), unless it asks for another length than the default one.
+        For a new collection; default from the settings. If it has the default row length, the
+        extractor's (`Extractor.row_bytes`) is used instead.
 
     Raises
     ------
     InputError
-        The name cannot name a collection.
+        The name is not valid for a collection.
     ConfigError
         The collection was made with another extractor, or the extractor cannot be made.
     """
@@ -111,15 +110,15 @@ def open_collection(
         index = replace(index, dimensions=resources.extractor(chosen.config).row_bytes)
     with session_scope(resources.engine) as session:
         record = collections.get_or_create_collection(session, name, chosen.config, index)
-    # Somebody else may have made it meanwhile, with another one.
+    # Another process may have made it meanwhile, with another extractor.
     _require_same(record, chosen.config)
     return record
 
 
 def _try_model(chosen: ChosenExtractor) -> None:
-    """Make the extractor of a model file that is here, before anything is stored.
+    """Make the extractor from a local model file before anything is stored.
 
-    What is wrong is then said of the file that was named, and nothing is left of it.
+    An error then names the given file, and leaves nothing behind.
     """
     model = chosen.model
     if model is not None:
@@ -127,13 +126,13 @@ def _try_model(chosen: ChosenExtractor) -> None:
 
 
 def _store_model(resources: Resources, chosen: ChosenExtractor) -> None:
-    """Put the model where every host finds it."""
+    """Put the model into the store, where every host finds it."""
     if chosen.model is not None:
         resources.storage.put_model(chosen.model, chosen.config.model)
 
 
 def _require_same(record: CollectionRecord, wanted: ExtractorConfig) -> None:
-    """Refuse an extractor that is not the collection's."""
+    """Refuse an extractor other than the collection's."""
     if record.extractor.same_extractor(wanted):
         return
     mine, yours = record.extractor.describe(), wanted.describe()
@@ -149,7 +148,7 @@ def _require_same(record: CollectionRecord, wanted: ExtractorConfig) -> None:
 
 
 def _differences(one: ExtractorConfig, other: ExtractorConfig) -> list[str]:
-    """Return the options in which two configurations differ."""
+    """Return the options that differ between two configurations."""
     names = sorted({*one.options, *other.options})
     differ = [name for name in names if one.options.get(name) != other.options.get(name)]
     return differ or ["revision"]

@@ -1,8 +1,8 @@
 """Pixels of every kind to 8-bit grey or RGB: depth, transparency, orientation, size.
 
-A picture becomes what an eye sees on paper: transparent parts are white, or what shows the artwork;
-wide values are scaled to 8 bit, by their own range where it is small; CMYK and palettes become RGB,
-grey is the ITU-R 601 luma.
+A picture becomes what it would look like on paper: transparent areas are white, or a grey that
+shows the artwork; wide values are scaled to 8 bit, by their own range if it is small; CMYK and
+palettes become RGB; grey is the ITU-R 601 luma.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ORIENTATIONS = {
     8: (True, True, False),
 }
 SWAPPED_ORIENTATIONS = frozenset({5, 6, 7, 8})
-"""EXIF orientations that exchange width and height."""
+"""EXIF orientations that swap width and height."""
 
 _STRIP = 1 << 20
 """Pixels that are converted at once."""
@@ -60,7 +60,7 @@ def pixels_of(image: Image.Image, *, color: bool) -> NDArray[np.uint8]:
         image = image_of(Samples(values, None, full))
     paper = paper_of(image) if image.has_transparency_data else None
     pixels = np.empty((image.height, image.width, 3)[: 3 if color else 2], np.uint8)
-    # In strips: a large picture is in memory once as it was decoded, and once as it is wanted.
+    # In strips, so that a large picture is in memory only twice: decoded and converted.
     rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
         strip = image
@@ -71,7 +71,7 @@ def pixels_of(image: Image.Image, *, color: bool) -> NDArray[np.uint8]:
 
 
 def _converted(image: Image.Image, mode: str, paper: int | None) -> NDArray[np.uint8]:
-    """Return pixels in a mode, those with transparency laid on paper of a grey."""
+    """Return pixels in a mode; transparent pictures are laid on grey paper."""
     if image.mode == "LAB":
         # Pillow has no plain conversion from LAB; its lightness is the grey picture.
         image = image.getchannel("L")
@@ -108,7 +108,7 @@ def pixels_of_array(array: NDArray[Any], *, color: bool) -> NDArray[np.uint8]:
     Raises
     ------
     InputError
-        The shape, the dtype or the values are none of these.
+        Shape, dtype or values do not fit.
     """
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
@@ -132,7 +132,7 @@ def _array_to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint16:
         return divide_by_257(array)
     if np.issubdtype(array.dtype, np.floating):
-        # Written so that a NaN fails it too.
+        # Written so that NaN fails too.
         if not (array.min() >= 0 and array.max() <= 1):
             raise InputError(
                 f"a {array.dtype} image has values from 0 to 1, these go from {array.min()} to "

@@ -51,18 +51,18 @@ class ImageFailure:
 
 @dataclass(frozen=True)
 class FoundBy:
-    """What one of several collections, searched together, said of an image.
+    """What one of several collections that were searched together says of an image.
 
     Attributes
     ----------
     collection, extractor : str
         Names of the collection and of its extractor.
     rank : int or None
-        Rank there, 1 the best; None when it is not among the matches that were asked for.
+        Rank there, 1 is best; None if it is not among the requested matches.
     score : float or None
-        Score there, as in `Match`; None when there is no rank.
+        Score there, as in `Match`; None if there is no rank.
     indexed : bool
-        False when that collection does not hold the image at all: its silence says nothing then.
+        False if that collection does not hold the image: then the missing rank means nothing.
     """
 
     collection: str
@@ -88,12 +88,12 @@ class Match:
         0 to 1, higher is better: the share of the query's evidence that this image collects
         (1: every query descriptor found itself). See `pipeline.retrieval.score`.
     votes : int
-        Descriptors of this image that a query descriptor came near to, and that count.
+        Descriptors of this image that match a query descriptor and count.
     width, height : int
         Image, pixels.
     found_by : tuple of FoundBy
-        In the answer of several collections (`FusedResult`): one for each, in their order. `score`
-        is the fused score then, and `votes` the sum. Empty in the answer of one collection.
+        In the answer of several collections (`FusedResult`): one for each, in their order; then
+        `score` is the fused score and `votes` the sum. Empty in the answer of one collection.
     """
 
     rank: int
@@ -106,7 +106,7 @@ class Match:
     found_by: tuple[FoundBy, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-serialisable values; ``found_by`` only when it says anything."""
+        """Return plain JSON-serialisable values; ``found_by`` only if it is not empty."""
         values = {
             "rank": self.rank,
             "image": self.image,
@@ -146,15 +146,15 @@ class SearchResult:
     matches : tuple of Match
         Best first.
     complete : bool
-        False when a group did not answer before the deadline.
+        False if a group did not answer before the deadline.
     missing_groups : tuple of int
         The groups that did not answer.
     plan : dict
         Which plan ran: ``kind`` ("probed" or "exhaustive"), ``cells``, ``cells_probed`` (mean per
         query descriptor), ``groups``, ``scanned_share`` (descriptor pairs computed over all).
     timings : dict of str to float
-        Milliseconds per stage; of images that were searched for together, all but ``extract`` and
-        ``plan`` are those of all.
+        Milliseconds per stage. If several images were searched for together, only ``extract`` and
+        ``plan`` belong to this image; the others belong to all.
     query : dict
         ``descriptors`` (number), ``width``, ``height``, ``digest``.
     collection : str
@@ -228,7 +228,7 @@ class FusedResult:
     matches : tuple of Match
         Best first; each says in `Match.found_by` which collection found it.
     answers : tuple of SearchResult
-        The answer of each collection, as deep as it was asked for.
+        The answer of each collection, with all matches that were requested from it.
     """
 
     matches: tuple[Match, ...]
@@ -259,7 +259,7 @@ class FusedResult:
 
     @property
     def plan(self) -> dict[str, Any]:
-        """Only the kinds of plan that ran, as ``kind``: the rest is each collection's own."""
+        """Only the kinds of plan that ran, as ``kind``; `plans` has the rest."""
         kinds = dict.fromkeys(
             answer.plan["kind"] for answer in self.answers if "kind" in answer.plan
         )

@@ -1,6 +1,6 @@
-"""The picture page: queries beside their matches, as one HTML file that needs nothing else.
+"""The picture page: queries beside their matches, as one self-contained HTML file.
 
-Thumbnails are inlined, styles too; there is no script, and the page's own content security policy
+Thumbnails and styles are inlined; there is no script, and the page's own content security policy
 forbids every other resource. All text goes through Jinja2's escaping.
 """
 
@@ -85,17 +85,15 @@ def results_page(
     Parameters
     ----------
     queries : sequence of (title, image, SearchResult or FusedResult)
-        The image is the query's bytes or path. Neighbours with the same title and image (one
-        query searched with two plans) are drawn as one query with several answers.
+        The image is the query's bytes or path. Consecutive entries with the same title and image
+        (one query searched with two plans) are drawn as one query with several answers.
     load_image : callable
-        From a location of a match to the bytes there. When it raises `OSError` or a
-        `VantageError` the next location is tried; when none gives an image, a placeholder is
-        drawn.
+        Takes a location of a match, returns the bytes there. If it raises `OSError` or a
+        `VantageError`, the next location is tried; if none gives an image, a placeholder is drawn.
     heading, note : str
         Above the results.
     is_right : callable, optional
-        From the title and a match to whether it is known to be a right answer, which is then
-        marked.
+        Takes the title and a match; returns whether it is a right answer, which is then marked.
 
     Returns
     -------
@@ -140,12 +138,12 @@ def write_page(
     *,
     heading: str,
 ) -> None:
-    """Write a page of searches, with the pictures that lie here.
+    """Write a page of searches, with the pictures that are on this host.
 
     Raises
     ------
     InputError
-        It cannot be written there.
+        The file cannot be written.
     """
     page = results_page(queries, partial(read_file, limits=limits), heading=heading)
     try:
@@ -155,7 +153,7 @@ def write_page(
 
 
 class _Thumbnails:
-    """Makes data URIs; each image once, however often it is an answer."""
+    """Makes data URIs, once for each image."""
 
     def __init__(self, load_image: Callable[[str], bytes]) -> None:
         self._load_image = load_image

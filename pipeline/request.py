@@ -1,7 +1,7 @@
-"""What a search asks for, as one value from the command line down to the plan.
+"""The options of a search, as one value from the command line down to the plan.
 
-A new option of a search is a field of `SearchRequest` and a key of `SearchOptions`; no other
-signature spells it.
+A new option is a field of `SearchRequest` and a key of `SearchOptions`, and appears in no other
+signature.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ class SearchOptions(TypedDict, total=False):
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRequest(Config):
-    """What one search asks for.
+    """The options of one search.
 
     Parameters
     ----------
     top : int
         Images in the answer.
     plan : {"auto", "probed", "exhaustive"}
-        ``exhaustive`` compares every query descriptor with every row; ``probed`` only with the
-        rows of the nearest cells; ``auto`` takes the exhaustive plan where it is fast enough.
+        ``exhaustive`` compares every query descriptor with every row; ``probed`` only with the rows
+        of the nearest cells; ``auto`` takes the exhaustive plan if it is fast enough.
     effort : float, optional
-        Share of the cells that the probed plan opens for one query descriptor; asks for that plan.
-        Default: as many cells as the root of their number
-        (`pipeline.index.cells.cells_by_default`).
+        Share of the cells that the probed plan opens for each query descriptor; asks for that plan.
+        Default: the square root of the number of cells (`pipeline.index.cells.cells_by_default`).
     exact : bool
         Compare with every row: asks for the exhaustive plan.
     deadline_s : float, optional
-        Seconds after which the answer comes with what is there. Default: the settings'.
+        Seconds after which the answer is made from the groups that have answered. Default: from the
+        settings.
 
     Raises
     ------
@@ -109,13 +109,13 @@ class SearchRequest(Config):
         Parameters
         ----------
         default : float
-            Where none were asked for.
+            Used if the request has none.
         """
         return default if self.deadline_s is None else self.deadline_s
 
 
 def request_of(request: SearchRequest | None, options: SearchOptions) -> SearchRequest:
-    """Return what is asked for: a request, changed by keyword options.
+    """Return a request, changed by keyword options.
 
     Raises
     ------
@@ -132,5 +132,5 @@ def request_of(request: SearchRequest | None, options: SearchOptions) -> SearchR
 
 
 def _is_number(value: object) -> bool:
-    """Whether a value is a finite number (True and False are none)."""
+    """Whether a value is a finite number (True and False are not)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and value - value == 0

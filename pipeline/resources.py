@@ -1,6 +1,6 @@
-"""What a process works with: settings, database, storage, and the files it has open.
+"""Resources of a process: settings, database, storage, and open files.
 
-Built after a fork, never before: database connections and memory maps belong to one process.
+Make them after a fork, never before: database connections and memory maps belong to one process.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ T = TypeVar("T")
 KEPT_MODELS = 16
 
 KEPT_VERSIONS = 64
-"""Versions at hand, of all collections."""
+"""Cached versions of all collections."""
 
 KEPT_OF_COLLECTION = 2
-"""Versions at hand of one collection: searches that began before a publication use the former."""
+"""Cached versions of one collection: searches that began before a publication use the older one."""
 
 KEPT_SEGMENTS = 4096
 """Open segments. Each holds a file open and mapped, and four bytes an image."""
 
 JOINED_ROWS = 4096
-"""Segments of fewer rows are scanned as one, from a copy in memory. A scan of a segment costs up to
-a quarter of a millisecond however few rows it has, as much as that of so many."""
+"""Segments with fewer rows are joined in memory and scanned as one. Scanning a segment costs up to
+a quarter of a millisecond however few rows it has, which is as much as scanning so many rows."""
 
 JOINED_IN_ALL = 65_536
-"""Rows of a group that are copied so, the smallest segments first: 5 MiB. They are joined by the
-first search that uses them."""
+"""The most rows of a group that are joined, smallest segments first: 5 MiB. The first search that
+uses them joins them."""
 
 
 class _Recent:
-    """The most recently used values; the first of two concurrent values of a key wins."""
+    """The most recently used values. If two threads make a value for one key, the first wins."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -76,19 +76,19 @@ class _Recent:
             return kept
 
     def values(self) -> list[Any]:
-        """Return what is kept."""
+        """Return the kept values."""
         with self._lock:
             return list(self._values.values())
 
     def keep(self, keys: Collection[str]) -> None:
-        """Drop everything else. Its users still hold references of their own."""
+        """Drop all other values. Threads that use one keep their own reference."""
         with self._lock:
             for key in self._values.keys() - keys:
                 del self._values[key]
 
 
 class Resources:
-    """Settings, metadata engine, storage, and caches of what was read from it.
+    """Settings, metadata engine, storage, and caches of opened files.
 
     Parameters
     ----------
@@ -118,8 +118,8 @@ class Resources:
     def version(self, version_id: int) -> VersionRecord:
         """Return a version; it never changes, so it is read once.
 
-        When one is read, versions of the same collection are dropped but for the last few, and
-        with them the segments that no version at hand names any more: a compaction replaces most.
+        When a new version is read, all but the last few of the same collection are dropped, and
+        with them the segments that no cached version has: a compaction replaces most of them.
         """
         fresh: list[VersionRecord] = []
 
@@ -134,7 +134,7 @@ class Resources:
         return version
 
     def _drop_replaced(self, collection_id: int) -> None:
-        """Let go of what no search that begins now will ask for."""
+        """Drop what no new search needs."""
         known: list[VersionRecord] = self._versions.values()
         mine = sorted(v.id for v in known if v.collection_id == collection_id)
         former = set(mine[:-KEPT_OF_COLLECTION])
@@ -169,7 +169,7 @@ class Resources:
         Raises
         ------
         UnknownNameError, ConfigError
-            There is no such extractor here, or it cannot be made.
+            The extractor is not installed here, or cannot be made.
         StateError
             The store has lost its model.
         """
@@ -182,9 +182,9 @@ class Resources:
         )
 
     def group_segments(self, version: VersionRecord, group: int) -> list[OpenSegment]:
-        """Return what a scan of a group visits: its segments, small ones joined to one.
+        """Return what a scan of a group visits: its segments, with the small ones joined.
 
-        Images that were added one by one lie in a segment each until they are compacted.
+        Images added one by one have a segment each until they are compacted.
         """
         return [
             self._opened.get(
@@ -194,7 +194,7 @@ class Resources:
         ]
 
     def _open(self, collection_id: int, source: _Source) -> OpenSegment:
-        """Open segments, fetched to this host if they are not here yet, to be scanned as one."""
+        """Open segments to be scanned as one; fetch them to this host if necessary."""
         segments = [
             self._segments.get(record.key, partial(self.open_segment, record.key, record.checksum))
             for record in source.records
@@ -206,39 +206,39 @@ class Resources:
         return OpenSegment(source.name, segment, np.array(ids, np.uint32))
 
     def open_segment(self, key: str, checksum: str | None = None) -> Segment:
-        """Return a segment, fetched to this host, for one use: to merge it, or to look at it."""
+        """Return a segment for one use (to merge or inspect it), fetched to this host."""
         return Segment.from_arrays(self.storage.open_arrays(key, checksum), self._former)
 
     def _former(self, ids: NDArray[np.uint32]) -> Identities:
-        """Return which images the ids are that files carried before they had tables."""
+        """Return the images of database ids, which files had before they had tables."""
         with session_scope(self.engine, write=False) as session:
             return Identities.of(identities.identities_of(session, ids.tolist()))
 
     def container(self, key: str, checksum: str | None = None) -> Container:
-        """Return a feature container, read in the store: a job reads each a time or two."""
+        """Return a feature container, read from the store: a job reads each only once or twice."""
         arrays = self.storage.read_arrays(key, checksum)
         return read_container(arrays, arrays.meta)
 
     def assigned(self, key: str, checksum: str | None = None) -> AssignedRows:
-        """Return the rows that one assignment made, read in the store."""
+        """Return the rows of one assignment, read from the store."""
         return AssignedRows.from_arrays(self.storage.read_arrays(key, checksum), self._former)
 
 
 def _count_small(rows: Sequence[int]) -> int:
-    """Return how many segments of these sizes, ascending, are scanned as one."""
+    """Return how many of these segments (by ascending size) are scanned as one."""
     small = bisect.bisect_left(rows, JOINED_ROWS)
     return bisect.bisect_right(list(itertools.accumulate(rows[:small])), JOINED_IN_ALL)
 
 
 class _Source(NamedTuple):
-    """Segments that are scanned as one, and what names their content."""
+    """Segments that are scanned as one, and the name of their content."""
 
     name: str
     records: tuple[SegmentRecord, ...]
 
 
 def _sources(version: VersionRecord, group: int) -> list[_Source]:
-    """Return what a scan of a group opens, the smallest first."""
+    """Return what a scan of a group opens, smallest first."""
     records = sorted(version.group_segments(group), key=lambda record: record.descriptor_count)
     small = _count_small([record.descriptor_count for record in records])
     if small < 2:
@@ -249,5 +249,5 @@ def _sources(version: VersionRecord, group: int) -> list[_Source]:
 
 
 def _opened_key(version: VersionRecord, source: _Source) -> str:
-    """Return what names an opened segment: collections may share its file, and not their ids."""
+    """Return the cache key of an opened segment: collections share files, but not ids."""
     return f"{version.collection_id}/{source.name}"

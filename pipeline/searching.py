@@ -44,12 +44,12 @@ ImageSource = str | Path | bytes | NDArray[Any]
 
 @dataclass(frozen=True)
 class QueryFeatures:
-    """What was taken of a query image, whatever it is compared with.
+    """The features of a query image, independent of any collection.
 
     Attributes
     ----------
     digest : str
-        Names the image's content and its extractor.
+        Identifies the image's content and its extractor.
     width, height : int
         Pixels.
     keypoints : ndarray of shape (Q, 4), float32
@@ -57,7 +57,7 @@ class QueryFeatures:
     descriptors : ndarray of shape (Q, D), float32
         Normalised by their extractor.
     extract_ms : float
-        Milliseconds that it took.
+        Milliseconds spent.
     """
 
     digest: str
@@ -71,7 +71,7 @@ class QueryFeatures:
 def extract_query(
     resources: Resources, wanted: ExtractorConfig, source: ImageSource
 ) -> QueryFeatures:
-    """Take a query image's features.
+    """Extract a query image's features.
 
     Parameters
     ----------
@@ -115,16 +115,16 @@ def plan_query(
     resources : Resources
     version : VersionRecord
     query : QueryFeatures
-        Taken by the version's extractor.
+        Extracted by the version's extractor.
     request : SearchRequest
     threads : int, optional
-        Groups that are scanned at the same time, for the predicted time. Default: those of a group
+        Number of groups scanned at the same time, for the predicted time. Default: that of a group
         worker.
 
     Returns
     -------
     Batch
-        Of this image alone.
+        With this image only.
     """
     started = time.perf_counter()
     one_vector = resources.extractor(version.extractor).one_vector
@@ -151,7 +151,7 @@ def prepare_query(
     request: SearchRequest,
     threads: int | None = None,
 ) -> Batch:
-    """Take a query image's features and plan its search; see `extract_query`, `plan_query`."""
+    """Extract a query image's features and plan its search; see `extract_query`, `plan_query`."""
     query = extract_query(resources, version.extractor, source)
     return plan_query(resources, version, query, request, threads)
 
@@ -165,7 +165,7 @@ def search_images(
     spread: Callable[..., Iterable[Any]] = map,
     threads: int | None = None,
 ) -> list[SearchResult | InputError]:
-    """Search for several images, as many in one pass as `cut_batches` says.
+    """Search for several images in passes, as `cut_batches` divides them.
 
     Parameters
     ----------
@@ -175,16 +175,16 @@ def search_images(
     request : SearchRequest
         The deadline is that of each pass.
     answer : callable
-        Does a pass: returns the answer to each image of a batch.
+        Does a pass: returns an answer for each image of a batch.
     spread : callable
-        ``map``, or that of an executor: images are extracted by it.
+        ``map``, or that of an executor; used to extract the images.
     threads : int, optional
         As for `prepare_query`.
 
     Returns
     -------
     list of SearchResult or InputError
-        In the order of the images; what is wrong with an image stands in its place.
+        In the order of the images; an image that cannot be used has its error instead.
     """
 
     def prepare(source: ImageSource) -> Batch | InputError:
@@ -230,7 +230,7 @@ def scan_group(
     plan: QueryPlan,
     until: float | None = None,
 ) -> GroupScan:
-    """Scan a group's segments for a plan (map); the time is from when they are open.
+    """Scan a group's segments for a plan (map); time is measured from when they are open.
 
     Parameters
     ----------
@@ -239,7 +239,7 @@ def scan_group(
     group : int
     plan : QueryPlan
     until : float, optional
-        Time (as `time.time`) after which the scan is given up.
+        Time (as `time.time`) after which the scan is abandoned.
     """
     segments = resources.group_segments(version, group)
     started = time.perf_counter()
@@ -250,7 +250,7 @@ def scan_group(
 
 
 def searched_groups(version: VersionRecord, plan: QueryPlan) -> list[int]:
-    """Return the groups that a plan needs and that hold anything."""
+    """Return the groups that a plan needs and that are not empty."""
     return [group for group in plan.groups if version.group_segments(group)]
 
 
@@ -262,7 +262,7 @@ def finish_batch(
     missing: Sequence[int],
     timings: Mapping[str, float],
 ) -> list[SearchResult]:
-    """Rank the images for each query image and look their rows up (reduce).
+    """Rank the images for each query image and look up their records (reduce).
 
     Parameters
     ----------
@@ -324,11 +324,11 @@ def find_pairs(
     version : VersionRecord
     batch : Batch
     scans : sequence of GroupScan
-        Those that are there; their order does not matter.
+        The available ones; their order does not matter.
     chosen : sequence of str
-        SHA-256 of the images, as in `pipeline.records.Match.image`. Unknown ones are left out.
+        SHA-256 of the images, as in `pipeline.records.Match.image`. Unknown ones are ignored.
     number : int
-        Of the query image in the batch.
+        Number of the query image in the batch.
     """
     with session_scope(resources.engine, write=False) as session:
         known = identities.ids_of(session, version.collection_id, [(one, 0) for one in chosen])
@@ -348,7 +348,7 @@ def _row_count(version: VersionRecord) -> int:
 def _plan_summary(
     version: VersionRecord, batch: Batch, scans: Sequence[GroupScan]
 ) -> dict[str, Any]:
-    """Return what an answer tells of its plan."""
+    """Return what an answer says about its plan."""
     plan, rows = batch.plan, _row_count(version)
     pairs = sum(scan.block.counts.pairs for scan in scans)
     probed = plan.cells.shape[1] if plan.kind == "probed" else version.tree.cells

@@ -78,7 +78,7 @@ def is_cut_off(data: bytes) -> bool:
 
 
 def odd_flavour(data: bytes) -> str | None:
-    """Name the flavour of a JPEG or BMP file that no decoder here reads, else None."""
+    """Name the variant of a JPEG or BMP file that no decoder here reads, else None."""
     kind = known_format(data)
     if kind == "BMP":
         return _odd_bmp(data)
@@ -86,7 +86,7 @@ def odd_flavour(data: bytes) -> str | None:
 
 
 def _odd_bmp(data: bytes) -> str | None:
-    """Name the flavour of a BMP of other depths, compressions or bit fields than common ones."""
+    """Name the variant of a BMP with uncommon depth, compression or bit fields."""
     if len(data) < 70 or int.from_bytes(data[14:18], "little") < 40:
         return None
     bits = int.from_bytes(data[28:30], "little")
@@ -109,7 +109,7 @@ _BMP_COMPRESSIONS = {0: "plain", 1: "RLE", 2: "RLE", 3: "bit fields", 4: "JPEG",
 
 
 def _odd_jpeg(data: bytes) -> str | None:
-    """Name the flavour of a JPEG whose frame is of another kind than common ones."""
+    """Name the variant of a JPEG with an uncommon kind of frame."""
     at = 2
     while at + 10 <= len(data):
         at = data.find(b"\xff", at)

@@ -1,6 +1,7 @@
-"""What a caller may name as paths and as query images, brought to one form each.
+"""Converts the paths and query images that callers may give to one form each.
 
-One path is one path, never a sequence of letters; what cannot be meant is refused with its value.
+A single string is one path, never a sequence of letters; other values are refused with an error
+that shows them.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _PNG_MODES = {"1", "L", "LA", "I", "I;16", "P", "RGB", "RGBA"}
 
 
 def as_paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Return folders and files as absolute paths; one path may stand alone.
+    """Return folders and files as absolute paths; a single path need not be in a list.
 
     Raises
     ------

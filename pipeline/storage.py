@@ -3,9 +3,9 @@
 The store is a directory or any fsspec URL. A file is written once under a name made of its content
 and configuration and never changes: of several writers of one name the first wins, and all get the
 checksum of its file. In a directory a file appears whole or not at all; object stores promise the
-same. Where an object store cannot refuse to overwrite (S3, Google and Azure can), a writer may come
-second and win; so every writer tells what lies there after it has written. A local copy is a hard
-link where both roots lie on one file system.
+same. Where an object store cannot refuse to overwrite (S3, Google and Azure can), a second writer
+may win; so every writer returns the checksum of the file that is there after writing. A local copy
+is a hard link if both roots are on one file system.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _sha256(source: Path | bytes) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Make the names in a folder survive a loss of power."""
+    """Make the names in a folder survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -64,9 +64,9 @@ def _flush_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _temporary_beside(path: Path) -> Iterator[Path]:
-    """Yield a free name in the folder of `path`, which is made; it is removed at the end.
+    """Yield a free name in the folder of `path`, which is created; remove the file at the end.
 
-    Not `tempfile`: its files are for their owner alone, but all hosts read the store.
+    `tempfile` does not do: only the owner can read its files, but all hosts read the store.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
@@ -100,14 +100,14 @@ class Storage:
             allowed = f"must be a directory or a URL that fsspec can open here ({exc})"
             raise ConfigError("VANTAGE_STORE", store, allowed) from exc
         self._root = str(root)
-        # SHA-256 of the local copies that this process has looked at.
+        # SHA-256 of the local copies that this process has checked.
         self._checked: dict[str, str] = {}
         protocol = self._fs.protocol
         self._on_disk = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
     @property
     def scratch(self) -> Path:
-        """Folder for large files that are needed for a while on this host; it may not exist."""
+        """Folder for large temporary files on this host; it may not exist."""
         return self.local / "scratch"
 
     def _address(self, key: str) -> str:
@@ -115,7 +115,7 @@ class Storage:
 
     @contextlib.contextmanager
     def _driver(self, key: str) -> Iterator[None]:
-        """Turn the file system's errors into ours; the one place where that happens."""
+        """Turn the file system's errors into ours; the only place where that happens."""
         try:
             yield
         except OSError as exc:
@@ -137,10 +137,9 @@ class Storage:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def find(self, key: str) -> str | None:
-        """Return the SHA-256 of a file of arrays that can be used as it is; else None.
+        """Return the SHA-256 of an existing sound file of arrays, else None.
 
-        A file that does not hold what its own checksums say is deleted, so that the caller makes
-        it again.
+        A file that contradicts its own checksums is deleted, so that the caller makes it again.
         """
         if not self.exists(key):
             return None
@@ -150,7 +149,7 @@ class Storage:
         return checksum
 
     def sound_checksum(self, key: str) -> str | None:
-        """Return the SHA-256 of a file that holds what its own checksums say; None where not."""
+        """Return the SHA-256 of a file that agrees with its own checksums, else None."""
         try:
             self.read_arrays(key).verify()
             return self.checksum(key)
@@ -158,9 +157,9 @@ class Storage:
             return None
 
     def read_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
-        """Return a file of arrays without a local copy, for what is read once.
+        """Return a file of arrays without a local copy, to be read once.
 
-        A store on disk is mapped; from any other the file is read into memory.
+        It is mapped from a store on disk, and read into memory from any other.
 
         Raises
         ------
@@ -177,7 +176,7 @@ class Storage:
             return ArrayFile(source, address)
 
     def read_array(self, key: str, name: str) -> NDArray[Any]:
-        """Return one array of a file in the store, without copying the rest of it here."""
+        """Return one array of a file in the store, without copying the rest."""
         with self._driver(key), self._fs.open(self._address(key), "rb") as stream:
             try:
                 with zipfile.ZipFile(stream) as archive, archive.open(f"{name}.npy") as member:
@@ -189,7 +188,7 @@ class Storage:
     def write_arrays(
         self, key: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
     ) -> str:
-        """Store arrays under a name and return the SHA-256 of the file that has it then."""
+        """Store arrays under a name and return the SHA-256 of the file that then has this name."""
         return self.write(key, lambda stream: write_arrays(stream, arrays, meta))
 
     def write(self, key: str, fill: Callable[[BinaryIO], None]) -> str:
@@ -198,8 +197,8 @@ class Storage:
         Returns
         -------
         str
-            SHA-256 of the file that has the name then. It can be another's: equal names mean equal
-            work, but not all processors round alike.
+            SHA-256 of the file that then has this name. It may be another writer's: equal names
+            mean equal work, but processors may round differently.
         """
         with self._driver(key):
             if self._on_disk:
@@ -215,7 +214,7 @@ class Storage:
 
     @staticmethod
     def _write_on_disk(path: Path, fill: Callable[[BinaryIO], None]) -> str:
-        """Write under a temporary name beside `path`, flush to the disk, give it its name."""
+        """Write under a temporary name beside `path`, flush to disk, rename."""
         with _temporary_beside(path) as temporary:
             with temporary.open("x+b") as stream:
                 fill(stream)
@@ -238,8 +237,8 @@ class Storage:
         ----------
         key : str
         checksum : str, optional
-            SHA-256 that the copy must have. A copy with another one is made anew: the store's file
-            may have been lost and computed again, on a processor that rounds otherwise.
+            SHA-256 that the copy must have. Another copy is replaced: the store's file may have
+            been lost and computed again, on a processor that rounds differently.
 
         Raises
         ------
@@ -261,21 +260,21 @@ class Storage:
         return path
 
     def _local_checksum(self, key: str) -> str | None:
-        """Return the SHA-256 of a local copy, taken once in a process; None when it is gone."""
+        """Return the SHA-256 of a local copy, computed once in a process; None if it is gone."""
         if key not in self._checked:
             with contextlib.suppress(FileNotFoundError):
                 self._checked[key] = file_checksum(self.local / key)
         return self._checked.get(key)
 
     def put_model(self, path: Path, sha256: str) -> str:
-        """Store a model file under the name that its SHA-256 gives, and return that name.
+        """Store a model file under a name made of its SHA-256, and return that name.
 
-        A file of that name that is damaged is replaced; a good one is left as it is.
+        A damaged file of that name is replaced; a good one stays.
 
         Raises
         ------
         ConfigError
-            The file's SHA-256 is not `sha256`: it was changed meanwhile.
+            The file's SHA-256 is not `sha256`: it has changed meanwhile.
         """
         key = model_key(sha256)
         if self.exists(key):
@@ -314,14 +313,14 @@ class Storage:
             raise
 
     def _is_lost(self, key: str) -> bool:
-        """Tell whether the store is there and has no such file."""
+        """Tell whether the store answers and has no such file."""
         try:
             return self.exists("") and not self.exists(key)
         except StorageUnavailableError:
             return False
 
     def _copy_to(self, key: str, target: Path) -> None:
-        """Hard link, else copy, else download; what is copied is flushed to the disk."""
+        """Hard link, else copy, else download; copies are flushed to disk."""
         if self._on_disk:
             source = Path(self._address(key))
             with contextlib.suppress(OSError):
@@ -336,9 +335,8 @@ class Storage:
     def open_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
         """Return a file of arrays, mapped from its local copy.
 
-        A copy from an earlier life of this process is looked at once: the kernels follow its
-        offsets without looking. One that is damaged, or removed by another process at this moment,
-        is fetched once more.
+        A process verifies an existing copy once: the kernels follow its offsets without checks. A
+        copy that is damaged, or was just removed by another process, is fetched again.
         """
         try:
             arrays = ArrayFile(self.fetch(key, checksum))
@@ -351,17 +349,17 @@ class Storage:
             return ArrayFile(self.fetch(key, checksum))
 
     def drop_local(self, key: str) -> None:
-        """Remove this host's copy, if there is one."""
+        """Remove this host's copy, if it exists."""
         self._checked.pop(key, None)
         (self.local / key).unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
-        """Remove a file from the store and its local copy; a missing one is no error."""
+        """Remove a file and its local copy; a missing file is not an error."""
         self.drop_local(key)
         with self._driver(key), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._address(key))
 
     def delete_folder(self, prefix: str) -> None:
-        """Remove every file whose name begins with ``prefix/``; none is no error."""
+        """Remove every file whose name begins with ``prefix/``, if there are any."""
         with self._driver(prefix), contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._address(prefix), recursive=True)

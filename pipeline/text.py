@@ -1,4 +1,4 @@
-"""Texts for people: those of unknown origin made fit to be shown, times, counts."""
+"""Texts for users: making untrusted text safe to show, times, counts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def displayable(text: str) -> str:
-    r"""Return a text that shows every character it holds.
+    r"""Return a text in which every character is visible.
 
     Newlines, control and formatting characters (which can reorder or hide what is read) are
     written as escapes, and bytes of a file name that are not UTF-8 as ``\xNN``.
@@ -21,7 +21,7 @@ def displayable(text: str) -> str:
 
 
 def _escape(char: str) -> str:
-    """Write one unprintable character as Python would."""
+    """Escape one unprintable character as Python does."""
     if "\udc80" <= char <= "\udcff":
         return f"\\x{ord(char) - 0xDC00:02x}"
     return char.encode("unicode_escape").decode("ascii")
@@ -30,7 +30,7 @@ def _escape(char: str) -> str:
 def shortened(text: str, width: int) -> str:
     """Return a text cut in the middle to a number of terminal columns.
 
-    The end of a path says more than its beginning, so it gets two thirds of the room.
+    The end of a path says more than its beginning, so it gets two thirds of the space.
 
     Parameters
     ----------

@@ -1,10 +1,10 @@
 """Finding image files below folders: the same list, in the same order, every time.
 
-What is taken: every file with an image suffix below the given folders, and every file that was
-given itself, whatever its suffix. Symbolic links to files and folders are followed; a folder that
-two ways lead to is listed once, by its real path if that is among them, so that links cannot loop.
-Names that begin with a dot and the thumbnail folders of storage boxes are left out unless given:
-they hold caches and resource forks that only look like images.
+It finds every file with an image suffix below the given folders, and every given file, whatever its
+suffix. Symbolic links to files and folders are followed; a folder that can be reached in two ways
+is listed once, by its real path if possible, so that links cannot loop. Names that begin with a
+dot, and the thumbnail folders of network storage, are skipped unless given: they contain caches and
+resource forks that only look like images.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ _UNDECODABLE_SUFFIXES = (".heic", ".heif", ".jxl")
 IMAGE_SUFFIXES = frozenset(
     _JPEG_SUFFIXES + _WEB_SUFFIXES + _OTHER_SUFFIXES + _NETPBM_SUFFIXES + _UNDECODABLE_SUFFIXES
 )
-"""Suffixes taken from folders. The last three cannot be decoded yet; they are photographs all the
-same, and their owner must be told that they were not indexed."""
+"""Suffixes of image files in folders. The last three cannot be decoded yet, but they are
+photographs, and their owner must be told that they were not indexed."""
 
 _CACHE_FOLDERS = frozenset({"@eaDir", "__MACOSX"})
 
@@ -44,11 +44,11 @@ class FoundFile:
     root : str
         The given file or folder that led to it, absolute.
     size : int
-        Bytes; 0 where unknown.
+        Bytes; 0 if unknown.
     mtime_ns : int
-        Time of the last change, nanoseconds since 1970; 0 where unknown.
+        Time of the last change, nanoseconds since 1970; 0 if unknown.
     error : ImageReadError or None
-        Why it cannot be read, as far as its directory entry tells.
+        Why it cannot be read, as far as the directory entry says.
     """
 
     path: str
@@ -60,14 +60,14 @@ class FoundFile:
 
 @dataclass
 class Walk:
-    """An iterator of `FoundFile` that counts what it leaves out.
+    """An iterator of `FoundFile` that counts what it skips.
 
     Attributes
     ----------
     skipped : int
         Files without an image suffix, so far.
     hidden : int
-        Files and folders left out for their names (dot names, thumbnail folders), so far.
+        Files and folders skipped because of their names (dot names, thumbnail folders), so far.
     """
 
     _given: list[tuple[str, bool]]
@@ -87,7 +87,7 @@ class Walk:
         return next(self._files)
 
     def _walk(self) -> Iterator[FoundFile]:
-        """Yield the given files, then what lies below the given folders."""
+        """Yield the given files, then those below the given folders."""
         given_files = {path for path, is_folder in self._given if not is_folder}
         for path, is_folder in self._given:
             if not is_folder:
@@ -99,7 +99,7 @@ class Walk:
                         yield found
 
     def _below(self, root: str) -> Iterator[FoundFile]:
-        """Yield what lies below one folder; linked folders come last, so that real paths win."""
+        """Yield the files below one folder; linked folders come last, so that real paths win."""
         linked: deque[str] = deque()
         yield from self._folder(root, root, linked)
         while linked:
@@ -111,7 +111,7 @@ class Walk:
 
     def _folder(self, folder: str, root: str, linked: deque[str]) -> Iterator[FoundFile]:
         """Yield the files of one folder and its subfolders, by name."""
-        # A stack of our own: folders may be nested deeper than Python's calls can be.
+        # An explicit stack: folders may be nested deeper than Python's recursion limit.
         stack = [iter(self._entries(folder, root))]
         while stack:
             entry = next(stack[-1], None)
@@ -132,7 +132,7 @@ class Walk:
                 self.skipped += 1
 
     def _entries(self, folder: str, root: str) -> Sequence[os.DirEntry[str] | FoundFile]:
-        """List one folder by name, once; one that cannot be listed is told as a file is."""
+        """List one folder by name, once; a folder that cannot be listed is reported like a file."""
         try:
             status = Path(folder).stat()
             identity = (status.st_dev, status.st_ino)
@@ -145,7 +145,7 @@ class Walk:
             return [_failed(folder, root, _as_read_error(folder, error))]
 
     def _found(self, path: str, root: str, *, linked: bool = True) -> FoundFile:
-        """Look at one file; its folder was judged before, so only a link can lead outside."""
+        """Check one file; its folder was checked before, so only a link can lead outside."""
         try:
             status = Path(path).stat()
             require_regular(path, status.st_mode)
@@ -171,7 +171,7 @@ def walk(paths: Iterable[str | Path], *, roots: Sequence[str] = ("/",)) -> Walk:
     paths : iterable of str or Path
         Folders, searched recursively, and files.
     roots : sequence of str, default ("/",)
-        Folders that images may lie in, links resolved; default: anywhere.
+        Folders that may contain images, links resolved; default: anywhere.
 
     Returns
     -------
@@ -181,21 +181,21 @@ def walk(paths: Iterable[str | Path], *, roots: Sequence[str] = ("/",)) -> Walk:
     Raises
     ------
     ImageReadError
-        A given path does not exist (``vanished``), is nowhere (``symlink-loop``), may not be
-        looked at (``permission-denied``) or lies outside `roots` (``outside-roots``).
+        A given path does not exist (``vanished``), is a loop of links (``symlink-loop``), may not
+        be read (``permission-denied``) or is outside `roots` (``outside-roots``).
     MissingRootError
         A given path that does not look like an image file does not exist.
     """
     given: dict[str, bool] = {}
     for path in paths:
-        # abspath, not realpath: the caller's names for things are kept.
+        # abspath, not realpath: the caller's names are kept.
         name = os.path.abspath(os.fspath(path))  # noqa: PTH100
         given[name] = _judge_given(name, roots)
     return Walk(list(given.items()), tuple(roots))
 
 
 def _judge_given(path: str, roots: Sequence[str]) -> bool:
-    """Say whether a given path is a folder; raise when it cannot be used at all."""
+    """Say whether a given path is a folder; raise if it cannot be used at all."""
     try:
         mode = Path(path).stat().st_mode
     except OSError as error:
@@ -214,7 +214,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that goes in a circle.
+        # A loop of links.
         return False
 
 

@@ -91,7 +91,7 @@ _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is asked for: importing this package loads next to nothing."""
+    """Import a public name when it is first used; the package itself loads next to nothing."""
     if name == "__version__":
         from importlib.metadata import version
 

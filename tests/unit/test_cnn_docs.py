@@ -32,7 +32,7 @@ def test_the_table_has_every_key_with_its_default() -> None:
     for name, default in fields.items():
         written = rows[name].strip("` ")
         if default is dataclasses.MISSING:
-            assert written == "needed"
+            assert written == "required"
         elif default == "":
             assert written == "the only one"
         elif isinstance(default, str):
