@@ -55,8 +55,8 @@ class FeatureSet:
         """Train a collection of these images as the pipeline does."""
         images = [(self.sha256(path), self.image(path)) for path in paths]
         descriptors = sum(len(rows) for _, rows in images)
-        samples = draw_samples(images, len(images), SiftExtractor().normalize, config)
-        return train_model(*samples, descriptors, config)
+        samples = draw_samples(images, len(images), config)
+        return train_model(*samples, descriptors, config, normalize=SiftExtractor().normalize)
 
 
 def add_options(parser: ArgumentParser) -> None:

@@ -196,7 +196,7 @@ def with_copies(
         images = [(features.sha256(path), features.image(path)) for path in first]
         images += [(hash_bytes(rows.tobytes()), rows) for rows in copies]
         normalize = SiftExtractor().normalize
-        _, background = draw_samples(images, len(images), normalize, IndexConfig())
+        background = normalize(draw_samples(images, len(images), IndexConfig())[1])
         rows = pack_rows(to_unsigned(model.quantizer.encode(background)))
         model = replace(model, background=rows)
     return replace(

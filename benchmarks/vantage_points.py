@@ -182,7 +182,7 @@ class Collection:
         images = [(features.sha256(path), features.image(path)) for path in dataset.database]
         normalize = SiftExtractor().normalize
         config = IndexConfig(cell_size=BASE_CELL)
-        training, _ = draw_samples(images, len(images), normalize, config)
+        training = normalize(draw_samples(images, len(images), config)[0])
         model = features.train(dataset.database, replace(config, vantage="random"))
         encode = model.quantizer.encode
         self.levels = model.tree.levels

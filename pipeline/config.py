@@ -230,7 +230,8 @@ class IndexConfig(Config):
         Length of a stored row, bytes: a multiple of 64 from 64 to 4096. Descriptors are rotated by
         PCA and reduced to it. A new collection takes its extractor's `row_bytes` in place of 64.
     sample_size : int
-        Descriptors the tree and the rotation are trained on.
+        Descriptors the tree and the rotation are trained on, more where there are many cells
+        (`pipeline.index.cells.training_rows`).
     background_size : int
         Descriptors of the fixed sample that tells how near an unrelated descriptor is
         (see `pipeline.retrieval.score`).

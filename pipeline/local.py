@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -83,7 +84,7 @@ class LocalDriver:
     def __init__(self, settings: Settings, threads: int | None = None) -> None:
         self._threads = threads or os.cpu_count() or 1
         self._inherited: list[object] = []
-        self.resources = Resources(settings)
+        self.resources = Resources(replace(settings, group_threads=self._threads))
         self._pool = ThreadPoolExecutor(self._threads, "vantage")
         try:
             prepare_schema(self.resources.engine)

@@ -211,6 +211,11 @@ class MeanCells:
         return cell_work(self._upper.probe(queries, subtrees), offsets)
 
 
+def training_rows(levels: int, fewest: int) -> int:
+    """Return how many rows a sample should have to train cells of so many levels."""
+    return max(fewest, ROWS_A_CELL << levels)
+
+
 def train_cells(
     sample: NDArray[np.int8],
     levels: int,

@@ -32,12 +32,12 @@ from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.config import IndexConfig
 from pipeline.errors import CorruptFileError, DamagedIndexError, InputError
 from pipeline.index.cells import (
-    ROWS_A_CELL,
     MeanCells,
     cells_by_default,
     cells_from_arrays,
     cells_to_arrays,
     train_cells,
+    training_rows,
 )
 from pipeline.index.quantizer import LARGEST, Quantizer, train_quantizer
 from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
@@ -429,9 +429,8 @@ class VantageIndex:
         """Return a tree with cells of the wanted size."""
         levels = levels_for(len(codes), self.config.cell_size, 1)
         config = self.config
-        count = max(config.sample_size, ROWS_A_CELL << levels)
         return train_cells(
-            self._sample(codes, count),
+            self._sample(codes, training_rows(levels, config.sample_size)),
             levels,
             config.cells,
             config.vantage,

@@ -6,7 +6,7 @@ by every query.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import IndexConfig
-from pipeline.index.cells import MeanCells, cells_from_arrays, cells_to_arrays, train_cells
-from pipeline.index.quantizer import Quantizer, train_quantizer
+from pipeline.index.cells import PIECE, MeanCells, cells_from_arrays, cells_to_arrays, train_cells
+from pipeline.index.quantizer import Quantizer, thinned, train_quantizer
 from pipeline.index.rows import PackedRows, pack_rows, to_unsigned
 from pipeline.index.vptree import VPTree, levels_for
 
@@ -82,30 +82,41 @@ class Model:
 
 
 def train_model(
-    sample: NDArray[np.float32],
-    background: NDArray[np.float32],
+    sample: NDArray[Any],
+    background: NDArray[Any],
     descriptors: int,
     config: IndexConfig,
     unit: bool = False,
     whiten: bool = False,
+    normalize: Callable[[NDArray[Any]], NDArray[np.float32]] = np.asarray,
+    spread: Callable[..., Iterable[Any]] = map,
 ) -> Model:
     """Train rotation and tree.
 
     Parameters
     ----------
-    sample : ndarray of shape (N, D), float32
-        Normalised descriptors the rotation and the tree are fitted to; N >= 1.
-    background : ndarray of shape (S, D), float32
-        Normalised descriptors of the background sample; S >= 1.
+    sample : ndarray of shape (N, D)
+        Descriptors the rotation and the tree are fitted to; N >= 1.
+    background : ndarray of shape (S, D)
+        Descriptors of the background sample; S >= 1.
     descriptors : int
         Descriptors that the index will hold: sets the number of levels.
     config : IndexConfig
     unit, whiten : bool
         See `pipeline.index.quantizer.train_quantizer`.
+    normalize : callable
+        The extractor's normalisation, for a piece at a time. Default: there are normalised ones.
+    spread : callable
+        ``map``, or that of an executor of threads. The model is the same.
     """
-    quantizer = train_quantizer(sample, config.dimensions, unit, whiten)
+    quantizer = train_quantizer(normalize(thinned(sample)), config.dimensions, unit, whiten)
     levels = levels_for(descriptors, config.cell_size, config.groups)
-    coded = quantizer.encode(sample)
-    tree = train_cells(coded, levels, config.cells, config.vantage, config.seed)
-    rows = pack_rows(to_unsigned(quantizer.encode(background)))
+
+    def encode(piece: NDArray[Any]) -> NDArray[np.int8]:
+        return quantizer.encode(normalize(piece))
+
+    pieces = [sample[at : at + PIECE] for at in range(0, len(sample), PIECE)]
+    coded = np.concatenate(list(spread(encode, pieces)))
+    tree = train_cells(coded, levels, config.cells, config.vantage, config.seed, spread)
+    rows = pack_rows(to_unsigned(encode(background)))
     return Model(quantizer, tree, rows, config.groups)

@@ -140,6 +140,11 @@ def _shrunk_variances(centred: NDArray[np.float64], variances: NDArray[np.float6
     return np.maximum((1 - share) * variances + share * mean, floor)
 
 
+def thinned(sample: NDArray[Any]) -> NDArray[Any]:
+    """Return every n-th row of a large sample: the axes no longer change, the time does."""
+    return sample[:: max(1, len(sample) // max(TRAINING_ROWS, 16 * sample.shape[1]))]
+
+
 def train_quantizer(
     sample: NDArray[np.float32],
     dimensions: int = 64,
@@ -177,8 +182,7 @@ def train_quantizer(
     H. Jegou, O. Chum, "Negative evidences and co-occurences in image retrieval: the benefit of PCA
     and whitening", ECCV 2012.
     """
-    # Every n-th row of a large sample: the axes no longer change, the time does.
-    sample = sample[:: max(1, len(sample) // max(TRAINING_ROWS, 16 * sample.shape[1]))]
+    sample = thinned(sample)
     width, count = sample.shape[1], len(sample)
     mean = sample.mean(axis=0, dtype=np.float64)
     centred = sample.astype(np.float64) - mean

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,8 @@ BACKGROUND_SHARE = 8
 def draw_samples(
     images: Iterable[tuple[str, NDArray[Any]]],
     image_count: int,
-    normalize: Callable[[NDArray[Any]], NDArray[np.float32]],
     config: IndexConfig,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Draw the training and the background sample in one pass.
 
     Each image's rows are drawn by a generator seeded with the image's own SHA-256: the samples do
@@ -34,15 +33,13 @@ def draw_samples(
     images : iterable of (sha256, descriptors of shape (N_i, D))
     image_count : int
         Number of images that will come.
-    normalize : callable
-        The extractor's normalisation.
     config : IndexConfig
 
     Returns
     -------
-    training : ndarray of shape (N, D), float32
+    training : ndarray of shape (N, D)
         About ``config.sample_size`` rows, all there are when there are fewer.
-    background : ndarray of shape (S, D), float32
+    background : ndarray of shape (S, D)
         At most ``config.background_size`` rows, at least one when there is any.
     """
     training: list[tuple[str, NDArray[Any]]] = []
@@ -57,8 +54,8 @@ def draw_samples(
         training.append((sha256, descriptors[np.sort(order[:per_image])]))
         background.append((sha256, descriptors[np.sort(order[count - few :])]))
     return (
-        normalize(_thin(training, config.sample_size, config.seed)),
-        normalize(_thin(background, config.background_size, config.seed)),
+        _thin(training, config.sample_size, config.seed),
+        _thin(background, config.background_size, config.seed),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 
 from pipeline.config import IndexConfig, digest
 from pipeline.extraction.base import Extractor
+from pipeline.index.cells import training_rows
 from pipeline.index.model import Model, train_model
 from pipeline.index.rows import ROW_UNIT
 from pipeline.index.sampling import draw_samples
+from pipeline.index.vptree import levels_for
 from pipeline.indexing.stored_features import open_container
 from pipeline.job_kinds import DONE, Stage, kind_of
 from pipeline.metadata import assignment, collections, parts, trees
@@ -101,9 +104,21 @@ def _train_model(
 
     count = sum(record.image_count for record in records)
     config = sample_sizes(collection.index, extractor)
-    training, background = draw_samples(each_image(), count, extractor.normalize, config)
-    unit, whiten = extractor.one_vector, extractor.whiten
-    return train_model(training, background, descriptors, config, unit, whiten)
+    levels = levels_for(descriptors, config.cell_size, config.groups)
+    config = replace(config, sample_size=training_rows(levels, config.sample_size))
+    training, background = draw_samples(each_image(), count, config)
+    # Of its own: with one process this runs in a thread of the pool that does the other parts.
+    with ThreadPoolExecutor(resources.settings.group_threads, "vantage-train") as pool:
+        return train_model(
+            training,
+            background,
+            descriptors,
+            config,
+            extractor.one_vector,
+            extractor.whiten,
+            extractor.normalize,
+            pool.map,
+        )
 
 
 def sample_sizes(config: IndexConfig, extractor: Extractor) -> IndexConfig:

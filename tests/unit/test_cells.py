@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.config import CellKind
+from pipeline.config import CellKind, IndexConfig
+from pipeline.extraction.sift import SiftExtractor
 from pipeline.index import cells as module
 from pipeline.index import simd
-from pipeline.index.cells import MeanCells, cells_from_arrays, cells_to_arrays, train_cells
+from pipeline.index.cells import (
+    MeanCells,
+    cells_from_arrays,
+    cells_to_arrays,
+    train_cells,
+    training_rows,
+)
 from pipeline.index.kernels import k_nearest, prepare_queries
+from pipeline.index.model import train_model
 from pipeline.index.rows import pack_rows, to_signed, unpack_rows
 from pipeline.index.vptree import VPTree, train_tree
 
@@ -181,6 +190,30 @@ def test_cells_come_back_from_their_arrays(kind: CellKind) -> None:
     assert type(again) is type(cells)
     assert np.array_equal(again.assign(rows), cells.assign(rows))
     assert np.array_equal(again.probe(rows, 9), cells.probe(rows, 9))
+
+
+def test_a_model_is_the_same_whatever_the_threads_and_pieces(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = np.random.default_rng(1).integers(0, 256, (3000, 128)).astype(np.uint8)
+    config = IndexConfig(cell_size=100, groups=2)
+    normalize = SiftExtractor().normalize
+    alone = train_model(normalize(rows), normalize(rows[:50]), 3000, config).to_arrays()
+    monkeypatch.setattr("pipeline.index.model.PIECE", 700)
+    monkeypatch.setattr(module, "PIECE", 700)
+    with ThreadPoolExecutor(3) as pool:
+        trained = train_model(
+            rows, rows[:50], 3000, config, normalize=normalize, spread=pool.map
+        ).to_arrays()
+    assert trained.keys() == alone.keys()
+    for name, values in alone.items():
+        assert np.array_equal(values, trained[name]), name
+
+
+def test_many_cells_are_trained_on_more_rows_than_a_fixed_sample() -> None:
+    assert training_rows(12, 131_072) == 131_072
+    assert training_rows(13, 131_072) == 262_144
+    assert training_rows(1, 500) == 500
 
 
 def test_no_rows_have_no_cells() -> None:

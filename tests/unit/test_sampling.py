@@ -27,7 +27,7 @@ def make_images(counts: Sequence[int]) -> list[Image]:
 
 def draw(images: list[Image], **config: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     settings = IndexConfig(**config)  # type: ignore[arg-type]
-    return draw_samples(images, len(images), lambda rows: rows.astype(np.float32), settings)
+    return draw_samples(images, len(images), settings)
 
 
 @pytest.mark.parametrize("sizes", [(16, 16), (100, 50), (10_000, 10_000)])
