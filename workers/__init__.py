@@ -1,1 +1,1 @@
-"""WHERE, WHEN and HOW OFTEN: Celery tasks, Redis, the command line. No numpy arithmetic."""
+"""Running the pipeline: Celery tasks, Redis, the command line. No numpy arithmetic."""

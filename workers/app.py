@@ -31,8 +31,8 @@ TASK_MODULES = (
 class _Result(AsyncResult):
     """A task's result, which nobody reads through Celery: jobs are in SQL, answers in Redis.
 
-    Celery's own talks to Redis when it is collected: at the latest while the interpreter shuts
-    down, when that fails with a traceback, or waits for a server that has gone.
+    Celery's own class talks to Redis when it is garbage collected. While the interpreter shuts down
+    this fails with a traceback, or waits for a server that is gone.
     """
 
     def __del__(self) -> None:
@@ -40,7 +40,7 @@ class _Result(AsyncResult):
 
 
 class VantageApp(Celery):
-    """Celery with results that go quietly and workers that tell how they are."""
+    """Celery, but its results vanish silently and its workers report their state."""
 
     @cached_property
     def AsyncResult(self) -> type[AsyncResult]:  # noqa: N802 - Celery's name
@@ -50,13 +50,13 @@ class VantageApp(Celery):
 
     @cached_property
     def Worker(self) -> type[Any]:  # noqa: N802 - Celery's name
-        """Class of this app's workers, loaded by those who run one."""
+        """Class of this app's workers, loaded only when one runs."""
         worker: type[Any] = self.subclass_with_self("workers.lifecycle:VantageWorker")
         return worker
 
 
 def make_app(settings: Settings, address: RedisAddress) -> Celery:
-    """Return an app that sends to one Redis and is nobody's current or default app.
+    """Return an app that sends to one Redis and is never the current or default app.
 
     Parameters
     ----------
@@ -76,18 +76,18 @@ def _made(settings: dict[str, Any], include: Sequence[str] = TASK_MODULES) -> Ce
 
 @functools.cache
 def _environments_app() -> Celery:
-    """Return the app of the environment's settings: a worker's."""
+    """Return the app of a worker, with the settings of the environment."""
     return _made(settings_of_environment())
 
 
 @functools.cache
 def _watching_app() -> Celery:
-    """Return the same app without its tasks, which whoever only watches need not load."""
+    """Return the same app without its tasks, for processes that only watch."""
     return _made(settings_of_environment(), include=())
 
 
 def __getattr__(name: str) -> Any:
-    """Make `app` when ``celery -A workers.app`` asks for it: importing this reads no settings."""
+    """Make `app` when ``celery -A workers.app`` asks for it: the import reads no settings."""
     if name == "app":
         return _environments_app()
     if name == "watching_app":

@@ -20,8 +20,8 @@ _owners = itertools.count(1)
 def own_connections(settings: dict[str, Any]) -> dict[str, Any]:
     """Return Celery settings whose app shares its connections with no other app.
 
-    kombu keeps a pool for each broker, and tells brokers apart by address and transport options;
-    an option that it does not know makes a pool that one app can close.
+    kombu keeps a pool of connections for each broker, identified by address and transport options.
+    An extra option makes a separate pool, which one app can close.
     """
     options = settings["broker_transport_options"] | {"vantage_app": next(_owners)}
     return settings | {"broker_transport_options": options}
@@ -37,10 +37,10 @@ def close_connections(app: Celery) -> None:
 
 
 def current_task() -> Any:
-    """Return the task that this thread does; None outside of tasks."""
+    """Return the task that this thread is running; None outside of tasks."""
     return get_current_task()
 
 
 def current_request() -> Any:
-    """Return the request of the task that this thread does; None outside of tasks."""
+    """Return the request of the task that this thread is running; None outside of tasks."""
     return getattr(get_current_task(), "request", None)

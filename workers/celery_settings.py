@@ -36,10 +36,10 @@ def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]
         "broker_url": address.broker_url,
         "result_backend": address.result_url,
         "task_queues": queues.task_queues(),
-        # A message that is taken and not acknowledged comes back after the visibility timeout. It
-        # must exceed the longest batch, or a slow one runs twice: harmless, for every task may,
-        # but wasted. The shortest value among all clients of a broker wins, so it is said in all
-        # three places that read it.
+        # An unacknowledged message is delivered again after the visibility timeout. It must exceed
+        # the longest batch, or slow ones run twice: harmless, as every task may, but wasted. The
+        # shortest value among all clients of a broker wins, so it is set in all three places that
+        # read it.
         "visibility_timeout": timeout_s,
         "broker_transport_options": {
             "visibility_timeout": timeout_s,
@@ -58,8 +58,9 @@ def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]
             "retry_policy": {"timeout": 5.0},
             **address.transport_options,
         },
-        # Time limits work in prefork pools (extraction) only. Soft first, so that a batch can say
-        # what it was doing; both below the visibility timeout, or the message would be taken twice.
+        # Time limits work only in prefork pools (extraction). The soft one comes first, so that a
+        # batch can say what it was doing; both are below the visibility timeout, or the message
+        # would run twice.
         "task_soft_time_limit": max(1.0, timeout_s * 0.8),
         "task_time_limit": max(2.0, timeout_s * 0.9),
     }
@@ -80,33 +81,33 @@ _FIXED: dict[str, Any] = {
     "event_serializer": "json",
     "timezone": "UTC",
     "enable_utc": True,
-    # Acknowledge after the work: with the default (before it) a worker killed with SIGKILL loses
-    # the message, and the chord it belongs to hangs for ever.
+    # Acknowledge after the work: by default (before it), a worker killed with SIGKILL loses the
+    # message, and its chord hangs for ever.
     "task_acks_late": True,
     "task_acks_on_failure": True,  # an error is an answer, not a reason to run again
-    "task_acks_on_timeout": False,  # what the hard limit killed comes back, done with more care
-    # A pool process that dies (out of memory, a crash in a decoder) has its task retried, counted
-    # against max_retries, so that an image that always kills it cannot loop. The retry's delay is
-    # the task's default_retry_delay, 180 s unless set: every task gets 1 s.
+    "task_acks_on_timeout": False,  # a task killed by the hard limit runs again, with more care
+    # When a pool process dies (out of memory, a crash in a decoder), its task is retried and
+    # counted against max_retries, so that an image that always kills it cannot loop. The delay is
+    # the task's default_retry_delay, 180 s by default: every task gets 1 s.
     "task_reject_on_worker_lost": True,
     "task_retry_on_worker_lost": True,
     "task_annotations": {"*": {"default_retry_delay": 1}},
     "worker_prefetch_multiplier": 1,  # with late acks: nothing waits reserved behind a long batch
-    "worker_cancel_long_running_tasks_on_connection_loss": False,  # finished work is kept by name
-    # Queues are declared and closed: a typo fails where it is sent instead of making a queue that
-    # nobody reads. The default queue does not exist on purpose (see `workers.queues.route`).
+    "worker_cancel_long_running_tasks_on_connection_loss": False,  # finished work is found by name
+    # All queues are declared: a typo fails when sending, instead of making a queue that nobody
+    # reads. The default queue does not exist on purpose (see `workers.queues.route`).
     "task_routes": (queues.route,),
     "task_create_missing_queues": False,
     "task_default_queue": "no-queue-was-given",
     # Results are small and read within seconds. A chord's state must outlive the longest gap
-    # between two of its tasks, or the chord hangs without a word: a day.
+    # between two of its tasks, or the chord hangs silently: a day.
     "result_expires": 3600,
     "result_chord_expires": 86_400,
     "result_extended": False,
     "worker_max_tasks_per_child": 1000,  # bounds slow leaks in image decoders
     "worker_proc_alive_timeout": 30.0,  # a busy two-core machine needs more than the default 4 s
     # REMAP_SIGTERM=SIGQUIT (set by `vantage up`) makes a stop give running tasks these seconds,
-    # then put them back into their queues.
+    # then puts them back into their queues.
     "worker_soft_shutdown_timeout": 3.0,
     "worker_hijack_root_logger": False,  # `workers.lifecycle` sets logging up
     "worker_redirect_stdouts": False,

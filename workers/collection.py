@@ -1,4 +1,4 @@
-"""A collection as its users see it, whoever does the work; see `vantage`."""
+"""The public class `Collection`, whichever driver does the work; see `vantage`."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ __all__ = ["Collection"]
 class Collection(Opened):
     """A collection of images: index folders into it, search in it.
 
-    Use `Collection.open`, as a context manager or with `close`. The length of a collection is the
-    number of images that a search finds now.
+    Use `Collection.open`, as a context manager or with `close`. Its length is the number of
+    searchable images.
 
     Attributes
     ----------
@@ -69,12 +69,13 @@ class Collection(Opened):
         settings : Settings, optional
             Default: from the environment.
         local : bool
-            Work in this process, without Redis and workers. Both ways share database and store.
+            Work in this process, without Redis and workers. Database and store are the same either
+            way.
         extractor : str, optional
-            ``sift``, ``surf``, ``cnn:FILE`` or another package's. Default: the collection's own;
-            of a new one, the settings'. A collection keeps the one that it was made with.
+            ``sift``, ``surf``, ``cnn:FILE`` or another package's. Default: that of the collection;
+            of a new one, that of the settings. A collection keeps its extractor.
         threads : int, optional
-            Threads at work, with `local`; default one a core.
+            Number of threads, with `local`; default: one a core.
 
         Returns
         -------
@@ -83,9 +84,9 @@ class Collection(Opened):
         Raises
         ------
         ConfigError
-            The collection was made with another extractor, or there is no such model file.
+            The collection was made with another extractor, or the model file does not exist.
         BrokerUnavailableError
-            Redis does not answer, or none runs here.
+            Redis does not answer, or is not running.
         SchemaVersionError
             The database must be migrated first.
         """
@@ -102,10 +103,10 @@ class Collection(Opened):
         return cls(name, driver, chosen)
 
     def __bool__(self) -> bool:
-        return True  # an empty collection is one, too
+        return True  # an empty collection is true, too
 
     def __len__(self) -> int:
-        """Return the number of images that a search finds; 0 before the first is indexed."""
+        """Return the number of searchable images; 0 before the first is indexed."""
         try:
             return self.status().images.get("indexed", 0)
         except UnknownNameError:
@@ -121,18 +122,18 @@ class Collection(Opened):
     ) -> JobHandle:
         """Index a folder or file, or several.
 
-        With `local` it returns when the job is done; workers go on after it returns: wait with the
-        handle. When a group has then more segments than the settings allow, small ones are merged
-        (or all made anew, see `pipeline.indexing.due_upkeep`).
+        With `local` it returns when the job is done; otherwise at once: wait with the handle. If a
+        group then has more segments than the settings allow, small ones are merged (or the index is
+        rebuilt, see `pipeline.indexing.due_upkeep`).
 
         Parameters
         ----------
         paths : path, or iterable of paths
-            Folders, searched recursively, and files, as those who do the work see them.
+            Folders, searched recursively, and files; the paths must be valid for the workers.
         extractor : ExtractorConfig, optional
-            Default: as the collection was opened. An existing collection takes no other.
+            Default: that of `open`. It must be that of an existing collection.
         index : IndexConfig, optional
-            Used when the collection is new; default from the settings.
+            For a new collection; default from the settings.
         report : callable, optional
             Called with a `JobProgress` when the job begins and, with `local`, after every part,
             from any thread.
@@ -144,11 +145,11 @@ class Collection(Opened):
         Raises
         ------
         InputError
-            Something is no path.
+            A value is not a path.
         ConfigError
             The collection was made with another extractor.
         NoWorkersError, BrokerUnavailableError
-            Nobody is there to do it.
+            No worker can do it, or Redis does not answer.
         MissingRootError
             With `local`: a whole folder is missing; the job is kept, paused.
         """
@@ -174,18 +175,18 @@ class Collection(Opened):
         Raises
         ------
         UnknownNameError
-            There is no such collection.
+            The collection does not exist.
         NoWorkersError, BrokerUnavailableError
-            Nobody is there to do it.
+            No worker can do it, or Redis does not answer.
         """
         return self._begin(REBUILD, RebuildParams(), report)
 
     def compact(self, report: Report | None = None) -> JobHandle:
         """Merge the segments of every group into one, without the rows of removed images.
 
-        The counters of its progress tell what was merged, and of how many removed images rows are
-        left (so many at once, and none while a rebuild is under way); there are none when there was
-        nothing to do.
+        The counters of its progress say what was merged, and how many removed images still have
+        rows (one call drops a limited number, and none during a rebuild). If there was nothing to
+        do, it has no counters.
 
         Parameters
         ----------
@@ -199,9 +200,9 @@ class Collection(Opened):
         Raises
         ------
         UnknownNameError
-            There is no such collection.
+            The collection does not exist.
         NoWorkersError, BrokerUnavailableError
-            Nobody is there to do it.
+            No worker can do it, or Redis does not answer.
         """
         return self._begin(COMPACT, CompactParams(), report)
 
@@ -210,14 +211,14 @@ class Collection(Opened):
     ) -> SearchResult:
         """Find the images that show the same thing.
 
-        Features are extracted in this process; with workers, the groups are scanned by them.
+        Features are extracted in this process; workers, if used, scan the groups.
 
         Parameters
         ----------
         image : path, bytes, array, Pillow image or open file
             A file, a file's bytes, or pixels (grey or RGB).
         request : SearchRequest, optional
-            What is asked for, as one value.
+            The options, as one value.
         **options
             ``top``, ``plan``, ``effort``, ``exact``, ``deadline_s``: see `SearchRequest`.
 
@@ -228,7 +229,7 @@ class Collection(Opened):
         Raises
         ------
         UnknownNameError, IndexNotBuiltError
-            There is no such collection, or nothing in it.
+            The collection does not exist, or is empty.
         InputError
             The image cannot be used, or options contradict each other.
         TransientError
@@ -244,29 +245,29 @@ class Collection(Opened):
         request: SearchRequest | None = None,
         **options: Unpack[SearchOptions],
     ) -> list[SearchResult | InputError]:
-        """Find for each of several images those that show the same thing.
+        """For each of several images, find those that show the same thing.
 
-        They are searched for together, up to `pipeline.retrieval.batch.BATCH_IMAGES` at a time:
-        cells that several of them want are visited once. The answers are those of single searches.
+        Up to `pipeline.retrieval.batch.BATCH_IMAGES` are searched for together: cells that several
+        of them want are visited once. The answers equal those of single searches.
 
         Parameters
         ----------
         images : image, or sequence of images
             Each as for `search`.
         request, **options
-            As for `search`; the deadline is that of each pass.
+            As for `search`; the deadline applies to each pass.
 
         Returns
         -------
         list of SearchResult or InputError
-            In the order of the images; for one that cannot be used, the error.
+            In the order of the images; an error for an image that cannot be used.
 
         Raises
         ------
         UnknownNameError, IndexNotBuiltError
-            There is no such collection, or nothing in it.
+            The collection does not exist, or is empty.
         InputError
-            Options contradict each other, or something is no image.
+            Options contradict each other, or a value is not an image.
         TransientError
             Redis does not answer, or has lost its data meanwhile.
         """
@@ -294,7 +295,7 @@ class Collection(Opened):
         InputError
             The image cannot be read, or options contradict each other.
         NoWorkersError, BrokerUnavailableError
-            Nobody is there to do it.
+            No worker can do it, or Redis does not answer.
         """
         request = request_of(request, options)
         return self._driver.enqueue(self.name, as_image(image), request)
@@ -309,13 +310,13 @@ class Collection(Opened):
         Raises
         ------
         UnknownNameError
-            There is no such collection.
+            The collection does not exist.
         """
         with session_scope(self._driver.resources.engine, write=False) as session:
             return collections.collection_status(session, self.name)
 
     def failures(self) -> list[FailureRow]:
-        """Return the files that could not be indexed, and why.
+        """Return the files that could not be indexed, with the reasons.
 
         Returns
         -------
@@ -324,12 +325,12 @@ class Collection(Opened):
         Raises
         ------
         UnknownNameError
-            There is no such collection.
+            The collection does not exist.
         """
         return read_failures(self._driver.resources.engine, self.name)
 
     def _begin(self, kind: Kind, params: JobParams, report: Report | None) -> JobHandle:
-        """Begin a job of a collection that is there."""
+        """Begin a job of an existing collection."""
         driver = self._driver
         driver.require(kind)
         with session_scope(driver.resources.engine, write=False) as session:

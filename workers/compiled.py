@@ -1,7 +1,7 @@
-"""Whether the kernels lie compiled on this machine, without loading the compiler to find out.
+"""Tells whether the kernels are compiled on this machine, without loading the compiler.
 
-A note lies beside the compiled kernels (and goes with them when somebody clears the cache). It is
-made of all that they depend on: sources, packages, processor, settings of numba.
+A note is kept beside the compiled kernels (and deleted with them when the cache is cleared). It is
+a digest of everything that they depend on: sources, packages, processor, settings of numba.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ def are_compiled() -> bool:
 
 
 def note_compiled() -> None:
-    """Note that every kernel was compiled; where that cannot be written, nothing happens."""
+    """Note that every kernel is compiled; do nothing if the note cannot be written."""
     with contextlib.suppress(OSError):
         _note().write_text(_state(), encoding="utf-8")
 
 
 def _note() -> Path:
-    """Return where the note lies: where numba keeps the index's kernels."""
+    """Return the path of the note, where numba keeps the index's kernels."""
     given = os.environ.get("NUMBA_CACHE_DIR")
     folder = Path(given) if given else _SOURCES / "index" / "__pycache__"
     return folder / "vantage-compiled"
@@ -57,7 +57,7 @@ def _state() -> str:
 
 
 def _processor() -> list[str]:
-    """Return the lines that tell one processor from another (Linux)."""
+    """Return the lines that identify the processor (Linux)."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a worker process keeps between tasks, made at first use and never shared over a fork."""
+"""What a worker process keeps between tasks: made at first use, never shared over a fork."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ _REDUCE_AT_ONCE = 2
 class Context:
     """Settings and the connections made from them.
 
-    Heavy modules are imported when asked for: a process that never extracts loads no OpenCV.
+    Heavy modules are imported when needed: a process that never extracts loads no OpenCV.
 
     Parameters
     ----------
     settings : Settings
     worker_app : Celery, optional
-        The app that this process works for. Default: one of the context's own, whose messages go
-        to the Redis of `settings` and whose connections end with the context.
+        The app of this process. Default: the context's own app, whose messages go to the Redis of
+        `settings` and whose connections end with the context.
 
     Attributes
     ----------
     merge_slots : threading.BoundedSemaphore
-        Merges that this process may do at once: one less than a group worker has threads, so that
-        one is always free for scans, unless it has only one.
+        Merges that this process may do at once: one less than the threads of a group worker, so
+        that one is always free for scans, unless it has only one.
     reduce_slots : threading.BoundedSemaphore
         Messages of the queue ``reduce`` that this process may work on at once: two. The process
         answers searches too, with its other threads.
@@ -57,18 +57,18 @@ class Context:
 
     @cached_property
     def resources(self) -> Resources:
-        """Metadata, storage, and the files this process has open."""
+        """Metadata, storage, and open files of this process."""
         import cv2
 
         from pipeline.resources import Resources
 
-        # Tasks are the threads here: OpenCV's own would only fight with them.
+        # Tasks run in threads; OpenCV's own threads would only compete with them.
         cv2.setNumThreads(1)
         return Resources(self.settings, self.engine)
 
     @cached_property
     def engine(self) -> Engine:
-        """Metadata database; asking for it alone loads nothing of extraction and index."""
+        """Metadata database; using it does not load extraction or index."""
         from pipeline.metadata.engine import create_metadata_engine
 
         return create_metadata_engine(self.settings.database_url)
@@ -80,7 +80,7 @@ class Context:
 
     @cached_property
     def redis_address(self) -> RedisAddress:
-        """Where Redis is.
+        """The address of Redis.
 
         Raises
         ------
@@ -95,7 +95,10 @@ class Context:
 
     @cached_property
     def redis(self) -> redis.Redis:
-        """Results: query features, distance blocks. Answers bytes; give blocking calls < 5 s."""
+        """Results: query features, distance blocks.
+
+        Returns bytes; blocking calls must take less than 5 s.
+        """
         return self.redis_address.client()
 
     @cached_property
@@ -112,7 +115,7 @@ class Context:
         return self._worker_app or make_app(self.settings, self.redis_address)
 
     def close(self) -> None:
-        """Close what was opened; it is opened again when asked for."""
+        """Close everything that is open; it is opened again when needed."""
         app = self.__dict__.pop("app", None)
         if app is not None and app is not self._worker_app:
             from workers.celery_private import close_connections
@@ -133,10 +136,10 @@ _inherited: list[Context] = []
 
 
 def get_context() -> Context:
-    """Return this process's context; after a fork the child gets one of its own.
+    """Return this process's context; after a fork, the child gets its own.
 
-    The parent's is kept, untouched, for the life of the child: closing a connection that the
-    parent still uses would break it there.
+    The parent's stays untouched while the child lives: closing its connections would break them in
+    the parent.
     """
     global _current
     if _current is not None and _current.pid != os.getpid():
@@ -150,14 +153,14 @@ def get_context() -> Context:
 
 
 def is_redelivered() -> bool:
-    """Tell whether the broker sent the present message before: nobody had acknowledged it."""
+    """Tell whether the broker delivered the present message before, without acknowledgement."""
     from workers.celery_private import current_request
 
     return bool((getattr(current_request(), "delivery_info", None) or {}).get("redelivered"))
 
 
 def worker_name() -> str:
-    """Return a name for the rows this process writes: Celery's node name, else host and pid."""
+    """Return the worker name of this process: Celery's node name, else host and pid."""
     from workers.celery_private import current_request
 
     name = getattr(current_request(), "hostname", None)

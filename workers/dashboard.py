@@ -85,11 +85,11 @@ def main() -> None:
 
 
 def _configure(settings: Settings) -> None:
-    """Set Flower's options in this process: no password among arguments or in the environment."""
+    """Set Flower's options in this process, so that no password is in arguments or environment."""
     import flower.options  # noqa: F401  (defines the options)
     from tornado.options import options
 
-    options.read_only = True  # looking on, no "terminate this task" buttons
+    options.read_only = True  # read-only, no "terminate this task" buttons
     options.max_tasks = 20_000  # bounds its memory
     options.natural_time = True
     options.tasks_columns = "name,uuid,state,args,kwargs,received,started,runtime,worker"
@@ -98,12 +98,12 @@ def _configure(settings: Settings) -> None:
     if settings.flower_password:
         options.basic_auth = [f"{_USER}:{settings.flower_password}"]
     else:
-        # Without this Flower answers 401 to its own API although its pages are open.
+        # Without this, Flower answers 401 to its own API although its pages are open.
         os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
 
 
 def _announce(settings: Settings, port: int) -> None:
-    """Write the address down once this very process listens there."""
+    """Write the address to the file once this process listens there."""
     deadline = time.monotonic() + _LISTEN_S
     while not _listens(port):
         if time.monotonic() > deadline:

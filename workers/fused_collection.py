@@ -35,7 +35,7 @@ class FusedSearchHandle:
     Attributes
     ----------
     ids : tuple of str
-        Of the collections' own searches.
+        One for each collection.
     """
 
     def __init__(
@@ -86,10 +86,10 @@ class FusedSearchHandle:
 class FusedCollection(Opened):
     """Several collections of the same images, searched together.
 
-    A collection keeps one extractor, so several extractors are several collections; their answers
-    are joined by the images' SHA-256 and ranked together. Use `FusedCollection.open`, as a context
-    manager or with `close`. Each is indexed, rebuilt and compacted by itself, as a
-    `vantage.Collection`: it has jobs of its own.
+    A collection has one extractor, so several extractors are several collections. Their answers are
+    joined by the images' SHA-256 and ranked together. Use `FusedCollection.open`, as a context
+    manager or with `close`. Index, rebuild and compact each one as a `vantage.Collection`: it has
+    its own jobs.
 
     Attributes
     ----------
@@ -126,7 +126,7 @@ class FusedCollection(Opened):
         local : bool
             Work in this process, without Redis and workers.
         threads : int, optional
-            Threads at work, with `local`; default one a core.
+            Number of threads, with `local`; default: one a core.
 
         Returns
         -------
@@ -135,7 +135,7 @@ class FusedCollection(Opened):
         Raises
         ------
         InputError
-            There are fewer than two, one is named twice, or something is no name.
+            There are fewer than two, one is named twice, or a value is not a name.
         BrokerUnavailableError, SchemaVersionError
             As for `Collection.open`.
         """
@@ -157,7 +157,7 @@ class FusedCollection(Opened):
         image : path, bytes, array, Pillow image or open file
         request : SearchRequest, optional
         **options
-            As for `Collection.search`; the deadline is each collection's.
+            As for `Collection.search`; the deadline applies to each collection.
 
         Returns
         -------
@@ -166,10 +166,9 @@ class FusedCollection(Opened):
         Raises
         ------
         UnknownNameError, IndexNotBuiltError
-            There is no such collection, or nothing in it.
+            A collection does not exist, or is empty.
         NoFeaturesError
-            No extractor finds anything in the image. (When only some find nothing, the others
-            answer.)
+            No extractor finds a keypoint in the image. (If only some find none, the others answer.)
         InputError
             The image cannot be used, or options contradict each other.
         TransientError
@@ -199,9 +198,9 @@ class FusedCollection(Opened):
         Raises
         ------
         UnknownNameError, IndexNotBuiltError
-            There is no such collection, or nothing in it.
+            A collection does not exist, or is empty.
         InputError
-            Options contradict each other, or something is no image.
+            Options contradict each other, or a value is not an image.
         TransientError
             Redis does not answer, or has lost its data meanwhile.
         """
@@ -213,7 +212,7 @@ class FusedCollection(Opened):
         def ask(name: str) -> list[SearchResult | InputError]:
             return driver.search(name, sources, _deeper(request))
 
-        # One after the other in this process, whose threads are all at work for each.
+        # In this process one after the other, as each uses all threads.
         with ThreadPoolExecutor(1 if driver.local else len(self.names), "vantage-fused") as pool:
             answers = list(pool.map(ask, self.names))
         return fuse_images(driver.resources, versions, answers, request.top)
@@ -236,11 +235,11 @@ class FusedCollection(Opened):
         Raises
         ------
         UnknownNameError, IndexNotBuiltError
-            There is no such collection, or nothing in it.
+            A collection does not exist, or is empty.
         InputError
             The image cannot be read, or options contradict each other.
         NoWorkersError, BrokerUnavailableError
-            Nobody is there to do it.
+            No worker can do it, or Redis does not answer.
         """
         request = request_of(request, options)
         driver = self._driver
@@ -259,13 +258,13 @@ class FusedCollection(Opened):
         Raises
         ------
         UnknownNameError
-            There is no such collection.
+            A collection does not exist.
         """
         with session_scope(self._driver.resources.engine, write=False) as session:
             return tuple(collections.collection_status(session, name) for name in self.names)
 
     def failures(self) -> tuple[list[FailureRow], ...]:
-        """Return the files that could not be indexed, and why, of each of the collections.
+        """Return the files that each collection could not index, with the reasons.
 
         Returns
         -------
@@ -274,13 +273,13 @@ class FusedCollection(Opened):
         Raises
         ------
         UnknownNameError
-            There is no such collection.
+            A collection does not exist.
         """
         engine = self._driver.resources.engine
         return tuple(read_failures(engine, name) for name in self.names)
 
     def _versions(self, driver: Driver) -> list[VersionRecord]:
-        """Return what a search of each collection uses now, before any is begun."""
+        """Return the current version of each collection, before any search begins."""
         return [driver.resources.current_version(name) for name in self.names]
 
 
@@ -294,5 +293,5 @@ def open_collections(
 
 
 def _deeper(request: SearchRequest) -> SearchRequest:
-    """Ask each collection for as many images as fusing looks at."""
+    """Ask each collection for as many matches as fusing needs."""
     return replace(request, top=max(request.top, DEPTH))

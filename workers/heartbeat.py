@@ -1,7 +1,7 @@
-"""Heartbeats: each serving process says in SQL that it lives, what it serves, since when.
+"""Heartbeats: each worker writes to SQL that it is alive, what it serves, since when.
 
-The same thread notices when ``vantage up``, which started the process, is gone without having
-stopped it (killed with SIGKILL), and then ends the process: nothing may be left behind.
+The same thread notices if ``vantage up``, its parent, was killed without stopping it, and then ends
+the process: nothing may be left behind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WATCH_S = 1.0
 _GRACE_S = 6.0
 
 # Prefork pools fork at any time. A child forked while this thread is inside SQLite would inherit
-# SQLite's locks in a locked state and wait for ever, so a fork waits until the thread is out.
+# locked locks and wait for ever, so a fork waits until the thread has left SQLite.
 _database_in_use = threading.Lock()
 os.register_at_fork(
     before=_database_in_use.acquire,
@@ -42,7 +42,7 @@ os.register_at_fork(
 
 
 def write_between_beats(settings: Settings, work: Callable[[Session], None]) -> None:
-    """Write to the database from a worker's main process, and leave nothing open for its forks."""
+    """Write to the database from a worker's main process; leave nothing open for its forks."""
     with _database_in_use:
         engine = create_metadata_engine(settings.database_url)
         try:
@@ -66,13 +66,13 @@ class Heartbeat:
     groups : iterable of int
         Groups this process serves.
     details : mapping, optional
-        Anything JSON worth showing (its queues, its number of threads).
+        JSON-serialisable facts worth showing (queues, number of threads).
 
     Raises
     ------
     ConfigError
-        ``VANTAGE_DATABASE_URL`` names no database that can be used. One that is only out of reach
-        is tried again with every beat.
+        ``VANTAGE_DATABASE_URL`` is not usable. A database that does not answer is tried again with
+        every beat.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Heartbeat:
         self._wake.set()
 
     def stop(self) -> None:
-        """End the thread and remove the row; safe to call twice, and in a fork, which owns none."""
+        """End the thread and remove the row; safe to call twice, and in a fork without one."""
         if self._stopped or os.getpid() != self._pid:
             return
         self._stopped = True
@@ -119,7 +119,7 @@ class Heartbeat:
         self._write(forget=True)
 
     def _run(self) -> None:
-        """Beat until stopped; end the process when `vantage up` is gone."""
+        """Beat until stopped; end the process if `vantage up` is gone."""
         next_beat = 0.0
         while not self._stopped:
             if self._watch.gone():
@@ -131,7 +131,7 @@ class Heartbeat:
             self._wake.wait(min(_WATCH_S, max(0.01, next_beat - time.monotonic())))
 
     def _write(self, forget: bool = False) -> None:
-        """Write or remove the row; trouble with the database is logged once until it is over."""
+        """Write or remove the row; database errors are logged once until they are over."""
         try:
             if forget:
                 write_between_beats(
@@ -163,5 +163,5 @@ class Heartbeat:
 
 
 def _host_details() -> dict[str, Any]:
-    """Return what the table of hosts says of this one."""
+    """Return this host's row of the table of hosts."""
     return {"cores": os.cpu_count(), "memory": psutil.virtual_memory().total}

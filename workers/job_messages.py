@@ -1,11 +1,11 @@
-"""Drive index jobs: send a stage's messages, go on when it is done, say why one cannot go on.
+"""Handle the messages of jobs: send those of a stage, do parts, move on to the next stage.
 
-What does a part (numba, OpenCV) is imported by the first that does or plans one: a worker that only
-watches stays small.
+Code for parts (numba, OpenCV) is imported by the first call that does or plans one: a worker that
+only watches stays small.
 
-SQL is the truth. A message only says "look at this part" or "look at this job"; it names the
-job's *attempt*, which rises with every stage and every new planning, so that messages of former
-plans are void. Whoever finds a job that does not move (`workers.supervise`) plans it anew.
+SQL is the truth. A message only says "look at this part" or "look at this job"; it names the job's
+*attempt*, which rises with every stage and every new planning, so that messages of former attempts
+are void. The supervisor (`workers.supervise`) plans a stalled job again.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 PASSING = (TransientError, RedisError, OperationalError, SoftTimeLimitExceeded, MemoryError)
-"""Errors of database, store and broker that the same work may not meet later; too long a batch,
-which is begun again with an eye on each image; no memory left."""
+"""Errors that may not happen again: of database, store and broker; a batch that took too long,
+which is begun again while noting each image; lack of memory."""
 
 _GIVE_BACK_AGAIN_S = 1.0
 
@@ -65,7 +65,7 @@ VOID = {"void": True}
 
 
 def broker_epoch(redis: Redis) -> str:
-    """Return a name for the present life of the broker: lost with its data, then made anew.
+    """Return the broker's epoch: a value that is lost with its data and then made again.
 
     Raises
     ------
@@ -83,12 +83,12 @@ def broker_epoch(redis: Redis) -> str:
 def do_part(
     context: Context, job_id: str, attempt: int, stage: JobStage, number: int
 ) -> dict[str, Any]:
-    """Do one part of a job's stage, unless the message is void; returns the part's result.
+    """Do one part of a job's stage, unless the message is void; return the part's result.
 
     Raises
     ------
     Ignore
-        The message came again while a live worker does the part: it is that worker's to finish,
+        The message was delivered again while a live worker does the part: that worker finishes it,
         and only its message counts in the stage's chord.
     """
     from pipeline import indexing
@@ -103,10 +103,10 @@ def do_part(
 
 
 def _leave_to_others(context: Context, job: JobRecord, number: int) -> None:
-    """Drop a message that came again for a part that a live worker has begun in this attempt.
+    """Drop a repeated message for a part that a live worker has begun in this attempt.
 
-    A pool of processes loses one while its worker lives: what those began is begun again, and time
-    limits end it before its message comes back.
+    But a pool may lose a process while its worker lives: parts of pool processes are begun again,
+    and time limits end them before their message is delivered again.
     """
     if not is_redelivered():
         return
@@ -123,9 +123,9 @@ def _leave_to_others(context: Context, job: JobRecord, number: int) -> None:
 def do_group_part(
     context: Context, job_id: str, attempt: int, stage: JobStage, number: int
 ) -> dict[str, Any] | None:
-    """Do a part of a stage that is the groups' work; None when no thread is free for it.
+    """Do a part of a group's stage; None if no thread is free for it.
 
-    A group worker keeps its last thread for scans (`Context.merge_slots`).
+    A group worker reserves its last thread for scans (`Context.merge_slots`).
     """
     with _slot(context.merge_slots) as free:
         if free:
@@ -136,10 +136,10 @@ def do_group_part(
 def do_whole_stage(
     context: Context, job_id: str, attempt: int, stage: JobStage
 ) -> dict[str, Any] | None:
-    """Do a stage of one part and go on with the job; None when no thread is free for it.
+    """Do a stage with one part and continue the job; None if no thread is free for it.
 
-    The threads of searches are kept free (`Context.reduce_slots`). A result with ``more`` says that
-    another message must go on with the stage.
+    Threads are reserved for searches (`Context.reduce_slots`). A result with ``more`` says that
+    another message must continue the stage.
     """
     with _slot(context.reduce_slots) as free:
         if not free:
@@ -149,7 +149,7 @@ def do_whole_stage(
 
 
 def do_join(context: Context, job_id: str, attempt: int) -> dict[str, Any] | None:
-    """Go on with a job whose parts may be done; None when no thread is free for it."""
+    """Continue a job whose parts may be done; None if no thread is free for it."""
     with _slot(context.reduce_slots) as free:
         if not free:
             return _wait_its_turn(context, job_id, attempt)
@@ -158,7 +158,7 @@ def do_join(context: Context, job_id: str, attempt: int) -> dict[str, Any] | Non
 
 @contextlib.contextmanager
 def _slot(slots: threading.BoundedSemaphore) -> Iterator[bool]:
-    """Take one of some slots for the block; False where none is free."""
+    """Take one of several slots for the block; False if none is free."""
     taken = slots.acquire(blocking=False)
     try:
         yield taken
@@ -170,7 +170,7 @@ def _slot(slots: threading.BoundedSemaphore) -> Iterator[bool]:
 def _wait_its_turn(
     context: Context, job_id: str, attempt: int, number: int | None = None
 ) -> dict[str, Any] | None:
-    """Note that a job's message is put off; returns None, or `VOID` for a message that is void."""
+    """Note that a job's message is postponed; return None, or `VOID` for a void message."""
     job = _wanting(context, job_id, attempt)
     if job is None:
         return VOID
@@ -181,14 +181,14 @@ def _wait_its_turn(
 
 
 def waits_its_turn(redis: Redis, job_id: str) -> bool:
-    """Say whether a message of a job was put off lately: it is not lost."""
+    """Say whether a message of a job was postponed lately, so that it is not lost."""
     return bool(redis.exists(KEYS.put_off(job_id)))
 
 
 def release(session: Session, task_name: str, args: list[Any]) -> None:
-    """Note that nobody works on the part that a task's message named.
+    """Release the part that a task's message named.
 
-    Other tasks have none, and a void message has none either: its part may be in other hands.
+    Other tasks have no part, and neither have void messages: another worker may have theirs.
     """
     stage = next((stage for stage in all_stages() if stage.task == task_name), None)
     if stage is None:
@@ -203,9 +203,9 @@ def release(session: Session, task_name: str, args: list[Any]) -> None:
 
 
 def give_back(context: Context, task_name: str, args: list[Any]) -> None:
-    """Release a part whose tries are used up, as soon as the database answers.
+    """Release a part whose retries are used up, as soon as the database answers.
 
-    It is then planned again. While this worker lives it would else count as being worked on.
+    Then it is planned again. Otherwise it would count as running while this worker lives.
     """
     while True:
         try:
@@ -217,10 +217,10 @@ def give_back(context: Context, task_name: str, args: list[Any]) -> None:
 
 
 def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
-    """Go on with a job whose stage may be finished.
+    """Continue a job whose stage may be finished.
 
-    With parts still unfinished (a worker died with one) nothing is done: `workers.supervise` sees
-    it and plans them again.
+    If parts are unfinished (a worker died with one), nothing happens: `workers.supervise` plans
+    them again.
     """
     from pipeline import indexing
 

@@ -1,9 +1,9 @@
 """The stages of jobs: where extraction, index, storage and metadata meet.
 
-Every stage has parts (`open_stage`), every part is one function call that may run twice, and
-`next_stage` says what follows when all are done. `pipeline.local` calls them in a loop,
-`workers.tasks` one a message; truth is SQL and the store alone, so that whoever finds a job
-unfinished can go on with it.
+Every stage has parts (`open_stage`). A part is one function call that may run twice. `next_stage`
+says what follows when all are done. `pipeline.local` calls the parts in a loop, `workers.tasks` one
+for each message. The truth is in SQL and the store only, so any process can continue an unfinished
+job.
 
 ::
 
@@ -11,8 +11,8 @@ unfinished can go on with it.
              -> merge (a part per group) -> publish -> done
 
 A rebuild begins at train and assigns every container of the collection. A compaction begins at
-merge, with the segments that there are (`pipeline.indexing.compact`). Which kinds of job there are,
-and which function does what of each, is the table in `pipeline.job_kinds`.
+merge, with the existing segments (`pipeline.indexing.compact`). The table in `pipeline.job_kinds`
+lists the kinds of job and their functions.
 """
 
 from pipeline.indexing.compact import due_upkeep

@@ -1,4 +1,4 @@
-"""Stage ``assign``: the cells of every descriptor (map, one part a container)."""
+"""Stage ``assign``: find the cell of every descriptor (map, one part a container)."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult
 
 
 def assignments(job: JobRecord) -> str:
-    """Return where a job keeps its assignments until it is published."""
+    """Return the folder of a job's assignments, which are kept until it is published."""
     return f"assignments/{job.id}"

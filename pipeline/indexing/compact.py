@@ -1,10 +1,10 @@
 """Compaction: stages ``merge`` (reduce, one a group) and ``publish`` of a job that merges segments.
 
-Two ways (`CompactParams`). A job that a caller asked for merges every group into one segment, and
-leaves out the rows of removed images. One that began by itself, because a group has too many
-segments, unites the small ones only, so that additions one by one rewrite each row a
-logarithmic number of times; it keeps the rows of removed images: their rows lie in segments of
-several groups, and an image is in the index with all of them or with none.
+There are two ways (`CompactParams`). A requested compaction merges every group into one segment and
+drops the rows of removed images. An automatic one, begun because a group has too many segments,
+merges only the small ones, so that single additions rewrite each row a logarithmic number of times.
+It keeps the rows of removed images: these are in segments of several groups, and the index must
+have all rows of an image or none.
 """
 
 from __future__ import annotations
@@ -37,21 +37,20 @@ from pipeline.metadata.records import (
 from pipeline.resources import Resources
 
 REGROWTH = 4
-"""Times the descriptors that a model was trained on, above which it is trained again."""
+"""A model is trained again when there are so many times the descriptors that it was trained on."""
 
 REBUILD_AGAIN_S = 3600.0
-"""Seconds that no rebuild begins by itself after one has failed."""
+"""Seconds after a failed rebuild in which no automatic rebuild begins."""
 
 
 def due_upkeep(resources: Resources, collection_id: int) -> tuple[Kind, JobParams] | None:
-    """Return the job that shall begin by itself because a group has too many segments, if any.
+    """Return the automatic job that is due because a group has too many segments, if any.
 
-    A compaction; or a rebuild, where the model was trained on few of the descriptors that there are
-    now. Images that are added one by one would else be searched by a model of the first of them,
-    whose background distances let ten times as many rows vote. A model is not outgrown in that way
-    when it was trained on as many descriptors as `sample_sizes` takes of any collection, so that
-    large collections are never rebuilt unasked; nor when images have one vector, where no
-    background distance decides.
+    It is a compaction, or a rebuild if the model was trained on only a few of the present
+    descriptors. Otherwise images added one by one would be searched with a model of the first few,
+    whose background distances let ten times as many rows vote. A model trained on a full sample
+    (`sample_sizes`) is never outgrown, so large collections are never rebuilt unasked; nor is one
+    for extractors with one vector an image, which use no background distance.
     """
     above = resources.settings.compact_above
     compaction_due = (COMPACT, CompactParams(everything=False, above=above))
@@ -68,7 +67,7 @@ def due_upkeep(resources: Resources, collection_id: int) -> tuple[Kind, JobParam
 
 
 def _has_outgrown_its_model(resources: Resources, version: VersionRecord) -> bool:
-    """Say whether a model of now would be another one than that of the images it began with."""
+    """Say whether a model trained now would differ much from that of the first images."""
     rows = sum(segment.descriptor_count for segment in version.segments)
     trained_on = version.tree.trained_on
     if rows <= REGROWTH * trained_on or trained_on >= version.index.sample_size:
@@ -86,17 +85,17 @@ def plan(resources: Resources, job: JobRecord) -> None:
 
 
 def after_merge(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
-    """End the job where there was nothing to merge."""
+    """End the job if there was nothing to merge."""
     with session_scope(resources.engine, write=False) as session:
         return None if parts.parts(session, job.id, stage.name) else DONE
 
 
 def _planned(resources: Resources, job: JobRecord) -> list[dict[str, Any]]:
-    """Return the arguments of the merge of every group that has something to merge."""
+    """Return the arguments of the merges, for every group that needs one."""
     params = job.params_as(CompactParams)
     everything = params.everything
     with session_scope(resources.engine, write=False) as session:
-        # Before the version is read, so that all rows of these images are in its segments.
+        # Read before the version, so that all rows of these images are in its segments.
         dropped = compaction.droppable_images(session, job.collection_id) if everything else []
         left = compaction.count_removed(session, job.collection_id) - len(dropped)
         rebuilt = compaction.is_rebuilt(session, job.collection_id)
@@ -118,7 +117,7 @@ def _merges(
     choose: Callable[[Sequence[SegmentRecord]], Sequence[SegmentRecord]],
     dropped: Sequence[int],
 ) -> list[dict[str, Any]]:
-    """Return what to merge; rows can be left out of a single segment, too."""
+    """Return what to merge; a single segment is rewritten if rows are dropped from it."""
     chosen = {group: choose(version.group_segments(group)) for group in version.groups}
     return [
         {
@@ -141,7 +140,7 @@ def small_segments(segments: Sequence[SegmentRecord], most: int) -> list[Segment
     ----------
     segments : sequence of SegmentRecord
     most : int
-        Segments that a group may have. Nothing is chosen while it has no more.
+        Segments that a group may have. With no more than these, nothing is chosen.
     """
     if len(segments) <= most:
         return []
@@ -175,7 +174,7 @@ def _merged(
     segments: Sequence[SegmentRecord],
     dropped: Identities,
 ) -> int | None:
-    """Return the segment that holds the rows of some; None when none are left."""
+    """Return the segment with the rows of several; None if no rows are left."""
     inputs = [partial(_open_segment, resources, segment) for segment in segments]
     if len(dropped):
         left = int(Merge([open_one() for open_one in inputs], 0, dropped).sizes().sum())
@@ -183,7 +182,7 @@ def _merged(
             return None
         if [left] == [segment.descriptor_count for segment in segments]:
             return segments[0].id
-    # Keys are names by content: what they are made of decides what comes out.
+    # A key names the content: equal inputs give equal output.
     names = sorted(segment.key for segment in segments)
     left_out = [sorted(dropped.pairs())] if len(dropped) else []
     key = f"groups/{group}/{digest(tree.key, group, names, *left_out)}.npz"
@@ -191,12 +190,12 @@ def _merged(
 
 
 def _open_segment(resources: Resources, segment: SegmentRecord) -> SortedRows:
-    """Return the rows of a segment, of this host's verified copy."""
+    """Return the rows of a segment from this host's verified copy."""
     return segment_rows(resources.open_segment(segment.key, segment.checksum))
 
 
 def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
-    """Put the merged segments in the place of what they were made of, in one transaction."""
+    """Replace the old segments by the merged ones, in one transaction."""
     with session_scope(resources.engine, write=False) as session:
         merges = parts.parts(session, job.id, "merge")
         tree = trees.get_tree(session, merges[0].args["tree"])

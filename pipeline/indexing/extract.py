@@ -28,17 +28,17 @@ from pipeline.records import ImageFailure
 from pipeline.resources import Resources
 
 SLICE_S = 60.0
-"""Seconds after which a batch yields."""
+"""Seconds after which a batch saves its progress and yields."""
 
 SLICE_SHARE = 0.3
 """The same as a share of the broker's visibility timeout."""
 
 FRESH_SHARE = 0.1
-"""Share of a slice that may be over when an image is tried for the second time."""
+"""Share of a slice that may have passed when an image is tried for the second time."""
 
 DEADLY = 2
-"""Times that a process must have died with an image at work before the image is given up: once may
-be somebody else's doing."""
+"""An image fails when so many processes have died while working on it: one may have died of
+something else."""
 
 _KILLS_WORKER = (
     "kills-worker",
@@ -48,16 +48,17 @@ _KILLS_WORKER = (
 
 
 def plan(resources: Resources, job: JobRecord) -> None:
-    """Plan a part for each batch of the images that wait, also of those that came meanwhile."""
+    """Plan a part for each batch of pending images, including those that came meanwhile."""
     with session_scope(resources.engine) as session:
         extraction.plan_extraction(session, job.id, resources.settings.batch_size)
 
 
 def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
-    """Take the features of one batch of images (map).
+    """Extract the features of one batch of images (map).
 
-    After `SLICE_S` it keeps what it has and says ``more``: done again it goes on from there. So no
-    message is held longer than a broker waits for its acknowledgement, however slow the images are.
+    After `SLICE_S` it saves its progress and returns ``more``: the next call continues there. So no
+    message is held longer than the broker waits for its acknowledgement, however slow the images
+    are.
     """
     with session_scope(resources.engine, write=False) as session:
         batch = extraction.batch_images(session, part.args["images"])
@@ -74,7 +75,8 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         with session_scope(resources.engine) as session:
             parts.yield_part(session, part)
         return {"more": True}
-    # A name must not promise for ever what may pass: the container is of what could be read.
+    # Failures may pass, but names are for ever: name the container by the images that could be
+    # read.
     failures = [found.failures[name] for name in names if name in found.failures]
     unreadable = [f for f in failures if f.code in UNREADABLE_CODES]
     lasting = [f for f in failures if f.code not in UNREADABLE_CODES]
@@ -96,10 +98,10 @@ def _go_on(
     config: ExtractorConfig,
     found: UnfinishedBatch,
 ) -> bool:
-    """Work on a batch until it is done, or for a while; returns whether it is done.
+    """Work on a batch for at most a slice; return whether it is done.
 
-    What took more than it was given comes last, each at the beginning of a slice, so that its time
-    is not cut short.
+    Images that exceeded their limits come last, each at the beginning of a slice, so that they have
+    all their time.
     """
     started = time.monotonic()
     slice_s = min(SLICE_S, SLICE_SHARE * resources.settings.visibility_timeout_s)
@@ -107,7 +109,7 @@ def _go_on(
     killers = [ImageFailure(i.sha256, *_KILLS_WORKER) for i in batch if i.id in deadly]
     found.add(Extracted(0, [], killers, []))
     extractor, limits = resources.extractor(config), resources.settings.image_limits
-    # Where an image may kill the process, the one that was noted last must be the one at work.
+    # If an image may kill the process, the one noted last must be the one being read.
     at_once = DECODED_AT_ONCE if part.starts <= 1 else 1
     known = {*found.done, *found.failures, *found.exceeded}
     items = [_batch_item(resources, part, image) for image in batch if image.sha256 not in known]
@@ -132,7 +134,7 @@ def _go_on(
 def _outcome(
     batch: Sequence[BatchImage], container: Container, key: str, checksum: str, fresh: bool
 ) -> BatchOutcome:
-    """Return what came of a batch whose container is there; fresh: extracted just now."""
+    """Return the outcome of a batch whose container exists; *fresh*: extracted just now."""
     ids = {image.sha256: image.id for image in batch}
     rows = [
         ExtractedImage(ids[sha256], row, features.width, features.height, len(features))
@@ -170,10 +172,10 @@ def _record(
 
 
 def _batch_item(resources: Resources, part: PartRecord, image: BatchImage) -> BatchItem:
-    """Return how to read an image: from the first of its locations that still can be read.
+    """Return how to read an image: from its first readable location.
 
-    In a part that was begun before, and whose process may have died of an image, each is noted
-    before it is touched.
+    In a part that was begun before, whose process may have died of an image, each image is noted
+    before it is read.
     """
     limits, roots = resources.settings.image_limits, resources.settings.image_roots
 

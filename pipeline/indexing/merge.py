@@ -1,4 +1,4 @@
-"""Stage ``merge``: a group's rows of all assignments into a segment (reduce, one a group)."""
+"""Stage ``merge``: merge a group's rows of all assignments (reduce, one part a group)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan(resources: Resources, job: JobRecord) -> None:
 
 
 def merge(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
-    """Gather one group's rows of all assignments into a segment (reduce)."""
+    """Merge one group's rows of all assignments into a segment (reduce)."""
     group = part.args["group"]
     with session_scope(resources.engine, write=False) as session:
         tree = trees.get_tree(session, part.args["tree"])
@@ -59,7 +59,7 @@ def store_segment(
     inputs: Sequence[Callable[[], SortedRows]],
     dropped: Identities = NOBODY,
 ) -> int:
-    """Merge rows of a group into the segment of that name, if there is none, and record it.
+    """Merge rows of a group into the segment with that name, unless it exists, and record it.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def store_segment(
     inputs : sequence of callable
         Each opens one input (`pipeline.index.merge.write_segment`).
     dropped : Identities
-        Images whose rows are left out.
+        Images whose rows are dropped.
 
     Returns
     -------

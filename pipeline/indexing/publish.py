@@ -1,4 +1,4 @@
-"""Stage ``publish``: a version with the job's segments, in one transaction."""
+"""Stage ``publish``: publish a version with the job's segments, in one transaction."""
 
 from __future__ import annotations
 
@@ -44,14 +44,15 @@ def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         }
         parts.finish_part(session, job.id, "publish", part.number, summary)
     if version is not None:
-        # Nobody needs them again; what a lost store leaves lying is waste, not a fault.
+        # No longer needed. If the store does not answer they stay, which wastes space but does no
+        # harm.
         with suppress(StorageUnavailableError):
             resources.storage.delete_folder(assignments(job))
     return summary
 
 
 def after(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
-    """Go back to where the job may fit again, if its publication was refused."""
+    """Return the stage to go back to, if the publication was refused."""
     with session_scope(resources.engine, write=False) as session:
         published = parts.stage_result(session, job.id, stage.name)["published"]
     return None if published else stage.again

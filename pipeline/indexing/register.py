@@ -21,7 +21,7 @@ from pipeline.resources import Resources
 from pipeline.walk import FoundFile, walk
 
 REGISTER_CHUNK = 500
-"""Files registered in one transaction: often enough for the progress to move."""
+"""Files registered in one transaction: few enough for the progress to move."""
 
 REGISTER_SLICE_S = 60.0
 """Seconds after which a registration yields: well below the broker's visibility timeout."""
@@ -30,8 +30,8 @@ REGISTER_SLICE_S = 60.0
 def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     """Walk, hash and register the files of a job's paths.
 
-    After `REGISTER_SLICE_S` it stops and says ``more``: done again it passes quickly over what is
-    registered. So no message is held longer than a broker waits for its acknowledgement.
+    After `REGISTER_SLICE_S` it stops and returns ``more``: the next call quickly skips what is
+    registered. So no message is held longer than the broker waits for its acknowledgement.
     """
     until = time.monotonic() + REGISTER_SLICE_S
     found = walk(job.params_as(IndexParams).paths, roots=resources.settings.image_roots)
@@ -43,7 +43,7 @@ def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResu
             # Set, not added: a slice that runs again counts the same files.
             jobs.set_counters(session, job.id, **totals, skipped=found.skipped)
             jobs.touch_job(session, job.id)
-        # Unreadable files are looked at again by every slice: they are no progress.
+        # Every slice tries unreadable files again: they are no progress.
         registered = totals["files_seen"] - totals["files_unchanged"] - totals["unreadable"]
         if time.monotonic() > until and registered > 0:
             return {"more": True}
@@ -67,7 +67,7 @@ def _chunks(files: Iterator[FoundFile], size: int) -> Iterator[list[FoundFile]]:
 
 
 def _register_chunk(resources: Resources, job: JobRecord, chunk: list[FoundFile]) -> dict[str, int]:
-    """Hash what is new or changed, and register all of it."""
+    """Hash new and changed files, and register all."""
     with session_scope(resources.engine, write=False) as session:
         if jobs.get_job(session, job.id).finished:
             raise StateError(f"job {job.id} was ended while its files were listed")
@@ -93,7 +93,7 @@ def _register_chunk(resources: Resources, job: JobRecord, chunk: list[FoundFile]
 
 
 def _registered(resources: Resources, file: FoundFile) -> RegisteredFile:
-    """Hash a file; what cannot be read is told, not raised."""
+    """Hash a file; an unreadable one is recorded, not raised."""
     error = file.error
     sha256 = None
     if error is None:

@@ -1,4 +1,4 @@
-"""The stages of a job: their parts, what does one, what comes next (see `pipeline.job_kinds`)."""
+"""The stages of a job: plan their parts, do a part, find the next stage (`pipeline.job_kinds`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run_part(
     stage : str
     number : int
     worker : str
-        Who does it, for the supervisor.
+        The worker's name, for the supervisor.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def run_part(
 
 
 def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
-    """Make sure that the job's present stage has its parts; return the unfinished ones."""
+    """Plan the parts of the job's present stage, if necessary; return the unfinished ones."""
     stage = kind_of(job.kind).stage(job.stage)
     if stage is None:
         return []
@@ -52,7 +52,7 @@ def open_stage(resources: Resources, job: JobRecord) -> list[PartRecord]:
 
 
 def plan_one_part(resources: Resources, job: JobRecord) -> None:
-    """Plan the one part of a stage that is not divided."""
+    """Plan the only part of an undivided stage."""
     with session_scope(resources.engine) as session:
         parts.create_parts(session, job.id, job.stage, [{}])
 
@@ -68,10 +68,10 @@ def next_stage(resources: Resources, job: JobRecord) -> JobStage:
 
 
 def advance(resources: Resources, job: JobRecord) -> JobRecord | None:
-    """Move a job whose stage is finished to the next one; None when somebody else did.
+    """Move a job whose stage is finished to the next one; None if another process did.
 
-    A job that reaches the end is finished. One that nobody asked for fails when it was sent back
-    too often (`Kind.refusals`): the index changes faster than it can follow.
+    A job that reaches the end is finished. An automatic job fails if it has gone back too often
+    (`Kind.refusals`): the index changes faster than it can follow.
     """
     kind, stage = kind_of(job.kind), next_stage(resources, job)
     goes_back = job.stage in kind.from_stage(stage)

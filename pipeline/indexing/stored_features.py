@@ -1,4 +1,4 @@
-"""The features that a job reads."""
+"""Reading feature containers for jobs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pipeline.resources import Resources
 
 
 def open_container(resources: Resources, record: ContainerRecord) -> Container:
-    """Return a container; where a sound file has another SHA-256 than recorded, record that.
+    """Return a container; if a sound file has another SHA-256 than recorded, record it.
 
-    A container that was lost and extracted again may differ in its last bits. What is in it is said
-    by its own checksums and the images' SHA-256.
+    A container that was lost and extracted again may differ in its last bits. Its own checksums and
+    the images' SHA-256 still vouch for its content.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Stage ``train``: the tree that a job's descriptors are arranged by (reduce)."""
+"""Stage ``train``: give the job a tree for its descriptors (reduce)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from pipeline.metadata.records import (
 from pipeline.resources import Resources
 
 SAMPLES_A_DIMENSION = 4
-"""Rows of the training sample for each number of a descriptor, at least."""
+"""The fewest rows of the training sample for each number of a descriptor."""
 
 
 def train(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
@@ -49,7 +49,7 @@ def train(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
 
 
 def after(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
-    """End the job where there is nothing to index and nothing was indexed before."""
+    """End the job if there is nothing to index and nothing was indexed before."""
     with session_scope(resources.engine, write=False) as session:
         tree_id = parts.stage_result(session, job.id, stage.name)["tree"]
     return DONE if tree_id is None else None
@@ -61,7 +61,7 @@ def _train_tree(
     collection: CollectionRecord,
     records: list[ContainerRecord],
 ) -> int:
-    """Train, store and record a tree; an index job takes the one that another job set first."""
+    """Train, store and record a tree; if another index job was first, take its tree."""
     descriptors = sum(record.descriptor_count for record in records)
     config = collection.index
     key = f"trees/{digest(collection.extractor_id, config.to_dict(), [r.key for r in records])}.npz"
@@ -124,8 +124,8 @@ def _train_model(
 def sample_sizes(config: IndexConfig, extractor: Extractor) -> IndexConfig:
     """Return the settings with samples no larger than the extractor's descriptors need.
 
-    Long descriptors are sampled less often, for the memory, but `SAMPLES_A_DIMENSION` times their
-    length. An extractor with one vector an image never asks for a background distance.
+    Long descriptors have smaller samples, to save memory, but at least `SAMPLES_A_DIMENSION` times
+    their length. An extractor with one vector an image needs no background sample.
     """
     length = max(extractor.dimensions, config.dimensions)
     most = max(config.sample_size * ROW_UNIT // length, SAMPLES_A_DIMENSION * length)

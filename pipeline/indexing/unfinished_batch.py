@@ -1,7 +1,7 @@
-"""What is known of a batch that is not finished: it outlives the process that worked on it.
+"""The progress of an unfinished batch, kept in the store so that it outlives its process.
 
-A failure that may pass (`UNREADABLE_CODES`) counts for the job that met it: another one, begun when
-the file is back, tries again.
+A failure that may pass (`UNREADABLE_CODES`) counts only for the job that met it: another job, begun
+when the file is back, tries again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pipeline.records import Features, ImageFailure
 from pipeline.storage import Storage
 
 KEEP_EVERY_S = 10.0
-"""Seconds of work that a kill may cost. A batch of ordinary photographs takes less, and keeps
+"""Seconds of work that a kill may cost. A batch of ordinary photographs takes less and saves
 nothing."""
 
 
@@ -44,7 +44,7 @@ class UnfinishedBatch:
     done : dict of str to Features
     failures : dict of str to ImageFailure
     exceeded : dict of str to ImageFailure
-        Images that are to be tried again, alone.
+        Images to be tried again, alone.
     """
 
     def __init__(
@@ -76,14 +76,14 @@ class UnfinishedBatch:
             self._count += 1
 
     def add(self, extracted: Extracted) -> None:
-        """Take what came of some images, and keep it if there is much to lose."""
+        """Take the results of some images; save them if much would be lost."""
         self._take(extracted)
         self._fresh.append(extracted)
         if time.monotonic() - self._kept_at > KEEP_EVERY_S:
             self.keep()
 
     def keep(self) -> None:
-        """Write what is not kept yet to the store."""
+        """Write what is not saved yet to the store."""
         fresh, self._fresh = self._fresh, []
         self._kept_at = time.monotonic()
         done = [item for extracted in fresh for item in extracted.done]
@@ -98,7 +98,7 @@ class UnfinishedBatch:
         self._count += 1
 
     def drop(self) -> None:
-        """Remove what was kept: the batch is finished."""
+        """Remove the saved files: the batch is finished."""
         for number in range(self._count):
             self._storage.delete(self._names.format(number))
 
@@ -110,6 +110,6 @@ class UnfinishedBatch:
             self.exceeded.pop(sha256, None)
 
     def _files(self) -> Iterator[str]:
-        """Yield the files that were kept, in their order; one that is damaged ends them."""
+        """Yield the saved files, in order, up to the first damaged one."""
         keys = (self._names.format(number) for number in itertools.count())
         return itertools.takewhile(self._storage.find, keys)

@@ -1,4 +1,4 @@
-"""The assignment's bookkeeping: which rows of which containers a job indexes."""
+"""Bookkeeping of assignments: which rows of which containers a job indexes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pipeline.metadata.sql import chunks, lock_collection
 
 
 def containers_to_index(session: Session, job: JobRecord) -> list[ContainerRecord]:
-    """Return the containers that a job indexes: its own, or of a rebuild all."""
+    """Return the containers that a job indexes: its own, or all if it is a rebuild."""
     if kind_of(job.kind).replaces:
         return collection_containers(session, job.collection_id)
     return job_containers(session, job.id)
@@ -25,9 +25,9 @@ def containers_to_index(session: Session, job: JobRecord) -> list[ContainerRecor
 def plan_assignment(session: Session, job_id: str, tree_id: int) -> None:
     """Plan the ``assign`` parts of a job, unless it has some: one for each container.
 
-    ``args`` of a part: ``{"container": id, "tree": id, "rows": [[row, image id], ...]}``. The rows
-    are settled here: a part that runs twice gives the same file, whatever is removed or comes back
-    between, and the publication knows which images are in the segments.
+    ``args`` of a part: ``{"container": id, "tree": id, "rows": [[row, image id], ...]}``. Planning
+    fixes the rows: a part that runs twice gives the same file, whatever is removed or comes back
+    meanwhile, and the publication knows which images are in the segments.
     """
     job = get_job(session, job_id)
     lock_collection(session, job.collection_id)
@@ -49,7 +49,7 @@ def plan_assignment(session: Session, job_id: str, tree_id: int) -> None:
 
 
 def assigned_images(session: Session, job_id: str) -> dict[int, list[int]]:
-    """Return the images that the parts of a job's assignment have, by container."""
+    """Return the images of a job's assignment, by container."""
     return {
         part.args["container"]: [image_id for _, image_id in part.args["rows"]]
         for part in parts(session, job_id, "assign")

@@ -31,7 +31,7 @@ from pipeline.metadata.records import CollectionRecord, CollectionStatus, Collec
 from pipeline.metadata.sql import insert_into, lock_collection
 
 OUTGROWN_FACTOR = 4.0
-"""A median cell above so many times its target asks for a new tree."""
+"""A collection needs a new tree when its median cell exceeds so many times its target."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -39,10 +39,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 def get_or_create_collection(
     session: Session, name: str, extractor: ExtractorConfig, index: IndexConfig
 ) -> CollectionRecord:
-    """Return the collection of that name, created with these settings if there is none.
+    """Return the collection of that name; create it with these settings if there is none.
 
-    Of two callers at once one creates it and both get the same. An existing collection keeps the
-    settings that it was made with: compare ``record.extractor_id`` where that matters.
+    If two callers do so at once, one creates it and both get the same. An existing collection keeps
+    its settings: compare ``record.extractor_id`` if that matters.
 
     Raises
     ------
@@ -152,7 +152,7 @@ def _counts(session: Session, statement: Any, model: type[Image]) -> dict[int, d
 
 
 def collection_status(session: Session, name: str) -> CollectionStatus:
-    """Return what a collection holds now; aggregate queries on indexes only.
+    """Return what a collection holds now, by aggregate queries on indexes.
 
     Raises
     ------
@@ -223,7 +223,7 @@ def _segments_per_group(session: Session, version_id: int | None) -> dict[int, i
 def delete_collection(session: Session, name: str) -> None:
     """Delete a collection with all its rows; the files in the store stay.
 
-    Tasks of a job of that collection that are still under way end in `UnknownNameError`.
+    Running tasks of its jobs end with an `UnknownNameError`.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def delete_collection(session: Session, name: str) -> None:
     lock_collection(session, collection_id)
     versions = select(Version.id).where(Version.collection_id == collection_id)
     jobs = select(Job.id).where(Job.collection_id == collection_id)
-    # Children before the rows that they point at.
+    # Children before their parents.
     session.execute(delete(table(Holding)).where(Holding.collection_id == collection_id))
     session.execute(delete(table(VersionSegment)).where(VersionSegment.version_id.in_(versions)))
     session.execute(delete(table(Part)).where(Part.job_id.in_(jobs)))

@@ -1,4 +1,4 @@
-"""Compaction: which collections need it, and the version that it makes."""
+"""Compaction: which collections need it, and publishing its version."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from pipeline.metadata.versions import (
 )
 
 DROPPED_AT_ONCE = 20_000
-"""Removed images whose rows one compaction leaves out, at most: they are listed in its parts."""
+"""The most removed images whose rows one compaction drops: its parts list them."""
 
 
 def collections_to_compact(
     session: Session, above: int, before: float | None = None, collection_id: int | None = None
 ) -> list[int]:
-    """Return the collections with a group of too many segments that nobody has begun to merge.
+    """Return the collections with too many segments in a group and no compaction of them yet.
 
-    A compaction or rebuild that was begun since the current version was published counts, whatever
-    became of it: one that failed is tried again after the next publication. One of a single process
-    that says nothing any more (`pipeline.metadata.jobs.is_silent`) does not.
+    A compaction or rebuild begun since the current version was published counts, even if it failed:
+    it is tried again after the next publication. A job of a silent process
+    (`pipeline.metadata.jobs.is_silent`) does not count.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def collections_to_compact(
     above : int
         Segments that a group may have; 0: any number.
     before : float, optional
-        Only where the current version was published before this time, unix seconds.
+        Only if the current version was published before this time, unix seconds.
     collection_id : int, optional
         Only this one.
     """
@@ -82,7 +82,7 @@ def collections_to_compact(
 
 
 def last_rebuild_failed(session: Session, collection_id: int, since: float) -> bool:
-    """Say whether the newest rebuild of a collection, begun since a time, unix seconds, failed."""
+    """Say whether the newest rebuild of a collection begun since a time (unix seconds) failed."""
     mine = and_(Job.collection_id == collection_id, Job.kind == REBUILD.name)
     statement = (
         select(Job.state)
@@ -94,9 +94,9 @@ def last_rebuild_failed(session: Session, collection_id: int, since: float) -> b
 
 
 def droppable_images(session: Session, collection_id: int) -> list[int]:
-    """Return removed images whose rows a compaction of every segment may leave out, by id.
+    """Return removed images whose rows a compaction of every segment may drop, by id.
 
-    None while a rebuild is unfinished: it has settled what its segments leave out.
+    There are none during a rebuild, which has fixed its rows already.
     """
     if is_rebuilt(session, collection_id):
         return []
@@ -125,18 +125,17 @@ def is_rebuilt(session: Session, collection_id: int) -> bool:
 def publish_compaction(
     session: Session, job_id: str, merged: MergedSegments
 ) -> VersionRecord | None:
-    """Publish a version with merged segments in the place of those that they were made of.
+    """Publish a version with the merged segments instead of the old ones.
 
-    Segments that were published meanwhile stay beside them. Images whose rows were left out need no
-    tombstone any more, and one that comes back is extracted anew.
+    Segments published meanwhile stay. Images whose rows were dropped need no tombstone any more;
+    one that comes back is extracted again.
 
     Returns
     -------
     VersionRecord or None
-        The version; that of the first call when the job has published already. None when the index
-        changed under the job: it has another tree, a merged segment is no longer in it, a dropped
-        image came back, or the job has been ended or paused. The caller then looks again what there
-        is to merge.
+        The version; if the job has published already, that version. None if the index has changed
+        meanwhile: it has another tree, a merged segment is no longer in it, a dropped image came
+        back, or the job was ended or paused. The caller then plans the merges again.
     """
     job = get_job(session, job_id)
     collection = lock_collection(session, job.collection_id)

@@ -19,7 +19,7 @@ from pipeline.metadata.sql import changed_rows, insert_into, lock_collection
 def put_container(session: Session, job: JobRecord, container: ContainerInfo, owns: bool) -> int:
     """Insert the container of a job, or take it over if images of this job are in it.
 
-    Whoever has it: the file of now is the one that is noted.
+    In any case, the present file is recorded.
 
     Returns
     -------
@@ -78,9 +78,9 @@ def collection_containers(session: Session, collection_id: int) -> list[Containe
 
 
 def adopt_containers(session: Session, job_id: str) -> int:
-    """Give a job the unpublished containers of jobs of its collection that have ended.
+    """Give a job the unpublished containers of ended jobs of its collection.
 
-    Their images are extracted, and would never be indexed otherwise.
+    Otherwise their extracted images would never be indexed.
 
     Returns
     -------

@@ -1,11 +1,11 @@
-"""The tables. Only `pipeline.metadata` sees these classes; records leave it as dataclasses.
+"""The tables. Only `pipeline.metadata` sees these classes; others get dataclasses.
 
-Columns named ``job_id`` are no foreign keys, except in `Part`: they tell where a row came from,
-and an old job may be forgotten without touching what it made. ``collections.tree_id`` and
-``current_version_id`` are none either, because trees and versions point at collections already and
-SQLite cannot add a constraint later.
+Columns named ``job_id`` are not foreign keys, except in `Part`: they say which job made a row, and
+an old job may be deleted without its results. ``collections.tree_id`` and ``current_version_id``
+are not foreign keys either, because trees and versions refer to collections already, and SQLite
+cannot add a constraint later.
 
-Ids are never used again (AUTOINCREMENT), because segment files and caches hold them.
+Ids are never reused (AUTOINCREMENT), because segment files and caches hold them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from pipeline.metadata.types import PathText
 
 SCHEMA_REVISION = "0002"
-"""The migration that makes exactly these tables (a test compares)."""
+"""The migration that creates exactly these tables (a test compares)."""
 
 NAMING_CONVENTION = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -53,7 +53,7 @@ class Base(DeclarativeBase):
 class Collection(Base):
     """A named set of images with one index.
 
-    Its extractor and settings are those of new work; what a version was made with, the version has.
+    Its extractor and settings are for new work; each version has its own.
     """
 
     __tablename__ = "collections"
@@ -72,8 +72,8 @@ class Collection(Base):
 class Job(Base):
     """Work that a caller asked for.
 
-    ``process``: the process that does a local job. ``origin``: whether somebody asked for it or it
-    began by itself (``request``, ``upkeep``).
+    ``process``: the process that does a local job. ``origin``: ``request`` (by a caller) or
+    ``upkeep`` (automatic).
     """
 
     __tablename__ = "jobs"
@@ -151,7 +151,7 @@ class Image(Base):
     __tablename__ = "images"
     __table_args__ = (
         UniqueConstraint("collection_id", "sha256", "frame"),
-        # Both cover `collection_status`, so that it never reads the wide rows.
+        # Both cover `collection_status`, so that it does not read the wide rows.
         Index(None, "collection_id", "state", "descriptor_count"),
         Index(None, "container_id"),
         _IDS_NEVER_REUSED,
@@ -276,10 +276,10 @@ class VersionSegment(Base):
 
 
 class Holding(Base):
-    """A stay of an image in an index: versions whose segments have rows of it.
+    """An interval of versions whose segments have rows of an image.
 
-    Those are the versions from ``from_version`` up to, not including, ``rows_until``; the ones
-    before ``until_version`` hold the image, the others pass over its rows. None: to this day.
+    It begins with ``from_version`` and ends before ``rows_until``. Versions before
+    ``until_version`` hold the image, the others skip its rows. None: no end yet.
     """
 
     __tablename__ = "holdings"
@@ -325,7 +325,7 @@ class Worker(Base):
 def table(model: type[Base]) -> Table:
     """Return a model's table.
 
-    The functions of this package speak to tables, not to ORM objects: a bulk statement does not
-    pass by the identity map, so that nothing stale can be read from it, and it is much faster.
+    The functions of this package use tables, not ORM objects: bulk statements bypass the identity
+    map, which is faster, and nothing stale can be read.
     """
     return cast(Table, model.__table__)

@@ -1,4 +1,4 @@
-"""Parts: the map tasks of a job's stages, and how far they are."""
+"""Parts: the units of work of a job's stages, and their progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pipeline.metadata.records import (
 )
 
 BUSY_PATIENCE = 20.0
-"""Times the patience for a job that may have to wait for others."""
+"""Factor of the patience with a job that may have to wait for others."""
 
 
 def create_parts(
@@ -34,7 +34,7 @@ def create_parts(
     *,
     images: Sequence[int] | None = None,
 ) -> list[PartRecord]:
-    """Plan the parts of a stage; a stage that has parts is planned already and stays as it is.
+    """Plan the parts of a stage, unless it has parts already.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def append_parts(
     *,
     images: Sequence[int] | None = None,
 ) -> list[PartRecord]:
-    """Plan more parts of a stage, after those that it has; arguments as for `create_parts`."""
-    touch_job(session, job_id)  # locks the job's row, so that no two callers take one number
+    """Plan more parts of a stage, after the existing ones; arguments as for `create_parts`."""
+    touch_job(session, job_id)  # locks the job's row, so that no two callers take the same number
     planned = parts(session, job_id, stage)
     first = planned[-1].number + 1 if planned else 0
     rows = [
@@ -108,15 +108,15 @@ def get_part(session: Session, job_id: str, stage: JobStage, number: int) -> Par
 
 
 def stage_result(session: Session, job_id: str, stage: JobStage) -> PartResult:
-    """Return the result of a stage that has one part; empty while it is not done."""
+    """Return the result of a stage with one part; empty while it is not done."""
     return get_part(session, job_id, stage, 0).result or {}
 
 
 def start_part(
     session: Session, job_id: str, stage: JobStage, number: int, worker: str
 ) -> PartRecord:
-    """Note that a worker works on a part; a part that is done stays so (see ``record.state``)."""
-    touch_job(session, job_id)  # the job's row is locked before its parts, everywhere
+    """Record that a worker has begun a part; a finished part stays done (see ``record.state``)."""
+    touch_job(session, job_id)  # everywhere, the job's row is locked before its parts
     values = {
         "state": "running",
         "worker": worker,
@@ -131,7 +131,7 @@ def start_part(
 
 
 def suspect_image(session: Session, part: PartRecord, image_id: int) -> None:
-    """Note which image a part that was begun before works on, lest it kills the process again.
+    """Record which image a repeated part is reading, in case it kills the process again.
 
     The images noted by former starts stay; that of this start is overwritten.
     """
@@ -141,9 +141,9 @@ def suspect_image(session: Session, part: PartRecord, image_id: int) -> None:
 
 
 def yield_part(session: Session, part: PartRecord) -> None:
-    """Note that a part that is not done will be gone on with: this start was no failure.
+    """Record that an unfinished part will be continued: this start was no failure.
 
-    It stays in the hands of its worker, who has sent himself a message.
+    The part stays with its worker, which has sent itself a message.
     """
     touch_job(session, part.job_id)
     values = {"starts": part.starts - 1, "suspects": list(part.suspects)}
@@ -152,7 +152,7 @@ def yield_part(session: Session, part: PartRecord) -> None:
 
 
 def release_part(session: Session, job_id: str, stage: JobStage, number: int) -> None:
-    """Note that nobody works on a part any more: its process died, or ran out of time."""
+    """Record that no worker has a part any more: its process died, or ran out of time."""
     running = Part.state == "running"
     session.execute(
         update(table(Part)).where(*_key(job_id, stage, number), running).values(state="planned")
@@ -168,21 +168,21 @@ def finish_part(
     *,
     failed: int = 0,
 ) -> PartRecord:
-    """Note that a part is done; the first result stays.
+    """Record that a part is done; the first result stays.
 
     Parameters
     ----------
     result : mapping
         JSON-serialisable.
     failed : int
-        Images of the part that could not be used.
+        Number of its images that could not be used.
     """
     touch_job(session, job_id)
     now = time.time()
     values = {
         "state": "done",
         "finished_at": now,
-        # Work found ready is finished without having been started.
+        # Work that was found done was never started.
         "started_at": func.coalesce(table(Part).c.started_at, now),
         "result": dict(result),
         "failed": failed,
@@ -195,7 +195,7 @@ def finish_part(
 
 
 def job_progress(session: Session, job_id: str, now: float | None = None) -> JobProgress:
-    """Return how far a job is: two queries by primary key.
+    """Return the progress of a job, by two queries on primary keys.
 
     Parameters
     ----------
@@ -232,7 +232,7 @@ def job_progress(session: Session, job_id: str, now: float | None = None) -> Job
 
 
 def _progress_query(job: JobRecord) -> Any:
-    """Sums over the parts of every stage; *fresh* is what this attempt did."""
+    """Sums over the parts of every stage; *fresh*: those done in this attempt."""
     done = Part.state == "done"
     fresh = and_(done, Part.finished_at >= job.attempt_at)
 
@@ -265,7 +265,7 @@ def running_parts(session: Session) -> list[PartRecord]:
 
 
 def runs_on_live_worker(part: PartRecord, live_workers: Iterable[WorkerRecord]) -> bool:
-    """Say whether a part is in the hands of a worker that lives."""
+    """Say whether a live worker has a part."""
     return part.state == "running" and any(
         host.name == part.worker and host.started_at <= (part.started_at or 0.0)
         for host in live_workers
@@ -293,22 +293,22 @@ def needs_replanning(
     live_workers : sequence of WorkerRecord
         See `pipeline.metadata.heartbeats.live_workers`.
     broker_epoch : str
-        The present life of the broker.
+        The present epoch of the broker.
     now : float
         Unix seconds.
     patience_s : float
-        How long nothing may move, seconds, before the messages count as lost.
+        Seconds without progress after which messages count as lost.
     workers_busy : bool
-        Live workers have parts of other jobs (see `running_parts`): this one's may wait their
-        turn, so `BUSY_PATIENCE` times as much patience is right. Sending them again all the time
-        would only make the queue longer.
+        Live workers have parts of other jobs (see `running_parts`), so this job may be waiting its
+        turn: the patience is `BUSY_PATIENCE` times longer. Sending its messages again would only
+        lengthen the queue.
     put_off : bool
-        A worker has just put one of its messages off: they are on their way, however long it takes.
+        A worker has just postponed one of its messages: they are not lost, however long it takes.
 
     Returns
     -------
     str or None
-        The reason, for the log; None when the job needs nothing.
+        The reason, for the log; None if the job needs nothing.
     """
     if job.state != "running":
         return None
@@ -316,7 +316,7 @@ def needs_replanning(
         return "the broker lost its messages"
     left = sum(
         part.state == "running"
-        and (part.started_at or 0.0) >= job.attempt_at  # an earlier one was sent again since
+        and (part.started_at or 0.0) >= job.attempt_at  # earlier ones have been sent again since
         and not runs_on_live_worker(part, live_workers)
         for part in parts
     )

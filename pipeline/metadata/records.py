@@ -1,4 +1,4 @@
-"""What the metadata functions take and return: plain frozen dataclasses, never ORM objects.
+"""Arguments and results of the metadata functions: plain frozen dataclasses, no ORM objects.
 
 Times are unix seconds. Paths are Python strings as `os.fsdecode` makes them.
 """
@@ -27,19 +27,19 @@ WorkerState = Literal["starting", "ready", "draining"]
 P = TypeVar("P", bound=JobParams)
 
 PartResult = dict[str, Any]
-"""What a part came to: JSON-serialisable."""
+"""The result of a part: JSON-serialisable."""
 
 
 @dataclass(frozen=True)
 class CollectionRecord:
-    """A collection and what it was made with.
+    """A collection and its settings.
 
     Attributes
     ----------
     tree_id : int or None
-        The tree that new images are assigned with; None until the first was trained.
+        The tree for new images; None until the first is trained.
     current_version_id : int or None
-        The version that a search uses; None until the first was published.
+        The version that searches use; None until the first is published.
     """
 
     id: int
@@ -75,7 +75,7 @@ class CollectionStatus:
     images : dict of str to int
         Number of images in every state.
     locations, unreadable_locations : int
-        Paths known; those of them whose file could not be read.
+        Known paths; those with an unreadable file.
     descriptors : int
         Descriptors of the indexed images.
     version : int or None
@@ -85,10 +85,10 @@ class CollectionStatus:
     jobs : tuple of JobRecord
         Running and paused jobs, oldest first.
     median_cell, target_cell : float or None
-        Median number of descriptors in a cell (``stats["median_cell"]`` of the version) and the
+        Median number of descriptors in a cell (``stats["median_cell"]`` of the version), and the
         number that its tree was made for.
     outgrown : bool
-        The median cell is above 4 times its target: time for a rebuild.
+        The median cell exceeds 4 times its target: time for a rebuild.
     """
 
     id: int
@@ -107,13 +107,13 @@ class CollectionStatus:
 
     @property
     def largest_group(self) -> int:
-        """Segments of the group that has most."""
+        """Segments of the group with the most."""
         return max(self.segments.values(), default=0)
 
 
 @dataclass(frozen=True)
 class RegisteredFile:
-    """A file as it was found and hashed; `sha256` is None when it could not be read."""
+    """A file as found and hashed; `sha256` is None if it could not be read."""
 
     path: str
     root: str
@@ -126,14 +126,14 @@ class RegisteredFile:
 
 @dataclass(frozen=True)
 class RegisterCounts:
-    """What a registration changed.
+    """Counts of what a registration changed.
 
     Attributes
     ----------
     new_images, known_images : int
-        Distinct contents seen for the first time, and known before.
+        New and known contents.
     new_locations, changed_locations : int
-        Paths seen for the first time; paths whose content is another one now.
+        New paths; paths with new content.
     unreadable : int
         Files that could not be read.
     removed_images : int
@@ -174,7 +174,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class FailureRow:
-    """A file or image that could not be used; `sha256` is None when the file was never read."""
+    """A file or image that could not be used; `sha256` is None if the file was never read."""
 
     path: str
     sha256: str | None
@@ -194,7 +194,7 @@ class ContainerInfo:
 
 
 class ExtractedImage(NamedTuple):
-    """An image with features, and where in its container they are."""
+    """An image with features, and their place in its container."""
 
     id: int
     row: int
@@ -213,14 +213,14 @@ class FailedImage(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchOutcome:
-    """What came of the images of an ``extract`` part.
+    """The outcome of an ``extract`` part.
 
     Attributes
     ----------
     images : sequence of ExtractedImage
     failures : sequence of FailedImage
     container : ContainerInfo or None
-        The file with the features; None when no image had any.
+        The file with the features; None if no image had any.
     result : mapping
         JSON-serialisable result of the part.
     """
@@ -257,7 +257,7 @@ class TreeInfo:
     trained_on : int
         Descriptors it was made from.
     target_cell_size : int
-        Descriptors that a cell should hold.
+        Target number of descriptors in a cell.
     """
 
     key: str
@@ -340,14 +340,14 @@ class MergedSegments(NewSegments):
 
 @dataclass(frozen=True)
 class VersionRecord:
-    """All that a search needs of a collection; it never changes once published.
+    """Everything that a search needs of a collection; it never changes once published.
 
     Attributes
     ----------
     segments : tuple of SegmentRecord
         By group, then in the order of their publication.
     tombstones : frozenset of int
-        Ids of images whose rows in the segments must be passed over.
+        Ids of images whose rows in the segments must be skipped.
     stats : dict
         Figures of the index at publication (``median_cell``, ...).
     """
@@ -377,26 +377,26 @@ class VersionRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """Work that a caller asked for, or that began by itself.
+    """Work requested by a caller, or begun automatically.
 
     Attributes
     ----------
     params : JobParams
-        Of the kind's own class.
+        An object of the kind's own class.
     process : str or None
-        The one process that does it (`pipeline.abandoned_jobs`); None where the workers do.
+        The process of a local job (`pipeline.abandoned_jobs`); None if workers do it.
     origin : {"request", "upkeep"}
-        Whether somebody asked for it.
+        Whether a caller requested it.
     attempt : int
         Rises by one with every stage and every new planning: messages of an older attempt are
         void.
     broker_epoch : str or None
-        Which life of the broker the messages of this attempt were sent in.
+        The broker's epoch when the messages of this attempt were sent.
     counters : dict
         ``files_seen``, ``images_new``, ``images_known``, ``unreadable``, ``images_extracted``,
-        ``images_failed`` and what else the stages count.
+        ``images_failed`` and other counts of the stages.
     progress_at, attempt_at : float
-        When anything last moved; when this attempt began.
+        Time of the last progress; when this attempt began.
     """
 
     id: str
@@ -418,27 +418,27 @@ class JobRecord:
 
     @property
     def finished(self) -> bool:
-        """Whether the job came to its end, good or bad."""
+        """Whether the job has ended, done or failed."""
         return self.state in ("done", "failed")
 
     def params_as(self, wanted: type[P]) -> P:
-        """Return the parameters as those of a kind that has such."""
+        """Return the parameters, which must be of this class."""
         assert isinstance(self.params, wanted), f"{self.kind} jobs have no {wanted.__name__}"
         return self.params
 
 
 @dataclass(frozen=True)
 class PartRecord:
-    """One map task of a stage.
+    """A unit of a stage's work.
 
     Attributes
     ----------
     images : int
-        Images it works on; 0 where they are not counted.
+        Number of its images; 0 if they are not counted.
     starts : int
         How often a worker began it.
     suspects : tuple of int
-        Images that were at work when a worker's process died with the part, once for each time.
+        Images that were being read when a process died with the part, once for each time.
     """
 
     job_id: str
@@ -457,17 +457,17 @@ class PartRecord:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a job is.
+    """The progress of a job.
 
     Attributes
     ----------
     done_parts, total_parts : int
         Of the present stage.
     images_total, images_done, images_failed : int
-        Images that the job extracts; those it is finished with; the failed ones among these.
+        Images to extract; finished ones; failed ones among these.
     rate_per_s : float or None
         Units of the present stage per second since the first part of this attempt began; None
-        while nothing is finished.
+        before the first is finished.
     eta_s : float or None
         Seconds until the present stage ends at that rate.
     """
@@ -501,7 +501,7 @@ class JobProgress:
 
     @property
     def total(self) -> int | None:
-        """How much of that unit there is to do; None where nobody knows."""
+        """Total work of the present stage, in its unit; None if unknown."""
         step = self.step
         if step is None or step.counter:
             return None
@@ -515,7 +515,7 @@ class HostRecord:
     Attributes
     ----------
     details : mapping
-        What its workers say of it: ``cores``, ``memory`` (bytes).
+        Facts from its workers: ``cores``, ``memory`` (bytes).
     """
 
     name: str
@@ -539,7 +539,7 @@ class WorkerRecord:
     groups : tuple of int
         Groups it serves.
     started_at : float
-        When the worker started: a part begun before was not begun by this life of the worker.
+        When the worker started. A part begun earlier was begun before a restart.
     """
 
     name: str

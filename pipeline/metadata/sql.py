@@ -28,7 +28,7 @@ def chunks(items: Sequence[T], size: int = CHUNK) -> Iterator[Sequence[T]]:
 
 def insert_into(session: Session, model: type[Base]) -> sqlite.Insert | postgresql.Insert:
     """Return the dialect's ``INSERT``, which knows ``ON CONFLICT``."""
-    # Each is loaded when it is used: the drivers of PostgreSQL take long.
+    # Loaded when used: the drivers of PostgreSQL take long to import.
     if session.get_bind().dialect.name == "postgresql":
         from sqlalchemy.dialects.postgresql import insert
 
@@ -48,9 +48,9 @@ def changed_rows(session: Session, statement: Executable) -> int:
 def lock_collection(session: Session, collection_id: int) -> Row[Any]:
     """Take the collection's row lock until the transaction ends and return the row.
 
-    Whatever changes images, locations, containers or versions of a collection does this first, so
-    that two of them never interleave and never deadlock. SQLite: the transaction has the lock
-    already. PostgreSQL: ``FOR NO KEY UPDATE``, which lets other tables go on pointing at the row.
+    Every change of images, locations, containers or versions of a collection does this first, so
+    that changes neither interleave nor deadlock. On SQLite the transaction has the lock already.
+    PostgreSQL uses ``FOR NO KEY UPDATE``, which allows new foreign keys to the row.
     """
     collections = table(Collection)
     row = session.execute(

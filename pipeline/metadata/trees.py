@@ -19,7 +19,7 @@ from pipeline.metadata.sql import chunks, insert_into, lock_collection
 def add_tree(
     session: Session, collection_id: int, tree: TreeInfo, job_id: str | None = None
 ) -> TreeRecord:
-    """Note a tree's file; a key that is known already keeps its row, with the file of now."""
+    """Record a tree's file; a known key keeps its row, with the present file."""
     return tree_record(_insert_or_correct(session, Tree, collection_id, tree, job_id))
 
 
@@ -39,9 +39,9 @@ def get_tree(session: Session, tree_id: int) -> TreeRecord:
 
 
 def adopt_tree(session: Session, collection_id: int, tree_id: int) -> TreeRecord:
-    """Make a tree the collection's, if it has none, and return the tree that the collection has.
+    """Make a tree the collection's, unless it has one, and return the collection's tree.
 
-    Of two first jobs at once both get the same tree, the one that came first.
+    Two concurrent first jobs both get the same tree, the first.
     """
     row = lock_collection(session, collection_id)
     if row.tree_id is not None:
@@ -56,7 +56,7 @@ def adopt_tree(session: Session, collection_id: int, tree_id: int) -> TreeRecord
 def add_segment(
     session: Session, collection_id: int, segment: SegmentInfo, job_id: str | None = None
 ) -> SegmentRecord:
-    """Note a segment's file; a key that is known already keeps its row, with the file of now.
+    """Record a segment's file; a known key keeps its row, with the present file.
 
     It becomes part of the index when a version with it is published.
     """
@@ -74,7 +74,7 @@ def get_segments(session: Session, segment_ids: Sequence[int]) -> list[SegmentRe
 
 
 def current_segments(session: Session, collection_id: int) -> list[SegmentRecord]:
-    """Return the segments of a collection's current version; none when there is no version."""
+    """Return the segments of a collection's current version; none if there is no version."""
     columns = table(Segment)
     rows = session.execute(
         select(columns)
@@ -93,9 +93,9 @@ def _insert_or_correct(
     file: TreeInfo | SegmentInfo,
     job_id: str | None,
 ) -> Row[Any]:
-    """Insert a row, or note the file that its key has now; return the row.
+    """Insert a row, or record the present file of its key; return the row.
 
-    A file that was lost or damaged and made again may differ in its last bits.
+    A lost or damaged file that was made again may differ in its last bits.
     """
     of_file = asdict(file)
     whose = {"collection_id": collection_id, "job_id": job_id, "created_at": time.time()}

@@ -1,4 +1,4 @@
-"""Versions: what a search uses, published in one transaction under the collection's row lock."""
+"""Versions, which searches use: published in one transaction under the collection's row lock."""
 
 from __future__ import annotations
 
@@ -31,19 +31,18 @@ from pipeline.metadata.trees import get_tree, segment_record
 def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionRecord | None:
     """Publish the next version of a job's collection.
 
-    It has the current version's segments and the new ones; where the job's kind replaces, these
-    alone, and their tree becomes the collection's.
-
-    The images of the job's assignment become ``indexed`` and the version holds them; those that
-    were removed it does not hold, and those that came back it holds again.
+    It has the segments of the current version and the new ones. If the job's kind replaces the
+    index, it has only the new ones, and their tree becomes the collection's. The images of the
+    job's assignment become ``indexed``, and the version holds them. It does not hold removed
+    images, and again holds those that came back.
 
     Returns
     -------
     VersionRecord or None
-        The version; that of the first call when the job has published already; the current one
-        when there is nothing to change. None when the index changed under the job and its segments
-        cannot be used: the collection has another tree, segments that replace all would lose images
-        indexed meanwhile, or the job has been ended or paused. The caller then assigns anew.
+        The version; if the job has published already, that version; if there is nothing to change,
+        the current one. None if the index has changed and the job's segments cannot be used: the
+        collection has another tree, replacing the index would lose images indexed meanwhile, or the
+        job was ended or paused. The caller then assigns again.
     """
     job = get_job(session, job_id)
     collection = lock_collection(session, job.collection_id)
@@ -76,14 +75,14 @@ def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionR
 
 
 def published_version(session: Session, job: JobRecord) -> VersionRecord | None:
-    """Return the version that a job has published; None when it has published none."""
+    """Return the version that a job has published; None if it has not."""
     mine = and_(Version.collection_id == job.collection_id, Version.job_id == job.id)
     version_id = session.scalar(select(Version.id).where(mine))
     return None if version_id is None else get_version(session, version_id)
 
 
 def version_segment_ids(session: Session, version_id: int | None) -> list[int]:
-    """Return the segments of a version in the order of their making; none of no version."""
+    """Return the segments of a version, oldest first; none if there is no version."""
     return list(
         session.scalars(
             select(VersionSegment.segment_id)
@@ -100,9 +99,9 @@ def insert_version(
     changed: HoldingChanges,
     job_id: str | None = None,
 ) -> VersionRecord:
-    """Insert the next version, of these segments alone, and make it the current one.
+    """Insert the next version, with only these segments, and make it the current one.
 
-    It is made with the collection's settings.
+    It has the collection's settings.
     """
     collection = lock_collection(session, collection_id)
     last = select(func.max(Version.number)).where(Version.collection_id == collection.id)
@@ -137,7 +136,7 @@ def insert_version(
 
 
 def current_version_id(session: Session, collection: int | str) -> int | None:
-    """Return the id of a collection's current version: one small query, to see what is new.
+    """Return the id of a collection's current version, by one small query.
 
     Parameters
     ----------
