@@ -1,4 +1,4 @@
-"""What the demonstration searches in and with: sample photographs, or the user's own."""
+"""Photographs and queries of the demonstration: samples, or the user's own."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pipeline.evaluation.transforms import STANDARD, get_transform, make_views, 
 from pipeline.walk import walk
 
 # The photographs in scikit-image's wheel; its other files are drawings, test charts and charts of
-# colour. `motorcycle_right` is not indexed: it is a photograph of the same scene from another place
-# than `motorcycle_left`, and therefore the most honest query of all.
+# colour. `motorcycle_right` is not indexed: it shows the scene of `motorcycle_left` from another
+# place, and is the most realistic query.
 SAMPLES = (
     "astronaut.png",
     "brick.png",
@@ -53,9 +53,9 @@ class DemoQuery:
     path : Path
         The picture.
     change : str
-        What was done to the photograph that it shows; empty when nobody knows.
+        How the photograph was changed; empty if unknown.
     answers : frozenset of str
-        Locations of that photograph; empty when nobody knows.
+        Locations of that photograph; empty if unknown.
     """
 
     title: str
@@ -146,7 +146,7 @@ def own_views(photographs: Path, workspace: Path) -> list[DemoQuery]:
         try:
             view = view_bytes(file.read_bytes(), transform)
         except (OSError, InputError):
-            continue  # indexing will say what is wrong with it
+            continue  # indexing will report what is wrong with it
         path = folder / f"{number:03}__{transform.name}.jpg"
         path.write_bytes(view)
         queries.append(

@@ -1,4 +1,4 @@
-"""Searching with every query and every plan, and what the answers amount to."""
+"""Searching with every query and plan, and summing up the answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Search = Callable[[DemoQuery, PlanKind], SearchResult]
 
 @dataclass(frozen=True)
 class Answer:
-    """One search: what came back, how long it took.
+    """One search: its answer and its time.
 
     Attributes
     ----------
@@ -28,7 +28,7 @@ class Answer:
     milliseconds : float
         From the call to the answer.
     error : str
-        Why there is no result.
+        Why there is no answer.
     """
 
     result: SearchResult | None

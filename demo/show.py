@@ -70,7 +70,7 @@ def summary(rows: Sequence[Row]) -> list[str]:
 
 
 def misses(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each view whose photograph did not come first, with what it had to show."""
+    """Return a line for each view whose photograph did not come first, with its descriptors."""
     lines = []
     for row in rows:
         late = [
@@ -165,7 +165,7 @@ def _plan_summary(rows: Sequence[Row], plan: PlanKind) -> str:
 
 
 def _work(answers: Sequence[Answer]) -> list[str]:
-    """Say how much of the collection was looked at, and which plan truly ran."""
+    """Say how much of the collection was searched, and which plan actually ran."""
     plans = [answer.result.plan for answer in answers if answer.result]
     words = []
     cells = mean([float(p["cells"]) for p in plans if "cells" in p])

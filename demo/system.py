@@ -1,4 +1,4 @@
-"""The running system that the demonstration talks to: its own, in a home of its own."""
+"""The system that the demonstration runs, in its own home."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def isolate_environment(home: Path, cell_size: int | None) -> None:
     """Point every ``VANTAGE_*`` variable at the demonstration's own home.
 
     The user's database, Redis and store are not touched, whatever the environment says; workers
-    inherit what is set here. Must run before anything of `workers` is imported.
+    inherit these variables. Must run before anything of `workers` is imported.
     """
     for name in [name for name in os.environ if name.startswith("VANTAGE_")]:
         if name not in _KEPT:
@@ -68,12 +68,12 @@ def isolate_environment(home: Path, cell_size: int | None) -> None:
 
 @contextmanager
 def running_system(console: Console) -> Iterator[System]:
-    """Start everything, hand it over, stop everything."""
+    """Start everything, yield it, stop everything."""
     from workers.stack import Stack
 
     settings = Settings.from_env()
     with Stack(settings, _START_TIMEOUT_S) as stack:
-        # Celery's settings, which this imports, look for the Redis that runs since a moment.
+        # This imports Celery's settings, which look for the Redis that was just started.
         from vantage import Collection
 
         with Collection.open(COLLECTION, settings) as collection:

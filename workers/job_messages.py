@@ -238,7 +238,7 @@ def proceed(context: Context, job_id: str, attempt: int) -> dict[str, Any]:
 
 
 def send_stage(context: Context, job: JobRecord) -> None:
-    """Send the messages of a job's present stage; stages without a part are passed at once."""
+    """Send the messages of a job's present stage; skip stages without parts."""
     from pipeline import indexing
 
     current: JobRecord | None = job
@@ -251,7 +251,7 @@ def send_stage(context: Context, job: JobRecord) -> None:
 
 
 def keep_up(context: Context, collection_id: int) -> bool:
-    """Begin what is due where a group has too many segments (`pipeline.indexing.due_upkeep`)."""
+    """Begin the upkeep that is due (`pipeline.indexing.due_upkeep`)."""
     from pipeline import indexing
 
     due = indexing.due_upkeep(context.resources, collection_id)
@@ -264,15 +264,15 @@ def keep_up(context: Context, collection_id: int) -> bool:
             session, collection_id, kind.name, params, origin="upkeep", broker_epoch=epoch
         )
     if job.process is not None:
-        return False  # a process is at it, and sends itself no messages
+        return False  # a process is doing it, without messages
     send_stage(context, job)
     return True
 
 
 def replan(context: Context, job: JobRecord, reason: str) -> bool:
-    """Send a job's unfinished parts anew under the next attempt; False when somebody else did.
+    """Send a job's unfinished parts again under the next attempt; False if another process did.
 
-    An error that trying again cannot mend ends the job and is raised.
+    An error that trying again cannot fix ends the job and is raised.
     """
     epoch = broker_epoch(context.redis)
     with session_scope(context.engine) as session:
@@ -292,10 +292,10 @@ def replan(context: Context, job: JobRecord, reason: str) -> bool:
 def _guarded(
     context: Context, job_id: str, attempt: int, work: Callable[[JobRecord], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Do work for a job that still wants it, and tell the job what stopped it.
+    """Run a block of work for a job; record in the job what stopped it.
 
-    A missing image folder pauses the job; an error that trying again cannot mend ends it. What may
-    pass (`PASSING`) is raised for Celery to retry.
+    A missing image folder pauses the job; an error that trying again cannot fix ends it. Errors
+    that may pass (`PASSING`) are raised, and Celery retries.
     """
     try:
         job = _wanting(context, job_id, attempt)
@@ -310,7 +310,7 @@ def _guarded(
         return {"paused": str(exc)}
     except Exception as exc:
         if _wanting(context, job_id, attempt) is None:
-            # It was deleted or planned anew meanwhile: what failed is not what is wanted now.
+            # The job was deleted or planned again meanwhile: the failed work is no longer wanted.
             _log.info("job %s went on without attempt %d: %s", job_id, attempt, exc)
             return VOID
         _log.exception("job %s failed", job_id)
@@ -320,7 +320,7 @@ def _guarded(
 
 
 def _wanting(context: Context, job_id: str, attempt: int) -> JobRecord | None:
-    """Return a job if it runs and is at this attempt; None when it is not, or is gone."""
+    """Return a job if it is running at this attempt, else None."""
     try:
         with session_scope(context.engine, write=False) as session:
             job = jobs.get_job(session, job_id)

@@ -1,7 +1,7 @@
 """What happens when a worker of Vantage starts, forks, gets ready and stops.
 
-Celery's signals are of the process: another app's worker in it would get them too. So they are
-connected when a worker of Vantage is made, and not before.
+Celery's signals are global in a process: the worker of another app would get them too. So they are
+connected only when a worker of Vantage is created.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ _draining_began = threading.Event()
 
 
 def roles_of_queues(queues: Collection[str], pool: object) -> tuple[str, ...]:
-    """Return what a worker does, from the queues it consumes and its kind of pool.
+    """Return the roles of a worker, from its queues and its kind of pool.
 
-    Whoever does the reduce tasks of jobs in threads also supervises, in a thread more. A pool of
-    processes is forked, and no thread that uses the database may run then.
+    A worker that does reduce tasks in threads also runs the supervisor in one more thread. A pool
+    of processes is forked, when no thread may be using the database.
     """
     roles = [name for name in (EXTRACT, QUERY, REDUCE) if name in queues]
     if any(group_of(name) is not None for name in queues):
@@ -54,7 +54,7 @@ def roles_of_queues(queues: Collection[str], pool: object) -> tuple[str, ...]:
 
 
 class _Formatter(logging.Formatter):
-    """Adds the task, when there is one. Time and process are added by honcho or systemd."""
+    """Adds the task, if there is one. honcho or systemd adds time and process."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -68,15 +68,15 @@ def _set_up_logging(loglevel: int | str = logging.INFO, **_: object) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=loglevel, handlers=[handler], force=True)
-    # Two lines for every task cost a search more than they tell: Flower shows each task.
+    # Two lines for every task would slow searches down, and Flower shows each task anyway.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _start(sender: Any, **_: object) -> None:
-    """Check the tasks, begin to beat, fetch what this worker serves: before anything is consumed.
+    """Check the tasks, start heartbeats, fetch the worker's data, before it takes messages.
 
-    Celery logs an exception of a signal handler and goes on, so trouble ends the process here.
+    Celery only logs an exception of a signal handler, so an error must end the process here.
     """
     global _heartbeat, _roles
     _set_up_logging()
@@ -100,12 +100,12 @@ def _start(sender: Any, **_: object) -> None:
 
             warm_up()
         if EXTRACT in queues:
-            # Before the pool is forked, so that its processes share it; run in them alone, for what
-            # runs may start threads, which no fork outlives.
+            # Imported before the pool is forked, so that its processes share it; run only in them,
+            # because running code may start threads, which do not survive a fork.
             import pipeline.indexing  # noqa: F401
 
-            # What is there now is shared with the pool as long as neither writes to it, and a
-            # collection of garbage writes to every object that it looks at.
+            # Memory is shared with the pool until one of them writes to it, and garbage collection
+            # writes to every object that it visits.
             gc.collect()
             gc.freeze()
         if QUERY in queues:
@@ -132,10 +132,10 @@ def _one_opencv_thread() -> None:
 
 
 def _let_go(sender: Any, args: Any, exception: BaseException, **_: object) -> None:
-    """Give back the part of a pool process that died for the last time that Celery tries.
+    """Give back the part of a dead pool process after Celery's last retry.
 
-    Sent in the worker's main process: the one that knew the part is gone. Nobody has the part then,
-    and the supervisor plans it again.
+    The worker's main process does this, because the process with the part is gone. Then the
+    supervisor plans the part again.
     """
     if not isinstance(exception, WorkerLostError):
         return
@@ -171,10 +171,10 @@ _HANDLERS = (
 
 
 class VantageWorker(Worker):
-    """Celery's worker with what this module adds."""
+    """Celery's worker with the handlers of this module."""
 
     def on_before_init(self, **options: Any) -> None:
-        """Connect the signals, before the first of them is sent."""
+        """Connect the signals before the first is sent."""
         for signal_of_celery, handler in _HANDLERS:
             signal_of_celery.connect(handler, weak=False)
         super().on_before_init(**options)

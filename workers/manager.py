@@ -1,12 +1,12 @@
-"""Honcho's process manager, with what a long-lived ``vantage up`` needs beside it.
+"""Honcho's process manager, extended for a long-lived ``vantage up``.
 
-* A process that ends by itself is started again after 1, 2 and 4 s; when it has ended four times in
-  a row (a run of a minute counts as good), or with the status for wrong settings, everything is
-  brought down: half a system that looks alive would be worse.
-* A stop signals the process itself, not its pool: Celery lets running tasks finish for 3 s and
-  puts the others back. What is left after 8 s is killed.
+* A process that ends unexpectedly is started again after 1, 2 and 4 s. If it ends four times in a
+row (a run of a minute resets the count), or with the status for wrong settings, everything is
+stopped: half a system that looks alive would be worse.
+* A stop signals the process itself, not its pool: Celery gives running tasks 3 s to finish and puts
+the others back. Processes left after 8 s are killed.
 * However this process dies, the kernel stops its children (Linux), see `workers.processes`.
-* Threads read what the processes print; honcho's own manager forks itself once for each of them.
+* Threads read the output of the processes; honcho's own manager forks itself for each one.
 
 Only this module uses private interfaces of honcho; `tests/unit/test_private_interfaces.py` fails
 when an upgrade takes one of them away.
@@ -51,7 +51,7 @@ class LogPrinter(Printer):
     path : Path
         The log file; three older ones of 20 MB are kept beside it.
     say : callable
-        Gets the lines that a person at the console should see.
+        Receives the lines for the console.
     secrets : sequence of str
         Texts replaced by ``***`` wherever they appear.
     verbose : bool
@@ -74,7 +74,7 @@ class LogPrinter(Printer):
         self._say = say
         self._secrets = tuple(secret for secret in secrets if secret)
         self._verbose = verbose
-        self._lock = threading.RLock()  # the signal handler prints too
+        self._lock = threading.RLock()  # the signal handler also prints
 
     def write(self, message: Any) -> None:
         """Print one message of honcho's."""
@@ -94,7 +94,7 @@ class LogPrinter(Printer):
                     self._say(line)
 
     def isatty(self) -> bool:
-        """Tell honcho that colours would not be seen in a file."""
+        """Tell honcho not to use colours in a file."""
         return False
 
     def close(self) -> None:
@@ -103,7 +103,7 @@ class LogPrinter(Printer):
 
 
 class _Process(Process):
-    """One line of the Procfile and the thread that starts its command, and again."""
+    """A line of the Procfile, and the thread that starts its command again and again."""
 
     stopping: threading.Event
 
@@ -112,13 +112,13 @@ class _Process(Process):
         self._events = events
         try:
             status = self._run_again_and_again()
-        except Exception as error:  # the loop waits for a last message, whatever happens here
+        except Exception as error:  # the loop waits for a last message in any case
             self._notice(f"{self.name} cannot be run: {error}; stopping everything")
             status = 1
         self._send_message({"returncode": status}, type="stop")
 
     def _run_again_and_again(self) -> int:
-        """Run the command, and again where it ended by itself; return its last exit status."""
+        """Run the command, again if it ended unexpectedly; return its last exit status."""
         failures = 0
         while True:
             started = time.monotonic()
@@ -138,15 +138,17 @@ class _Process(Process):
 
     def _run_once(self) -> int:
         """Start the command, relay its lines, return its exit status."""
-        # The kernel looks at the thread that starts it: this one lives as long as the child.
+        # The kernel watches the thread that starts it: this one lives as long as the child.
         dies = die_with_parent(signal.SIGTERM)
         try:
             child = Popen(self.cmd, env=self.env, cwd=self.cwd, preexec_fn=dies)
         except Exception:
-            self._send_message({"pid": 0}, type="start")  # honcho ends nothing before all started
+            self._send_message(
+                {"pid": 0}, type="start"
+            )  # honcho stops nothing before all are started
             raise
         self._send_message({"pid": child.pid}, type="start")
-        if self.stopping.is_set():  # the stop came before the manager knew this pid
+        if self.stopping.is_set():  # stopped before the manager knew this pid
             child.terminate()
         for line in iter(child.stdout.readline, b""):
             self._send_message(line)
@@ -159,7 +161,7 @@ class _Process(Process):
 
 
 class _Signals:
-    """How the manager signals a process: politely to itself, a kill to all of its session."""
+    """How the manager signals: a stop to the process itself, a kill to its whole session."""
 
     @staticmethod
     def terminate(pid: int) -> None:
@@ -179,9 +181,9 @@ class ProcessManager(honcho.manager.Manager):
     ----------
     printer : LogPrinter
     watch : callable
-        Called about twice a second while all is well; a sentence it returns stops everything.
+        Called about twice a second; if it returns a sentence, everything is stopped.
     cancelled : callable
-        Tells, once the manager handles signals itself, whether one came before.
+        Called once the manager handles signals itself; tells whether one came before.
     """
 
     def __init__(
@@ -199,7 +201,7 @@ class ProcessManager(honcho.manager.Manager):
         self._stopping = threading.Event()
         self._done = threading.Event()
         self.failed = False
-        """True after an end that nobody asked for."""
+        """True after an end that was not requested."""
         self.on_started: Callable[[], None] = lambda: None
         """Called once all processes are being started."""
 
@@ -213,7 +215,7 @@ class ProcessManager(honcho.manager.Manager):
             super().loop()
         finally:
             self._done.set()
-        # Only a stop that came by signal was asked for.
+        # Only a stop by a signal was requested.
         self.failed = self.failed or self.returncode not in (130, 143)
 
     def notice(self, text: str) -> None:
@@ -221,12 +223,12 @@ class ProcessManager(honcho.manager.Manager):
         self._printer.write(Message("line", text, datetime.datetime.now(), _NOTICE, None))
 
     def terminate(self) -> None:
-        """Stop everything: no restarts from here on, then the polite signal."""
+        """Stop everything: no more restarts, then the stop signal."""
         self._stopping.set()
         super().terminate()
 
     def _start(self) -> None:
-        """Start a thread for each process, and one that looks after them."""
+        """Start a thread for each process, and one that watches them."""
         for name, process in self._processes.items():
             process["process"] = threading.Thread(
                 target=process["obj"].run, name=name, args=(self.events,), daemon=True
@@ -239,7 +241,7 @@ class ProcessManager(honcho.manager.Manager):
             self.terminate()
 
     def _oversee(self) -> None:
-        """Look after what honcho does not: stops that take too long, `watch`."""
+        """Do what honcho does not: kill what stops too slowly, call `watch`."""
         while not self._stopping.is_set() and not self._done.wait(0.5):
             reason = self._watch()
             if reason:
@@ -250,7 +252,7 @@ class ProcessManager(honcho.manager.Manager):
             self.kill()
 
     def _killall(self, force: bool = False) -> None:
-        """Signal the processes that run; honcho's own fails for one that has not started yet."""
+        """Signal the running processes; honcho's method fails for one not started yet."""
         for process in self._processes.values():
             if "returncode" not in process and process.get("pid"):
                 (self._procmgr.kill if force else self._procmgr.terminate)(process["pid"])

@@ -1,4 +1,4 @@
-"""What `vantage.Collection` and `vantage.FusedCollection` share: a driver, until it is closed."""
+"""Base of `vantage.Collection` and `vantage.FusedCollection`: holds a driver until `close`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Opened", "open_driver", "require_name"]
 class Opened:
     """One collection or several, with the driver that does their work.
 
-    A context manager. In a forked child the driver is opened anew.
+    A context manager. A forked child opens its own driver.
     """
 
     def __init__(self, names: Sequence[str], driver: Driver) -> None:
@@ -58,7 +58,7 @@ class Opened:
 
     @property
     def _driver(self) -> Driver:
-        """Does the work; raises `StateError` after `close`."""
+        """The driver; `StateError` after `close`."""
         if self._open_driver is None:
             raise StateError(f"collection {' and '.join(self._names)!r} was closed; open it again")
         if self._pid != os.getpid():
@@ -68,12 +68,12 @@ class Opened:
 
 
 def open_driver(settings: Settings, *, local: bool, threads: int | None = None) -> Driver:
-    """Return who does the work: this process, or workers.
+    """Return a driver: this process, or workers.
 
     Raises
     ------
     InputError
-        Threads were asked of the workers.
+        Threads were given although workers do the work.
     BrokerUnavailableError, SchemaVersionError
         The workers cannot be reached, or the database must be migrated first.
     """

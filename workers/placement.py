@@ -1,4 +1,4 @@
-"""Which data this host holds: before a worker consumes a group's queue, the group lies here."""
+"""Data of groups on this host: copied here before a worker takes messages of the group."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _LONGEST_WAIT_S = 30.0
 def sync_groups(context: Context, groups: Collection[int]) -> int:
     """Make a local, verified copy of every current segment of some groups.
 
-    The store or the database may be away when a host boots: it waits for them. A segment that is
-    damaged in the store is left out and logged; searches then say so, other segments are served.
+    If store or database do not answer yet, it waits for them. A segment that is damaged in the
+    store is logged and skipped; searches then say so, and other segments are served.
 
     Parameters
     ----------
@@ -34,7 +34,7 @@ def sync_groups(context: Context, groups: Collection[int]) -> int:
     Returns
     -------
     int
-        Number of segments that lie here now.
+        Number of local segments.
     """
     wait = _FIRST_WAIT_S
     while True:
@@ -60,7 +60,7 @@ def _segments(context: Context, groups: Collection[int]) -> Iterator[SegmentReco
 
 
 def _fetch(context: Context, segment: SegmentRecord) -> bool:
-    """Fetch one segment; False when the store's copy is damaged."""
+    """Fetch one segment; False if the store's copy is damaged."""
     try:
         context.storage.fetch(segment.key, segment.checksum)
     except CorruptFileError as error:

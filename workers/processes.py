@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 EXIT_CONFIG = 78
-"""Exit status of a process whose settings are wrong: starting it again cannot help."""
+"""Exit status for wrong settings: starting the process again cannot help."""
 
 _PR_SET_PDEATHSIG = 1
 # Loaded at import: a child between fork and exec must not load anything.
@@ -42,7 +42,7 @@ def die_with_parent(signum: int = signal.SIGKILL) -> Callable[[], None]:
     """Return a ``preexec_fn`` that has the kernel signal the child when its parent dies.
 
     The parent is the *thread* that starts the child: start long-lived children from a thread that
-    lives as long as they should (the main thread). Does nothing where the kernel is not Linux.
+    lives as long (the main thread). Does nothing on other systems than Linux.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the mapping in a JSON file, or None where there is none (or a broken one)."""
+    """Return the mapping in a JSON file, or None if it is missing or broken."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
 
 
 class HomeLock:
-    """Keeps a second ``vantage up`` off one home; the kernel drops it however the holder dies.
+    """Prevents a second ``vantage up`` on one home; the kernel drops it when the holder dies.
 
     Parameters
     ----------

@@ -31,10 +31,10 @@ EXTRACT = "extract"
 """Long map tasks over batches of images: one process per core."""
 
 REDUCE = "reduce"
-"""Joins of indexing chords, training, publishing: few, may be long."""
+"""Joins of index chords, training, publishing: few tasks, but possibly long."""
 
 QUERY = "query"
-"""First and last step of a search: never behind the other two."""
+"""First and last step of a search: they never wait behind the other two."""
 
 _GROUP_PREFIX = "group."
 
@@ -43,11 +43,11 @@ SEARCH_ROUTES: Mapping[str, str | None] = {
     "retrieve.rank": QUERY,
     "retrieve.scan": None,
 }
-"""Queue of the tasks of a search; None where the caller names that of the group."""
+"""Queue of the tasks of a search; None if the caller names the group's."""
 
 
 def task_routes() -> dict[str, str | None]:
-    """Return the queue of every task; None where the caller names that of the group to work on."""
+    """Return the queue of every task; None if the caller names the group's."""
     routes = dict(SEARCH_ROUTES)
     for stage in all_stages():
         routes[stage.task] = None if stage.queue == "group" else stage.queue
@@ -70,7 +70,7 @@ def group_queue(group: int) -> str:
 
 
 def group_of(queue: str) -> int | None:
-    """Return the group of a queue, or None where the queue is not a group's."""
+    """Return the group of a queue, or None for other queues."""
     number = queue.removeprefix(_GROUP_PREFIX)
     if number == queue or not (number.isascii() and number.isdigit()):
         return None
@@ -104,8 +104,8 @@ def route(
 ) -> dict[str, str] | None:
     """Route one message (Celery's ``task_routes``).
 
-    A group's task without a queue falls through to ``task_default_queue``, a queue that does not
-    exist, and so fails where it is sent instead of waiting where nobody reads.
+    A group's task without a queue gets ``task_default_queue``, which does not exist. So it fails
+    when sent, instead of waiting in a queue that nobody reads.
     """
     if options and "queue" in options:
         return None
@@ -114,7 +114,7 @@ def route(
 
 
 def unrouted(names: Iterable[str]) -> list[str]:
-    """Return the given tasks that no queue was decided for, but for Celery's own."""
+    """Return the given tasks without a queue, except Celery's own."""
     known = task_routes()
     return sorted(name for name in names if not name.startswith("celery.") and name not in known)
 

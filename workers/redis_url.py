@@ -17,9 +17,8 @@ from pipeline.errors import ConfigError
 __all__ = ["NO_BROKER_URL", "RedisAddress", "without_password"]
 
 NO_BROKER_URL = "redis://127.0.0.1:1/0"
-"""Stands where no broker is known: nothing listens on port 1, so that every use fails at once.
-
-Celery's own default would be a RabbitMQ server, and port 6379 might be somebody else's Redis.
+"""Used if no broker is known: nothing listens on port 1, so every use fails at once. Celery's
+default would be a RabbitMQ server, and port 6379 might be another program's Redis.
 """
 
 _SCHEMES = ("redis", "rediss", "sentinel")
@@ -40,7 +39,7 @@ class RedisAddress:
     """A parsed ``VANTAGE_REDIS_URL``.
 
     The number after the slash (default 0) is the broker's database; results, query features and
-    distance blocks lie in the next one, so that a flush of one never hits the other.
+    distance blocks are in the next one, so that flushing one does not affect the other.
 
     Attributes
     ----------
@@ -82,7 +81,8 @@ class RedisAddress:
             query = dict(parse_qsl(part.query))
             master = query.pop("master_name", master)
             if part.scheme == "rediss":
-                # Celery refuses TLS without a word on certificates; checking them is the sane one.
+                # Celery requires an option about certificates for TLS; checking them is the safe
+                # choice.
                 query.setdefault("ssl_cert_reqs", "required")
             urls.append(urlunsplit(part._replace(path="", query=urlencode(query), fragment="")))
         return cls(tuple(urls), database, master if sentinel else None)
@@ -104,13 +104,13 @@ class RedisAddress:
 
     @property
     def passwords(self) -> tuple[str, ...]:
-        """The secrets in the URL, as written and decoded, for whoever must keep them out."""
+        """The secrets in the URL, as written and decoded, to be kept out of logs."""
         found = {urlsplit(url).password or "" for url in self.urls}
         return tuple(sorted({*found, *map(unquote, found)} - {""}))
 
     @property
     def transport_options(self) -> dict[str, Any]:
-        """What Celery must be told beside the URL."""
+        """Options for Celery besides the URL."""
         if self.master_name is None:
             return {}
         return {"master_name": self.master_name, "sentinel_kwargs": {"socket_timeout": 2.0}}

@@ -1,4 +1,4 @@
-"""Everything of one machine as a context manager, for the demo, benchmarks and tests."""
+"""``vantage up`` as a context manager, for the demo, benchmarks and tests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STOP_S = 120.0
 
 
 class Stack:
-    """``vantage up`` in a process of its own.
+    """``vantage up`` in a separate process.
 
     Leaving the block stops everything and waits until nothing is left. The calling process's
     environment is not changed; a client in it finds Redis by the same home. On Linux everything
@@ -33,8 +33,8 @@ class Stack:
     ----------
     settings : Settings
     deadline_s : float
-        Seconds until everything must serve: a guard against what hangs, for a process that ends
-        is noticed at once. Compiling the kernels for the first time takes about 20 s on two cores.
+        Seconds until everything must serve: a guard against hanging only, as a process that ends is
+        noticed at once. Compiling the kernels for the first time takes about 20 s on two cores.
     """
 
     def __init__(self, settings: Settings, deadline_s: float = 600.0) -> None:
@@ -42,7 +42,7 @@ class Stack:
         self._deadline_s = deadline_s
         self._process: subprocess.Popen[bytes] | None = None
         self.ready: Ready | None = None
-        """What was told when everything served."""
+        """The report when everything served."""
 
     @property
     def pid(self) -> int:
@@ -56,7 +56,7 @@ class Stack:
         Raises
         ------
         StateError
-            It ended, or did not get ready in time; the message has its last words.
+            It ended, or was not ready in time; the message has its last output.
         """
         logs = self.settings.home / "logs"
         logs.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Stack:
                     stdout=console,
                     stderr=console,
                     pass_fds=(writer,),
-                    start_new_session=True,  # Ctrl-C reaches the caller, who then stops this
+                    start_new_session=True,  # Ctrl-C reaches the caller, which then stops this
                     preexec_fn=die_with_parent(signal.SIGTERM),
                 )
             finally:
@@ -86,7 +86,7 @@ class Stack:
         return self.ready
 
     def stop(self) -> int:
-        """Stop everything and return the exit status; nothing happens the second time."""
+        """Stop everything and return the exit status; a second call does nothing."""
         if self._process is None:
             return 0
         process, self._process = self._process, None
@@ -99,7 +99,7 @@ class Stack:
         return process.wait()
 
     def wait(self, timeout_s: float) -> int:
-        """Wait for an end by itself and return the exit status.
+        """Wait until it ends and return the exit status.
 
         Raises
         ------
@@ -110,7 +110,7 @@ class Stack:
         return self._process.wait(timeout=timeout_s)
 
     def kill(self) -> None:
-        """Kill ``vantage up`` as a power cut would; what it started must end by itself."""
+        """Kill ``vantage up`` abruptly; its children must end by themselves."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()

@@ -1,10 +1,10 @@
 """The supervisor: a thread of every worker that takes the reduce tasks of jobs.
 
-Each second it looks at what SQL and Redis say and mends what has stopped: jobs whose messages were
-lost (with a worker or with the whole broker) are planned again, jobs that wait for a missing image
-folder go on when it is back, compactions that nobody began are begun, searches that nobody blocks
-on get their deadline. It has no state of its own: several may run at once, and one that is killed
-knows as much when it is started again.
+Every second it reads SQL and Redis and restarts what has stopped. It plans jobs again whose
+messages were lost (with a worker or with the whole broker), resumes jobs whose missing image folder
+is back, begins compactions that are due, and ends enqueued searches at their deadline. It has no
+state of its own: several may run at once, and one that is killed and started again knows as much as
+before.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _log = logging.getLogger(__name__)
 _TICK_S = 0.25
 _JOBS_EVERY_S = 1.0
 PATIENCE_S = 15.0
-"""Nothing of a job may move for so long, and none of its parts be in the hands of a live worker,
-before its messages count as lost: longer than a heartbeat's timeout, so that a worker's silence is
+"""Messages of a job count as lost after so many seconds without progress and without a live worker
+that has one of its parts. This is longer than a heartbeat's timeout, so that a dead worker is
 noticed first."""
 
 
 def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
-    """Plan again every job that has stopped; returns how many."""
+    """Plan every stopped job again; return how many."""
     now = time.time()
     timeout_s = context.settings.host_timeout_s
     epoch = broker_epoch(context.redis)
@@ -56,15 +56,15 @@ def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
         except PASSING:
             raise
         except Exception:
-            # `replan` has ended the job; its trouble must not leave the others unwatched.
+            # `replan` has ended the job; the others must still be watched.
             _log.exception("job %s could not be planned again", job.id)
     return renewed
 
 
 def watch_segments(context: Context, patience_s: float = PATIENCE_S) -> int:
-    """Begin the compactions that nobody has begun; returns how many.
+    """Begin the compactions that are due; return how many.
 
-    The publisher begins one at once; it is missing when that process died between the two.
+    The publisher begins one at once, unless it died after publishing.
     """
     above, before = context.settings.compact_above, time.time() - patience_s
     with session_scope(context.engine, write=False) as session:
@@ -76,7 +76,7 @@ def watch_segments(context: Context, patience_s: float = PATIENCE_S) -> int:
         except PASSING:
             raise
         except Exception:
-            # One collection's trouble must not leave the others unmerged.
+            # An error in one collection must not stop the others.
             _log.exception("segments of collection %d could not be merged", collection_id)
     return begun
 
@@ -90,9 +90,9 @@ def _why_stopped(
     now: float,
     patience_s: float,
 ) -> str | None:
-    """Return why a job must be planned again, or None; reads all its parts only if it must."""
+    """Return why a job must be planned again, or None; read all its parts only if necessary."""
     mine = [part for part in running if (part.job_id, part.stage) == (job.id, job.stage)]
-    # A job may rightly wait behind another one's messages.
+    # A job may legitimately wait behind another one's messages.
     busy = any(part.job_id != job.id and parts.runs_on_live_worker(part, live) for part in running)
     args = (live, epoch, now, patience_s)
     if parts.needs_replanning(job, mine, *args, workers_busy=busy) is None:
@@ -104,7 +104,7 @@ def _why_stopped(
 
 
 def _resume(context: Context, job: JobRecord) -> bool:
-    """Go on with a paused job whose image folders are all there again."""
+    """Resume a paused job whose image folders are all back."""
     folders = [Path(path) for path in job.params.folders]
     if not folders or not all(_is_filled(folder) for folder in folders):
         return False
@@ -114,7 +114,7 @@ def _resume(context: Context, job: JobRecord) -> bool:
 
 
 def _is_filled(path: Path) -> bool:
-    """Tell whether a file is there, or a folder with anything in it (not a bare mount point)."""
+    """Tell whether a path is a file or a folder that is not empty (like a bare mount point)."""
     try:
         return path.is_file() or next(path.iterdir(), None) is not None
     except OSError:
@@ -122,7 +122,7 @@ def _is_filled(path: Path) -> bool:
 
 
 def supervise(settings: Settings, stop: threading.Event) -> None:
-    """Watch until `stop` is set; trouble of database or broker is waited out."""
+    """Watch until `stop` is set; wait while database or broker do not answer."""
     context = Context(settings)
     next_jobs = 0.0
     troubled = False
@@ -140,6 +140,6 @@ def supervise(settings: Settings, stop: threading.Event) -> None:
             troubled = True
             context.close()
         except Exception:
-            # One job's trouble must not leave the others unwatched.
+            # An error in one job must not stop watching the others.
             _log.exception("the watch goes on")
     context.close()

@@ -1,8 +1,8 @@
 """Run everything of one machine: ``vantage up``.
 
-Redis (unless a URL was given), migrations, compiled kernels, then the Procfile's processes, until
-Ctrl-C or SIGTERM. Everything that is printed by a process goes to ``home/logs/vantage.log``; the
-console gets what a person needs to know.
+Starts Redis (unless a URL is given), migrates, compiles kernels, then runs the Procfile's processes
+until Ctrl-C or SIGTERM. All output of the processes goes to ``home/logs/vantage.log``; the console
+gets what the user needs to know.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _SLOW_START_S = 60.0
 
 @dataclass(frozen=True)
 class Ready:
-    """Told when everything serves.
+    """The report when everything serves.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Ready:
     log : str
         The log file.
     flower_url : str or None
-        Where the dashboard is; None when the Procfile has none.
+        Address of the dashboard; None if the Procfile has none.
     seconds : float
         How long the start took.
     pid : int
@@ -69,7 +69,7 @@ class Ready:
 
 
 def find_procfile() -> Path:
-    """Return the Procfile: inside this package in a wheel, at the top in a checkout."""
+    """Return the Procfile's path: inside this package in a wheel, at the top of a checkout."""
     here = Path(__file__).resolve().parent
     for path in (here / "Procfile", here.parent / "Procfile"):
         if path.is_file():
@@ -97,27 +97,27 @@ def run_up(
     ----------
     settings : Settings
     serve_groups : sequence of int, optional
-        Groups to serve here; default those of the settings.
+        Groups to serve here; default: those in the settings.
     with_redis : bool, optional
-        Start a Redis here. Default: when no URL was given.
+        Start a Redis here. Default: if no URL is given.
     on_ready : callable, optional
         Called once, in a thread, when every process serves.
     say : callable, optional
-        Gets the console's lines; default standard error.
+        Receives the console's lines; default: standard error.
     verbose : bool
         Show every line of every process on the console too.
 
     Returns
     -------
     int
-        Exit status: 0 after Ctrl-C or SIGTERM, 1 when it ended by itself.
+        Exit status: 0 after Ctrl-C or SIGTERM, 1 if it ended for another reason.
 
     Raises
     ------
     ConfigError
         A setting is wrong.
     StateError
-        It runs already on this home, or there is no Redis server program.
+        It already runs on this home, or there is no Redis server program.
     DatabaseUnavailableError, SchemaVersionError
         The database cannot be used.
     """
@@ -145,13 +145,13 @@ def run_up(
 
 
 def _printer(settings: Settings, say: Callable[[str], None], verbose: bool) -> LogPrinter:
-    """Return the log, which knows what it must not show."""
+    """Return the log, with the secrets that it must hide."""
     secrets = (*RedisAddress.parse(settings.redis_url or "").passwords, settings.flower_password)
     return LogPrinter(_log_file(settings), say, tuple(s for s in secrets if s), verbose)
 
 
 def _log_file(settings: Settings) -> Path:
-    """Return where everything that the processes print goes."""
+    """Return the path of the log with the output of all processes."""
     return settings.home / "logs" / "vantage.log"
 
 
@@ -181,7 +181,7 @@ def _run(
 
 
 def _to_stderr(line: str) -> None:
-    """Print for people; standard output belongs to answers."""
+    """Print for users, on standard error; standard output is for results."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -221,7 +221,7 @@ class _Interrupt:
 def _redis(
     settings: Settings, wanted: bool | None, stack: contextlib.ExitStack, say: Callable[[str], None]
 ) -> tuple[Settings, EmbeddedRedis | None]:
-    """Start the embedded server where one is needed; return settings that name the Redis."""
+    """Start the embedded server if needed; return settings that name the Redis."""
     if wanted is None:
         wanted = settings.redis_url is None
     if not wanted:
@@ -242,18 +242,18 @@ def _redis_trouble(server: EmbeddedRedis | None) -> str | None:
 
 
 def _child_environment(settings: Settings) -> dict[str, str]:
-    """Return what the processes get: their settings, this Python, which process to die with."""
+    """Return the environment of the processes: settings, this Python, the process to die with."""
     env = environment(settings)
     env["VANTAGE_UP_PID"] = str(os.getpid())
     env["PYTHON"] = sys.executable
     env["PYTHONUNBUFFERED"] = "1"
-    # Celery: finish what runs for `worker_soft_shutdown_timeout`, then put it back and stop.
+    # Celery: give running tasks `worker_soft_shutdown_timeout`, then put them back and stop.
     env["REMAP_SIGTERM"] = "SIGQUIT"
     return env
 
 
 def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
-    """Bring the database to this program's schema."""
+    """Migrate the database to this program's schema."""
     engine = create_metadata_engine(settings.database_url)
     try:
         upgrade(engine)
@@ -263,7 +263,7 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
 
 
 def _warm(settings: Settings, env: dict[str, str], say: Callable[[str], None]) -> None:
-    """Compile the kernels once, in a process of its own, before many processes need them."""
+    """Compile the kernels once, in a separate process, before many processes need them."""
     if are_compiled():
         return
     began = time.monotonic()

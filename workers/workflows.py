@@ -1,8 +1,8 @@
-"""The messages of each stage of a job, as data: small pure functions that build canvases.
+"""The messages of each stage of a job: small pure functions that build Celery canvases.
 
-A stage with many parts is a chord whose header has one task a part and whose body goes on with the
-job; a stage with one part is one task. Headers are flat and their tasks ignore their results (the
-truth is in SQL), messages carry ids only.
+A stage with many parts is a chord: its header has one task for each part, its body continues the
+job. A stage with one part is one task. Headers are flat and their tasks have no results (the truth
+is in SQL); messages contain ids only.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = [
 
 
 def stage_canvas(app: Celery, job: JobRecord, parts: Sequence[PartRecord]) -> Signature:
-    """Return what to send for the unfinished parts of a job's present stage.
+    """Return the canvas for the unfinished parts of a job's present stage.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def scan_task(app: Celery, search_id: str, group: int, expires_s: float) -> Sign
 
 
 def task(app: Celery, name: str, *args: Any, **options: Any) -> Signature:
-    """Return an immutable signature by the task's name, whose result nobody asks Celery for."""
-    # Of the app, named: the caller's process may have one of its own as the current one.
+    """Return an immutable signature by the task's name; its result is not kept."""
+    # The app is explicit: the caller's process may have another current app.
     made: Signature = signature(name, args=args, immutable=True, app=app)
     return made.set(ignore_result=True, **options)

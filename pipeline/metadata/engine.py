@@ -1,4 +1,4 @@
-"""Engine, sessions, schema. The one place where the database drivers' errors become ours."""
+"""Engine, sessions, schema. The only place where errors of database drivers become ours."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # The text is not shown: it may hold a password that nothing could take out.
+        # The text is not shown: it may contain a password that cannot be removed.
         raise ConfigError(_SETTING, "(not readable)", allowed) from None
     if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
         if not parsed.database or parsed.database == ":memory:":
@@ -95,7 +95,7 @@ def parse_url(url: str) -> URL:
 
 
 def _sqlite_engine(url: URL) -> Engine:
-    """Engine on a SQLite file: write-ahead log, one writer at a time who is waited for."""
+    """Engine on a SQLite file: write-ahead log; a writer waits for the one before it."""
     path = Path(str(url.database))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,8 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
     if cursor.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
-        # SQLite does not wait here for other processes that open the new file at the same time.
-        # One of them gets it done; the mode stays with the file.
+        # SQLite does not wait here for other processes that open the new file at the same time. One
+        # of them succeeds, and the file keeps the mode.
         with suppress(connection.OperationalError):
             cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=NORMAL")
@@ -129,7 +129,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    """Begin a transaction: writers take the write lock at once, so that none fails half-way."""
+    """Begin a transaction; writers take the write lock at once, so that none fails half-way."""
     read_only = bool(connection.get_execution_options().get(_READ_ONLY, False))
     if connection.info.get(_READ_ONLY, False) != read_only:
         connection.exec_driver_sql(f"PRAGMA query_only={int(read_only)}")
@@ -145,9 +145,9 @@ def session_scope(engine: Engine, write: bool = True) -> Iterator[Session]:
     ----------
     engine : Engine
     write : bool
-        True: commit at the end, roll back on any error. On SQLite the write lock is held from the
+        True: commit at the end, roll back on any error. On SQLite it holds the write lock from the
         start, so keep the block short. False: the database refuses writes; any number of readers
-        run beside a writer.
+        may run beside a writer.
 
     Raises
     ------
@@ -183,7 +183,7 @@ def driver_errors(engine: Engine) -> Iterator[None]:
 
 
 def _translate(engine: Engine, error: DBAPIError) -> Exception | None:
-    """Return our error for a driver's, None for a mistake in the program."""
+    """Return our error for one of the driver, or None if it is a bug in this program."""
     name = str(getattr(error.orig, "sqlite_errorname", ""))
     if name in ("SQLITE_NOTADB", "SQLITE_CORRUPT"):
         return StateError(
@@ -212,7 +212,7 @@ def _reason(engine: Engine, error: Exception) -> str:
 
 
 def _found_revision(engine: Engine) -> str | None:
-    """Return the revision, None also where it cannot be read."""
+    """Return the revision, or None if it cannot be read."""
     try:
         return _read_revision(engine)
     except DatabaseError:
@@ -258,12 +258,12 @@ def open_database(url: str) -> Iterator[Engine]:
 
 
 def prepare_schema(engine: Engine) -> None:
-    """Set up an empty database; any other must have the schema of this program.
+    """Set up an empty database; any other must have this program's schema.
 
     Raises
     ------
     SchemaVersionError
-        It has another schema: `vantage migrate` is a decision of the operator.
+        It has another schema: the user must decide to run `vantage migrate`.
     DatabaseUnavailableError
         It does not answer.
     """
@@ -273,9 +273,9 @@ def prepare_schema(engine: Engine) -> None:
 
 
 def upgrade(engine: Engine, revision: str = "head") -> None:
-    """Bring the database to a schema revision, default the one of this program.
+    """Migrate the database to a schema revision, by default that of this program.
 
-    Safe when several processes do it at once: one works, the others wait for it. All or nothing.
+    Safe if several processes do it at once: one works, the others wait. All or nothing.
 
     Raises
     ------
@@ -323,15 +323,15 @@ def alembic_config(connection: Connection | None = None) -> Config:
 
 @contextmanager
 def migration_connection(engine: Engine) -> Iterator[Connection]:
-    """Give a connection in one transaction that no other migration can enter."""
+    """Give a connection in a transaction that excludes all other migrations."""
     with engine.connect() as connection:
         if engine.dialect.name != "sqlite":
             with connection.begin():
                 connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})"))
                 yield connection
             return
-        # A migration may copy and drop a table (SQLite has no other way to change one), which
-        # must not touch the rows that point at it. The switch works outside transactions only.
+        # A migration may copy and drop a table (SQLite's only way to change one), which must not
+        # touch rows that refer to it. The switch works only outside transactions.
         _sqlite_foreign_keys(connection, on=False)
         try:
             with connection.begin():

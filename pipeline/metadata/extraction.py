@@ -1,4 +1,4 @@
-"""The extraction's bookkeeping: which images to extract, what came of it, in which container."""
+"""Bookkeeping of extraction: which images to extract, the outcome, the containers."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipeline.metadata.sql import chunks, lock_collection
 def plan_extraction(session: Session, job_id: str, batch_size: int) -> int:
     """Plan the ``extract`` parts of a job.
 
-    All pending images of the collection are taken, except those of other unfinished jobs, sorted
-    by SHA-256 and cut into batches. Parts that exist already stay, so that finished work is kept.
+    They cover all pending images of the collection, except those of other unfinished jobs, sorted
+    by SHA-256 and divided into batches. Existing parts stay, so that finished work is kept.
     ``args`` of a part: ``{"images": [ids]}``.
 
     Parameters
@@ -48,8 +48,8 @@ def plan_extraction(session: Session, job_id: str, batch_size: int) -> int:
 def batch_images(session: Session, image_ids: Sequence[int]) -> list[BatchImage]:
     """Return images with their locations, by SHA-256.
 
-    An image without a location was removed since it was planned: nothing to do for it.
-    Locations that were readable when last seen come first.
+    An image without a location was removed after the planning: nothing to do for it. Locations that
+    were readable when last seen come first.
     """
     hashes: dict[int, str] = {}
     locations: dict[int, list[tuple[bool, str, str]]] = {}
@@ -78,9 +78,9 @@ def batch_images(session: Session, image_ids: Sequence[int]) -> list[BatchImage]
 def record_extraction(
     session: Session, job_id: str, number: int, found: BatchOutcome
 ) -> PartRecord:
-    """Note what came of an ``extract`` part; a part that is done already stays as it is.
+    """Record the outcome of an ``extract`` part, unless it is done already.
 
-    Images that are no longer waiting (another job has extracted them meanwhile) are left alone.
+    Images that are no longer pending (another job has extracted them meanwhile) stay as they are.
 
     Raises
     ------

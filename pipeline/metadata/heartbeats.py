@@ -21,7 +21,7 @@ def beat(session: Session, worker: WorkerRecord, host: Mapping[str, Any] | None 
     session : Session
     worker : WorkerRecord
     host : mapping, optional
-        What is known of the host, JSON-serialisable; default: what it said before.
+        Facts about the host, JSON-serialisable; default: keep the former ones.
     """
     _see_host(session, worker.host, worker.heartbeat_at, host)
     values = {
@@ -43,7 +43,7 @@ def beat(session: Session, worker: WorkerRecord, host: Mapping[str, Any] | None 
 def _see_host(
     session: Session, name: str, seen_at: float, details: Mapping[str, Any] | None
 ) -> None:
-    """Note that a host is there."""
+    """Record that a host is alive."""
     values = {
         "name": name,
         "details": dict(details or {}),
@@ -86,7 +86,7 @@ def groups_served(session: Session, now: float, timeout_s: float) -> dict[int, l
 
 
 def forget_worker(session: Session, name: str) -> None:
-    """Delete a worker's row: it has shut down in order."""
+    """Delete the row of a worker that shuts down."""
     session.execute(delete(table(Worker)).where(Worker.name == name))
 
 

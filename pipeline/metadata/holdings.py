@@ -1,9 +1,9 @@
-"""Which images each version holds: intervals of version numbers, one row for a stay of an image.
+"""Which images each version holds: intervals of version numbers.
 
-A stay is the time that rows of an image lie in the segments: from version ``from_version`` up to,
-not including, ``rows_until``. The versions before ``until_version`` hold the image; the later ones
-of the stay pass over its rows, which is all that a tombstone is. An image that comes back while its
-rows are there begins another stay with the same rows.
+A holding is an interval of versions whose segments have rows of an image: from ``from_version`` to
+before ``rows_until``. Versions before ``until_version`` hold the image. The later ones skip its
+rows: for them it has a tombstone. An image that comes back while its rows are there gets another
+holding with the same rows.
 
 Only `pipeline.metadata.ledger` writes here, in the transaction that publishes a version.
 """
@@ -28,13 +28,13 @@ class HoldingChanges:
     Attributes
     ----------
     begun : sequence of int
-        Their rows come into the segments.
+        Images whose rows are new in the segments.
     hidden : sequence of int
-        Their rows stay, and the version does not hold them.
+        Images that the version no longer holds, although their rows stay.
     returned : sequence of int
-        Their rows were passed over, and the version holds them again.
+        Images that the version holds again; their rows were skipped before.
     ended : sequence of int
-        Their rows leave the segments.
+        Images whose rows leave the segments.
     """
 
     begun: Sequence[int] = ()
@@ -47,14 +47,14 @@ class HoldingChanges:
 
 
 def has_rows() -> Exists:
-    """Condition: rows of the image lie in the segments of the current version."""
+    """Condition: the segments of the current version have rows of the image."""
     return exists().where(Holding.image_id == Image.id, Holding.rows_until.is_(None))
 
 
 def changes(
     session: Session, collection_id: int, begun: Sequence[int], ended: Collection[int]
 ) -> HoldingChanges:
-    """Return what the next version changes so that it holds what the states of images ask for.
+    """Return what the next version must change to match the states of the images.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def changes(
         )
     }
     gone = set(ended)
-    # From the images' index of states: most images are held, and few are removed.
+    # By the index on states: most images are held, few are removed.
     removed = select(Image.id).where(
         Image.collection_id == collection_id,
         Image.state == "removed",
@@ -104,7 +104,7 @@ def apply_changes(
 
 
 def _begin(session: Session, collection_id: int, image_ids: Sequence[int], number: int) -> None:
-    """Begin stays; of an image that was removed before its publication, one that nobody holds."""
+    """Begin holdings; of an image removed before its publication, one that no version holds."""
     for some in chunks(image_ids):
         states = session.execute(select(Image.id, Image.state).where(Image.id.in_(some)))
         session.execute(
@@ -122,13 +122,13 @@ def _begin(session: Session, collection_id: int, image_ids: Sequence[int], numbe
 
 
 def _end(session: Session, image_ids: Sequence[int], number: int) -> None:
-    """End stays: no rows from this version on."""
+    """End holdings: no rows from this version on."""
     held = func.coalesce(Holding.until_version, number)
     _set(session, image_ids, until_version=held, rows_until=number)
 
 
 def _set(session: Session, image_ids: Sequence[int], **values: object) -> None:
-    """Set columns of the stays of images whose rows are in the segments."""
+    """Set columns of the holdings of images whose rows are in the segments."""
     holdings = table(Holding)
     for some in chunks(image_ids):
         mine = and_(holdings.c.rows_until.is_(None), holdings.c.image_id.in_(some))
@@ -148,7 +148,7 @@ def images_with_rows(session: Session, collection_id: int, number: int | None = 
 
 
 def hidden_images(session: Session, collection_id: int, number: int) -> frozenset[int]:
-    """Return the images whose rows a version must pass over: its tombstones."""
+    """Return the images whose rows a version must skip: its tombstones."""
     hidden = and_(_has_rows_at(collection_id, number), Holding.until_version <= number)
     return frozenset(session.scalars(select(Holding.image_id).where(hidden)))
 
@@ -168,7 +168,7 @@ def changed_images(
     Returns
     -------
     dict
-        By image id: ``added`` where `after` alone holds it, ``removed`` where `before` alone does.
+        By image id: ``added`` if only `after` holds it, ``removed`` if only `before` does.
     """
     held_before = func.max(case((_holds(before), 1), else_=0))
     held_after = func.max(case((_holds(after), 1), else_=0))
@@ -184,7 +184,7 @@ def changed_images(
 def held_contents(
     session: Session, collection_id: int, number: int, sha256s: Collection[str]
 ) -> set[str]:
-    """Return those of some contents that a version holds."""
+    """Return which of several contents a version holds."""
     found: set[str] = set()
     for some in chunks(sorted(set(sha256s))):
         found.update(
@@ -198,17 +198,17 @@ def held_contents(
 
 
 def _open(collection_id: int) -> ColumnElement[bool]:
-    """Condition for the stays of a collection's images whose rows are in its segments now."""
+    """Condition for the holdings of a collection whose rows are in its segments now."""
     return and_(Holding.collection_id == collection_id, Holding.rows_until.is_(None))
 
 
 def _holds(number: int) -> ColumnElement[bool]:
-    """Condition for the stays in which a version holds the image."""
+    """Condition for the holdings in which a version holds the image."""
     until = or_(Holding.until_version.is_(None), Holding.until_version > number)
     return and_(Holding.from_version <= number, until)
 
 
 def _has_rows_at(collection_id: int, number: int) -> ColumnElement[bool]:
-    """Condition for the stays whose rows lie in the segments of a version."""
+    """Condition for the holdings whose rows are in the segments of a version."""
     until = or_(Holding.rows_until.is_(None), Holding.rows_until > number)
     return and_(Holding.collection_id == collection_id, Holding.from_version <= number, until)

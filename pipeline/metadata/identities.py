@@ -1,4 +1,4 @@
-"""Identities of images: what segments name them by, and their ids in this database."""
+"""Identities of images: the names that segments use, and their ids in this database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def identities_of(session: Session, image_ids: Sequence[int]) -> list[tuple[str,
 def ids_of(
     session: Session, collection_id: int, identities: Sequence[tuple[str, int]]
 ) -> list[int | None]:
-    """Return the ids of images of a collection, in their order; None where there is none."""
+    """Return the ids of images of a collection, in their order; None for unknown ones."""
     known: dict[tuple[str, int], int] = {}
     for some in chunks(identities):
         statement = select(Image.id, Image.sha256, Image.frame).where(

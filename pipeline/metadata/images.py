@@ -1,4 +1,4 @@
-"""Images and locations: registration, and what answers and reports show of them."""
+"""Images and locations: registration, and records for answers and reports."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ def register_files(
     *,
     retry_codes: Collection[str] = (),
 ) -> RegisterCounts:
-    """Note files and their contents: one image per content, one location per path.
+    """Record files and their contents: one image per content, one location per path.
 
     - A location whose content changed moves to the new image. An image that loses its last
       location becomes ``removed``; the next version does not hold it.
-    - A removed image whose content comes back becomes what it was (its features are still in a
-      container or in the index) or, where they are not, ``pending``.
-    - A file that could not be read keeps the image last seen there, beside the error.
+    - A removed image whose content comes back gets its former state if its features are still in a
+    container or in the index, else ``pending``.
+    - An unreadable file keeps the image last seen there, with the error.
     - An image that failed stays ``failed``: the same bytes fail again.
 
-    The same call twice changes nothing more. The collection is locked until the transaction ends:
-    register many files in calls of some thousands.
+    A second call with the same files changes nothing. The collection is locked until the
+    transaction ends: register many files in calls of some thousands.
 
     Parameters
     ----------
     job_id : str or None
-        The job that brings them.
+        The job that registers them.
     retry_codes : collection of str
-        Make images ``pending`` again that failed with one of these codes: those that tell of the
-        file (``vanished``, ``permission-denied``), not of its content, which was read just now.
+        Images that failed with one of these codes become ``pending`` again: codes about the file
+        (``vanished``, ``permission-denied``), not about its content, which was read just now.
 
     Raises
     ------
@@ -153,7 +153,7 @@ def _put_locations(
 
 
 def _without_location(session: Session, image_ids: Sequence[int]) -> list[int]:
-    """Return those of the images that have no location any more."""
+    """Return which of the images have no location any more."""
     located = exists().where(Location.image_id == Image.id)
     return [
         image_id
@@ -175,12 +175,12 @@ def unchanged_paths(
     ----------
     files : iterable of (path, size, mtime_ns)
     retry_codes : collection of str
-        As for `register_files`: a file whose image failed with one of them is not left out.
+        As for `register_files`: a file whose image failed with one of them is hashed again.
 
     Returns
     -------
     set of str
-        Paths that are known with the same size and time, with an image and without an error.
+        Paths known with the same size and time, with an image and without an error.
     """
     wanted = {path: (size, mtime_ns) for path, size, mtime_ns in files}
     known = _locations_by_path(session, collection_id, list(wanted))
@@ -195,7 +195,7 @@ def unchanged_paths(
 
 
 def image_records(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRecord]:
-    """Return images with their locations by id; ids that are not known are left out."""
+    """Return images with their locations by id; unknown ids are ignored."""
     locations: dict[int, list[str]] = {}
     rows: list[Row[Any]] = []
     for some in chunks(sorted(set(image_ids))):
@@ -225,7 +225,7 @@ def failures(
     session: Session, collection_id: int, limit: int = 100, offset: int = 0
 ) -> list[FailureRow]:
     """Return files that could not be read and images that failed, one row per path, by path."""
-    # Two selects, because one with OR would read every location.
+    # Two queries, because one with OR would read every location.
     unread = (
         select(Location.path, Image.sha256, Location.error_code, Location.error_message)
         .outerjoin(Image, Image.id == Location.image_id)

@@ -1,4 +1,4 @@
-"""Jobs: their life from creation to the end, every change of stage a compare-and-set."""
+"""Jobs, from creation to the end; every change of stage is a compare-and-set."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from pipeline.metadata.records import JobKind, JobOrigin, JobRecord, JobStage
 from pipeline.metadata.sql import changed_rows, lock_collection
 
 LOCAL_SILENCE_S = 600.0
-"""Seconds without progress after which a job of ``pipeline.local`` holds others up no longer: only
-its own host can see whether its process lives."""
+"""Seconds without progress after which a job of ``pipeline.local`` no longer blocks others: only
+its own host can see whether its process is alive."""
 
 
 def is_silent(job: JobRecord) -> bool:
-    """Say whether a job belongs to one process of which nothing was heard for long."""
+    """Say whether a job belongs to a process that has shown no progress for long."""
     return job.process is not None and time.time() - job.progress_at > LOCAL_SILENCE_S
 
 
@@ -39,18 +39,19 @@ def create_job(
 ) -> JobRecord:
     """Create a running job of attempt 1.
 
-    While an unfinished one does all that this one is to do (`JobParams.covers`: a collection has
-    one rebuild at a time), that one is returned. One that is silent (`is_silent`) does not count.
+    If an unfinished job already does everything that this one should (`JobParams.covers`: a
+    collection has one rebuild at a time), that job is returned. A silent one (`is_silent`) does not
+    count.
 
     Parameters
     ----------
     params : JobParams
-        Of the kind; what the stages need to do the job again from nothing.
+        Of the kind's class; everything that the stages need to do the job from scratch.
     process : str, optional
-        The one process that does it; default: the workers.
+        The process of a local job; default: the workers do it.
     origin : {"request", "upkeep"}
     broker_epoch : str, optional
-        Which life of the broker its messages are sent in.
+        The broker's epoch when its messages are sent.
     """
     assert type(params) is kind_of(kind).params, f"{kind} jobs take no {type(params).__name__}"
     lock_collection(session, collection_id)
@@ -114,7 +115,7 @@ def list_jobs(
 
 
 def touch_job(session: Session, job_id: str, message: str | None = None) -> None:
-    """Note that a job moved on, so the supervisor leaves it alone; set its message if given."""
+    """Record progress, so that the supervisor leaves the job alone; set its message if given."""
     values: dict[str, Any] = {"progress_at": time.time()}
     if message is not None:
         values["message"] = message
@@ -128,13 +129,11 @@ def advance_stage(
     expected_attempt: int,
     new_stage: JobStage,
 ) -> JobRecord | None:
-    """Move a running job to another stage and the next attempt, if it is where it is expected.
+    """Move a running job to another stage and the next attempt, if it is at the expected one.
 
-    Of several callers one gets the record and goes on; the others get None and stop. A paused job
-    does not advance either: whoever resumes it plans its stage anew.
-
-    Going back (the collection got another tree meanwhile) deletes the parts from `new_stage` on,
-    whose work was for the old tree.
+    One of several callers gets the record and continues; the others get None and stop. A paused job
+    does not advance either: resuming it plans its stage again. Going back (the collection has a new
+    tree) deletes the parts from `new_stage` on, whose work was for the old tree.
     """
     values = {"stage": new_stage}
     if not _compare_and_set(session, job_id, expected_attempt, values, expected_stage):
@@ -149,7 +148,7 @@ def advance_stage(
 def new_attempt(
     session: Session, job_id: str, expected_attempt: int, broker_epoch: str | None
 ) -> JobRecord | None:
-    """Begin a new attempt at the present stage of a running job; None when somebody else did."""
+    """Begin a new attempt at the present stage of a running job; None if another process did."""
     values = {"broker_epoch": broker_epoch}
     if not _compare_and_set(session, job_id, expected_attempt, values):
         return None
@@ -185,7 +184,7 @@ def finish_job(
     state: Literal["done", "failed"],
     message: str | None = None,
 ) -> JobRecord:
-    """End a job; one that has ended already stays as it is."""
+    """End a job, unless it has ended already."""
     now = time.time()
     values: dict[str, Any] = {"state": state, "progress_at": now, "finished_at": now}
     values["message"] = message
@@ -197,7 +196,7 @@ def finish_job(
 
 
 def pause_job(session: Session, job_id: str, message: str) -> JobRecord:
-    """Stop a running job until an operator has acted; the message says what to do."""
+    """Pause a running job; the message says what the user must do."""
     values = {"state": "paused", "message": message, "progress_at": time.time()}
     running = Job.state == "running"
     session.execute(update(table(Job)).where(Job.id == job_id, running).values(values))
@@ -205,7 +204,7 @@ def pause_job(session: Session, job_id: str, message: str) -> JobRecord:
 
 
 def resume_job(session: Session, job_id: str) -> JobRecord:
-    """Let a paused job run again; its stage must then be planned anew (`new_attempt`)."""
+    """Resume a paused job; its stage must then be planned again (`new_attempt`)."""
     values = {"state": "running", "message": None, "progress_at": time.time()}
     paused = Job.state == "paused"
     session.execute(update(table(Job)).where(Job.id == job_id, paused).values(values))
@@ -222,14 +221,14 @@ def add_counters(session: Session, job_id: str, **increments: int) -> dict[str, 
 
 
 def set_counters(session: Session, job_id: str, **values: int) -> dict[str, int]:
-    """Set some of a job's counters and return all."""
+    """Set some counters of a job and return all."""
     counters = {**_locked_counters(session, job_id), **values}
     session.execute(update(table(Job)).where(Job.id == job_id).values(counters=counters))
     return counters
 
 
 def _locked_counters(session: Session, job_id: str) -> dict[str, int]:
-    """Return a job's counters and keep its row locked."""
+    """Return a job's counters; its row stays locked."""
     jobs = table(Job)
     statement = select(jobs.c.counters).where(jobs.c.id == job_id).with_for_update(key_share=True)
     return dict(_found(session.execute(statement), job_id).counters)

@@ -1,17 +1,17 @@
-r"""The ledger: the state of every image, and each way in which it changes.
+r"""The ledger: the state of every image and all its transitions.
 
 ::
 
     pending -> extracted -> indexed
         \-> failed
-    any of them -> removed -> what it was, or pending where no features of it are left
+    any of them -> removed -> its former state, or pending if its features are gone
 
-The state says what shall become of an image; what each version holds is in
-`pipeline.metadata.holdings`. A publication brings the two together, in one transaction. Nobody else
-writes to the tables ``images`` and ``holdings``. Callers hold the collection's lock.
+The state says what should happen to an image; `pipeline.metadata.holdings` says which versions hold
+it. A publication makes the two agree, in one transaction. Only this module writes to the tables
+``images`` and ``holdings``. Callers must hold the collection's lock.
 
-An image without a container has no features that anybody will index: it is pending, has failed, or
-was removed and left out of the segments.
+An image without a container has no features to index: it is pending, has failed, or was removed and
+its rows dropped.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PENDING_AGAIN = {"state": "pending", **_WITHOUT_ERROR, **_WITHOUT_FEATURES}
 def add_images(
     session: Session, collection_id: int, job_id: str | None, hashes: Sequence[str]
 ) -> None:
-    """Insert pending images of contents that are not known yet."""
+    """Insert pending images for new contents."""
     rows = [
         {"collection_id": collection_id, "sha256": sha256, "state": "pending", "job_id": job_id}
         for sha256 in hashes
@@ -45,12 +45,12 @@ def add_images(
 
 
 def try_again(session: Session, image_ids: Sequence[int], job_id: str | None) -> None:
-    """Let failed images wait for their features again."""
+    """Make failed images pending again."""
     _set_images(session, image_ids, {**_PENDING_AGAIN, "job_id": job_id})
 
 
 def remove(session: Session, image_ids: Sequence[int]) -> int:
-    """Remove images: the next version does not hold them; return how many were not removed yet."""
+    """Remove images, so that the next version does not hold them; return how many were removed."""
     images = table(Image)
     return sum(
         changed_rows(
@@ -64,10 +64,10 @@ def remove(session: Session, image_ids: Sequence[int]) -> int:
 
 
 def take_back(session: Session, image_ids: Sequence[int], job_id: str | None) -> None:
-    """Give removed images the state that fits what is left of their features.
+    """Restore removed images, according to what is left of their features.
 
-    One with rows in the segments is indexed: the next version holds it again. One that no segment
-    has and that no job will index is pending, for this job.
+    One with rows in the segments becomes indexed: the next version holds it again. One without rows
+    and without a job that will index it becomes pending, for this job.
     """
     became = case(
         (holdings.has_rows(), "indexed"),
@@ -86,7 +86,7 @@ def take_back(session: Session, image_ids: Sequence[int], job_id: str | None) ->
 
 
 def claim_pending(session: Session, collection_id: int, job_id: str) -> list[tuple[str, int]]:
-    """Give a job the pending images that no unfinished job has.
+    """Assign to a job the pending images that no unfinished job has.
 
     Returns
     -------
@@ -103,9 +103,9 @@ def claim_pending(session: Session, collection_id: int, job_id: str) -> list[tup
 
 
 def waiting_images(session: Session, image_ids: Sequence[int]) -> set[int]:
-    """Return which of the images still wait for their features.
+    """Return which of the images still need features.
 
-    One that was removed meanwhile takes them too (it may come back), unless it has some.
+    That includes images removed meanwhile without features: they may come back.
     """
     waits = and_(Image.state.in_(["pending", "removed"]), Image.container_id.is_(None))
     return {
@@ -118,7 +118,7 @@ def waiting_images(session: Session, image_ids: Sequence[int]) -> set[int]:
 def record_features(
     session: Session, container_id: int, extracted: Sequence[tuple[int, int, int, int, int]]
 ) -> None:
-    """Note where the features of images lie; pending ones are extracted then.
+    """Record the containers of images' features; pending ones become extracted.
 
     Parameters
     ----------
@@ -146,9 +146,9 @@ def record_features(
 
 
 def record_failures(session: Session, failed: Sequence[tuple[int, str, str]]) -> None:
-    """Note why images have no features: (image id, code, sentence).
+    """Record why images have no features: (image id, code, sentence).
 
-    One that was removed meanwhile stays as it is: it may have failed for that very reason.
+    Images removed meanwhile stay as they are: that may be why they failed.
     """
     images = table(Image)
     why: dict[str, Any] = {
@@ -166,9 +166,9 @@ def record_failures(session: Session, failed: Sequence[tuple[int, str, str]]) ->
 
 
 def leave_out_removed(session: Session, job_id: str) -> None:
-    """Let the removed images of a job's containers have no features: its segments lack them.
+    """Take the features from removed images of a job's containers: its segments lack them.
 
-    One that comes back is extracted anew, by the job that brings it.
+    One that comes back is extracted again, by the job that registers it.
     """
     mine = select(Container.id).where(Container.job_id == job_id, Container.state == "ready")
     left_out = and_(Image.container_id.in_(mine), Image.state == "removed")
@@ -176,10 +176,10 @@ def leave_out_removed(session: Session, job_id: str) -> None:
 
 
 def fit_to_replace(session: Session, collection_id: int, image_ids: Sequence[int]) -> bool:
-    """Say whether segments of these images alone can replace all that there are.
+    """Say whether segments of only these images can replace all others.
 
-    Not when an image was indexed or came back meanwhile that they lack, nor when they have rows of
-    one whose features are given up.
+    They cannot if they lack an image that was indexed or came back meanwhile, or if they have rows
+    of an image that has lost its features.
     """
     images = set(image_ids)
     indexed = and_(Image.collection_id == collection_id, Image.state == "indexed")
@@ -195,7 +195,7 @@ def fit_to_replace(session: Session, collection_id: int, image_ids: Sequence[int
 
 
 def fit_to_drop(session: Session, image_ids: Sequence[int]) -> bool:
-    """Say whether rows of these images can be left out: each is removed still, and has rows."""
+    """Say whether the rows of these images can be dropped: each is still removed, and has rows."""
     gone = and_(Image.state == "removed", holdings.has_rows())
     found = (
         session.scalars(select(Image.id).where(Image.id.in_(some), gone)).all()
@@ -205,7 +205,7 @@ def fit_to_drop(session: Session, image_ids: Sequence[int]) -> bool:
 
 
 def index_images(session: Session, container_ids: Sequence[int], image_ids: Sequence[int]) -> None:
-    """Note that the rows of images lie in the segments of the version that comes."""
+    """Record that the segments of the next version have the rows of these images."""
     _change_state(session, sorted(image_ids), "extracted", "indexed")
     containers = table(Container)
     for some in chunks(sorted(container_ids)):
@@ -221,7 +221,7 @@ def enter_version(
 
 
 def _change_state(session: Session, image_ids: Sequence[int], before: str, after: str) -> None:
-    """Move images from one state to another; those in any other stay as they are."""
+    """Move images from one state to another; images in other states stay as they are."""
     images = table(Image)
     for some in chunks(image_ids):
         mine = and_(images.c.id.in_(some), images.c.state == before)

@@ -13,7 +13,7 @@ def main() -> None:
     """Entry point of the command ``vantage``; leaves by `SystemExit`."""
     import gc
 
-    # What is imported stays: looking through it again and again takes a tenth of a short command.
+    # Imported objects stay: checking them again and again takes a tenth of a short command.
     gc.set_threshold(100_000, 20, 20)
     from workers.cli.app import app
 

@@ -1,4 +1,4 @@
-"""The application: its commands, its help, its way out."""
+"""The application: commands, help, exit codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HELP = """Index folders of photographs, then ask with a photograph where else a
 
 Start everything on this machine with `vantage up`, or add --local to a command to do without."""
 
-# Rich takes longer to load than all that most commands do.
+# Loading Rich takes longer than most commands.
 _LOOK: dict[str, Any] = {
     "rich_markup_mode": None,
     "pretty_exceptions_enable": False,
@@ -42,17 +42,17 @@ COMMANDS = {
     "doctor": ("operate:doctor", "Check this machine and the settings."),
     "migrate": ("operate:migrate", "Bring the database to this program's schema."),
 }
-"""By name, in the order of the help: module and function, loaded when it is used, and its line."""
+"""By name, in the order of the help: module and function, loaded when used, and help line."""
 
 
 class VantageGroup(TyperGroup):
-    """The commands; every way out of them goes through `main`."""
+    """The commands; `main` handles every exit."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**{**attributes, "commands": dict.fromkeys(COMMANDS)})
 
     def get_command(self, _context: object, name: str) -> Any:
-        """Load a command; None where there is none of that name."""
+        """Load a command; None if there is none of that name."""
         if name not in COMMANDS:
             return None
         module_name, _, function = COMMANDS[name][0].partition(":")
@@ -81,7 +81,7 @@ class VantageGroup(TyperGroup):
         options = given[: given.index("--")] if "--" in given else given
         debug = "--debug" in options
         if debug:
-            # Wherever it stands: nobody wants to type the line again in another order.
+            # Anywhere on the line: nobody wants to retype it in another order.
             given.remove("--debug")
         _escape_what_cannot_be_written()
         try:
@@ -107,7 +107,7 @@ class VantageGroup(TyperGroup):
 
 
 def _escape_what_cannot_be_written() -> None:
-    """Let a terminal that knows few characters get escapes instead of a crash."""
+    """Write escapes to a terminal that lacks characters, instead of crashing."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

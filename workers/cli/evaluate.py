@@ -145,7 +145,7 @@ def evaluate(
 
 
 def _labels(specs: Sequence[str], configs: Mapping[str, ExtractorConfig]) -> list[str]:
-    """Return a short name for each extractor: ``cnn``, or ``cnn:FILE`` where two are alike."""
+    """Return a short name for each extractor: ``cnn``, or ``cnn:FILE`` if there are two."""
     twice = next((spec for spec in specs if list(specs).count(spec) > 1), None)
     if twice is not None:
         raise InputError(f"--extractor {twice!r} is given twice; give different ones")
@@ -164,7 +164,7 @@ def _index(settings: Settings, name: str, dataset: Dataset, spec: str, local: bo
         with Collection.open(name, settings, local=local, extractor=spec) as collection:
             progress = do_job(collection, lambda to, report: to.index(files, report=report))
     except exits.InterruptError:
-        # Its own sentence promises a job that goes on; this collection is about to go.
+        # Its own message says that the job goes on, but this collection will be deleted.
         raise exits.InterruptError("Interrupted. What was extracted is kept.") from None
     if progress.state != "done":
         raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
@@ -191,9 +191,9 @@ def _measure(
 def _evaluation_collection(
     settings: Settings, engine: Engine, dataset: Dataset, extractor: ExtractorConfig, keep: bool
 ) -> Iterator[str]:
-    """Name the collection to use; delete it afterwards unless it is to be, or was, kept.
+    """Name the collection to use; delete it afterwards unless it is to be kept, or was kept before.
 
-    Features are found again by their content, so that a second evaluation is quick either way.
+    Features are found by content, so a second evaluation is fast either way.
     """
     from pipeline.metadata.collections import delete_collection
     from pipeline.metadata.engine import session_scope
@@ -215,11 +215,11 @@ def _evaluation_collection(
             with session_scope(engine) as session:
                 delete_collection(session, temporary)
         except UnknownNameError:
-            pass  # it was not even made
+            pass  # it was never created
 
 
 def _requests(plan: EvaluatedPlan, request: SearchRequest) -> list[SearchRequest]:
-    """Return what to ask for to measure the plans; refuse what contradicts itself."""
+    """Return the requests that measure the plans; refuse contradictory options."""
     if plan is not EvaluatedPlan.both:
         return [replace(request, plan=cast("PlanKind", plan.value))]
     if request.exact:
@@ -257,7 +257,7 @@ def _all(reports: Reports) -> list[EvaluationReport]:
 
 
 def _to_dict(reports: Reports) -> dict[str, Any]:
-    """Return the first extractor's and plan's figures at the top, and everyone's by their names."""
+    """Return the figures of the first extractor and plan at the top, and all by name."""
     by_extractor = {name: _plans_to_dict(by_plan) for name, by_plan in reports.items()}
     first = next(iter(by_extractor))
     if len(by_extractor) == 1:
@@ -266,7 +266,7 @@ def _to_dict(reports: Reports) -> dict[str, Any]:
 
 
 def _plans_to_dict(by_plan: Mapping[str, EvaluationReport]) -> dict[str, Any]:
-    """Return the first plan's figures at the top, and every plan's by its name."""
+    """Return the figures of the first plan at the top, and all by name."""
     dicts = {plan: report.to_dict() for plan, report in by_plan.items()}
     return {**next(iter(dicts.values())), "plans": dicts}
 

@@ -12,8 +12,7 @@ from workers.cli.output import printable, to_stderr, wants_colour, write_json
 
 OK = 0
 TROUBLE = 1
-"""Something that an operator must change, or that may pass: no worker, no database, a failed check,
-a failed job."""
+"""Something must be repaired, or may pass: no worker, no database, a failed check, a failed job."""
 USAGE = 2
 """The command line, a setting, or an input (an image, a name) is wrong."""
 INCOMPLETE = 4
@@ -28,7 +27,7 @@ EXIT_CODES = (
 
 
 class InterruptError(Exception):
-    """Ctrl-C, with a sentence that says what becomes of the work."""
+    """Ctrl-C, with a sentence about what happens to the work."""
 
 
 def exit_code(error: VantageError) -> int:
@@ -37,7 +36,7 @@ def exit_code(error: VantageError) -> int:
 
 
 def show_error(error: VantageError, as_json: bool) -> int:
-    """Tell an error; returns its exit code."""
+    """Print an error; return its exit code."""
     tell(str(error))
     if as_json:
         write_json({"error": error.to_dict()})
@@ -45,7 +44,7 @@ def show_error(error: VantageError, as_json: bool) -> int:
 
 
 def show_interrupt(message: str, as_json: bool) -> int:
-    """Tell that Ctrl-C ended the command; returns the exit code."""
+    """Say that Ctrl-C ended the command; return the exit code."""
     to_stderr(f"\n{message}")
     if as_json:
         write_json({"error": {"type": "Interrupted", "message": message}})
@@ -53,7 +52,7 @@ def show_interrupt(message: str, as_json: bool) -> int:
 
 
 def show_usage_error(error: typer.TyperException, as_json: bool) -> int:
-    """Tell what is wrong with the command line; returns the exit code."""
+    """Say what is wrong with the command line; return the exit code."""
     message = _usage_message(error)
     tell(message)
     context = getattr(error, "ctx", None)
@@ -65,19 +64,19 @@ def show_usage_error(error: typer.TyperException, as_json: bool) -> int:
 
 
 def _usage_message(error: typer.TyperException) -> str:
-    """Return Typer's message, with a near option named as commands and collections are."""
+    """Return Typer's message; suggest a similar option, as for commands and collections."""
     near = getattr(error, "possibilities", None)
     if near:
         option = str(getattr(error, "option_name", ""))
         best = difflib.get_close_matches(option, near, n=1, cutoff=0.0)[0]
         return f"No such option: {option}; did you mean {best!r}?"
-    # Typer's coercion comes from a library that names the kind of its errors first.
+    # Typer's conversion library begins its messages with the kind of error.
     message = error.format_message().replace(": Value error, ", ": ")
     return message.removesuffix(".")
 
 
 def tell(message: str) -> None:
-    """Print an error for people."""
+    """Print an error for users."""
     mark = "\x1b[1;31merror:\x1b[0m" if wants_colour(sys.stderr) else "error:"
     sys.stderr.write(f"{mark} {printable(message)}\n")
     sys.stderr.flush()

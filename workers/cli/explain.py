@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pipeline.records import FusedResult, SearchResult
 
 _WIDTH = 80
-"""Columns of a sentence, where the terminal has as many or nobody looks at one."""
+"""Columns of a sentence, if the terminal is that wide or output goes elsewhere."""
 
 _MIB = 2**20
 
@@ -37,7 +37,7 @@ def show_explanations(results: Sequence[SearchResult | FusedResult]) -> None:
 
 
 def _same_pass(one: SearchResult, other: SearchResult) -> bool:
-    """Tell whether two answers come of one pass: the same groups in the same times."""
+    """Tell whether two answers are from one pass: the same groups with the same times."""
     return (one.collection, one.explain) == (other.collection, other.explain)
 
 
@@ -112,7 +112,7 @@ def _total(groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _show_costs(explain: Mapping[str, Any]) -> None:
-    """Print what was predicted beside what came of it."""
+    """Print predicted beside actual costs."""
     predicted, actual, other = explain["predicted"], explain["actual"], explain["other"]
     shown: dict[str, Callable[[float], str]] = {
         "pairs": lambda value: short(round(value)),
@@ -139,7 +139,7 @@ def _show_costs(explain: Mapping[str, Any]) -> None:
 
 
 def _show_times(answers: Sequence[SearchResult]) -> None:
-    """Print the time of each stage; what each image took by itself is added up."""
+    """Print the time of each stage; times of single images are added up."""
     shared = answers[0].timings
     times = {
         "extract ms": sum(result.timings.get("extract", 0.0) for result in answers),
@@ -154,7 +154,7 @@ def _show_times(answers: Sequence[SearchResult]) -> None:
 
 
 def _say(text: str) -> None:
-    """Print a sentence, broken to fit."""
+    """Print a sentence, wrapped to fit."""
     width = min(terminal_width(), _WIDTH)
     for line in textwrap.wrap(text, width - 2, subsequent_indent="  ", break_long_words=False):
         say(f"  {line}")

@@ -136,7 +136,7 @@ def compact(
 
 
 def _require_path(path: Path) -> None:
-    """Refuse a path that leads nowhere, before a job is made for it."""
+    """Refuse a path that does not exist, before a job is created."""
     if os.path.lexists(path):
         return
     try:
@@ -157,7 +157,7 @@ def run_job(
     as_json: bool,
     extractor: str | None = None,
 ) -> None:
-    """Have a job done, show how it goes and what came of it."""
+    """Do a job, show its progress and its outcome."""
     if local and not wait:
         raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
     from pipeline.metadata.engine import open_database
@@ -174,12 +174,12 @@ def run_job(
 
 
 def do_job(collection: Collection, begin: Begin, *, wait: bool = True) -> JobProgress:
-    """Have a job done in this process, or leave it to the workers and follow it.
+    """Do a job in this process, or let the workers do it and follow it.
 
     Raises
     ------
     exits.InterruptError
-        After Ctrl-C. In this process, what is done is kept; with workers, the job goes on.
+        After Ctrl-C. In this process, finished work is kept; with workers, the job goes on.
     """
     from pipeline.following import follow_job, watched
 
@@ -202,7 +202,7 @@ def do_job(collection: Collection, begin: Begin, *, wait: bool = True) -> JobPro
 
 
 def _tell(status: CollectionStatus, progress: JobProgress, took: float, as_json: bool) -> None:
-    """Print what came of a job."""
+    """Print the outcome of a job."""
     others = [job for job in status.jobs if job.id != progress.job_id]
     for job in others:
         to_stderr(
@@ -237,7 +237,7 @@ def _tell(status: CollectionStatus, progress: JobProgress, took: float, as_json:
 
 @contextmanager
 def told_of_interrupt(message: str) -> Iterator[None]:
-    """Answer Ctrl-C with a sentence and the exit code for it."""
+    """Answer Ctrl-C with a sentence and its exit code."""
     try:
         yield
     except KeyboardInterrupt:

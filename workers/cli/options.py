@@ -19,7 +19,7 @@ def epilog(examples: str, text: str = "") -> str:
 
 
 class Plan(StrEnum):
-    """How a search goes over the index."""
+    """Plans of a search."""
 
     auto = "auto"
     probed = "probed"
@@ -27,7 +27,7 @@ class Plan(StrEnum):
 
 
 def complete_collection(incomplete: str) -> list[str]:
-    """Return the collections whose names begin so; nothing where they cannot be read."""
+    """Return the collections whose names begin like this; none if they cannot be read."""
     from pipeline.status import collection_names
 
     try:

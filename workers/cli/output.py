@@ -1,7 +1,7 @@
-"""What is printed: JSON and answers on standard output, all else on standard error.
+"""Printing: JSON and answers to standard output, everything else to standard error.
 
-Names come from file systems and may hold anything: nothing is printed before `printable` has made
-every control character visible, so that a name can neither move the cursor nor forge a line.
+File names may contain anything: nothing is printed before `printable` has made every control
+character visible, so that a name can neither move the cursor nor forge a line.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pipeline.text import counted as counted
 from pipeline.text import seconds as seconds
 
 _PIPE_WIDTH = 100_000
-"""Columns where nobody looks at a terminal: a program that reads wants whole paths."""
+"""Columns without a terminal: a program that reads the output needs whole paths."""
 
 
 class ReaderGoneError(Exception):
-    """Whoever read our standard output (`| head`) has left."""
+    """The reader of our standard output has gone (as with `| head`)."""
 
 
 def _put(text: str) -> None:
@@ -33,7 +33,7 @@ def _put(text: str) -> None:
 
 
 def finish() -> None:
-    """See to it that all of standard output is written."""
+    """Make sure that all of standard output is written."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -43,8 +43,8 @@ def finish() -> None:
 def write_json(value: object) -> None:
     r"""Print the one JSON document of a command.
 
-    It is ASCII: a byte of a file name that is not UTF-8 stands there as a lone surrogate
-    (``"\udce9"``), from which Python's ``os.fsencode`` makes the name again.
+    It is ASCII: a byte of a file name that is not UTF-8 becomes a lone surrogate (``"\udce9"``),
+    from which Python's ``os.fsencode`` makes the name again.
     """
     _put(json.dumps(value, indent=2) + "\n")
     finish()
@@ -56,15 +56,15 @@ def say(text: str = "") -> None:
 
 
 def to_stderr(text: str) -> None:
-    """Print a note for people."""
+    """Print a note for users."""
     sys.stderr.write(f"{printable(text)}\n")
     sys.stderr.flush()
 
 
 def printable(text: str) -> str:
-    """Return a text with every unprintable character written as an escape, but for newlines.
+    """Return a text with every unprintable character except newlines written as an escape.
 
-    Newlines of ours separate lines; those of names are escaped before, by `displayable`.
+    Our own newlines separate lines; those in names are escaped before, by `displayable`.
     """
     return "\n".join(displayable(line) for line in text.split("\n"))
 
@@ -81,7 +81,7 @@ def terminal_width() -> int:
 
 
 def wants_colour(stream: IO[str]) -> bool:
-    """Whether a stream is a terminal whose user has not refused colours."""
+    """Whether a stream is a terminal and colours are not turned off."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -92,7 +92,7 @@ def show_table(
     numbers: Sequence[str] = (),
     indent: int = 0,
 ) -> None:
-    """Print a table whose last column gives way: it is cut in the middle to fit the terminal.
+    """Print a table; its last column is cut in the middle to fit the terminal.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def show_table(
     rows : iterable of sequence
         Cells, any text; unprintable characters are escaped.
     numbers : sequence of str
-        Titles of the columns that are set flush right.
+        Titles of the right-aligned columns.
     indent : int
         Columns left free on the left.
     """
@@ -126,13 +126,13 @@ def show_table(
 
 
 def _padded(cell: str, width: int, right: bool) -> str:
-    """Fill a cell up to its column's width."""
+    """Pad a cell to its column's width."""
     blanks = " " * (width - columns(cell))
     return blanks + cell if right else cell + blanks
 
 
 def ranges(numbers: Iterable[int]) -> str:
-    """Return numbers with runs drawn together: ``0-3,7``."""
+    """Return numbers with ranges: ``0-3,7``."""
     runs: list[list[int]] = []
     for number in sorted(set(numbers)):
         if runs and runs[-1][-1] == number - 1:

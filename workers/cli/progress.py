@@ -18,9 +18,9 @@ _LINE_EVERY_S = 10.0
 
 
 class Bar:
-    """One line about work under way, on standard error.
+    """Progress of work on standard error.
 
-    On a terminal a bar that moves; elsewhere (a log file, a pipe) a plain line when the stage
+    On a terminal it is a moving bar; elsewhere (a log file, a pipe) a plain line when the stage
     changes and every ten seconds.
     """
 
@@ -39,7 +39,7 @@ class Bar:
             self._bar.stop()
 
     def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
-        """Show how far the work is; `total` is None while nobody knows."""
+        """Show the progress; `total` is None while unknown."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=stage, completed=done, total=total, note=note)
             return

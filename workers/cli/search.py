@@ -56,7 +56,7 @@ _STDIN = "-"
 
 @dataclass(frozen=True)
 class Answer:
-    """One query: its name, its image, and the answer or the error that came of it."""
+    """One query: its name, its image, and its answer or error."""
 
     name: str
     image: bytes | str
@@ -125,11 +125,11 @@ def search(
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
     from pipeline.decoders import start_early
 
-    # It starts beside the rest of this.
+    # It starts in parallel with the rest.
     start_early()
     from pipeline.retrieval.batch import BATCH_IMAGES
 
-    # Once: it is at its end after that, however often it is named.
+    # Only once: standard input is exhausted after that, however often it is named.
     piped = sys.stdin.buffer.read() if _STDIN in images else b""
     from workers.fused_collection import open_collections
 
@@ -161,7 +161,7 @@ def _ask(
     request: SearchRequest,
     piped: bytes,
 ) -> list[Answer]:
-    """Search for some images in one pass, `piped` for each ``-``; a bad image is an answer."""
+    """Search for several images in one pass, `piped` for each ``-``; a bad image gets an error."""
     names = ["standard input" if image == _STDIN else image for image in images]
     sources: list[bytes | str] = [piped if image == _STDIN else image for image in images]
     found = searcher.search_many(sources, request)
@@ -174,7 +174,7 @@ def _ask(
 
 
 def _tell(answers: Sequence[Answer], as_json: bool, explain: bool) -> None:
-    """Print what one pass answered; errors at once, answers only for people."""
+    """Print the answers of one pass; errors always, answers only without --json."""
     for answer in answers:
         if answer.error is not None:
             exits.tell(str(answer.error))
@@ -187,7 +187,7 @@ def _tell(answers: Sequence[Answer], as_json: bool, explain: bool) -> None:
 
 
 def _show(answer: Answer) -> None:
-    """Print one answer for people."""
+    """Print one answer for users."""
     from pipeline.records import FusedResult
 
     result = answer.result
@@ -221,7 +221,7 @@ def _show(answer: Answer) -> None:
 
 
 def _show_fused(result: FusedResult) -> None:
-    """Print the images that several collections found, and what each of them said."""
+    """Print the images that several collections found, with the rank and score of each."""
     show_table(
         ("#", "score", *result.labels, "location"),
         [
@@ -267,13 +267,13 @@ def describe(result: SearchResult) -> str:
 
 
 def _shared(result: SearchResult) -> str:
-    """Return with how many other images the time was shared."""
+    """Return how many other images shared the time."""
     others = result.explain.get("images", 1) - 1
     return f" with {counted(others, 'other image')}" if others else ""
 
 
 def _leave(answers: list[Answer]) -> None:
-    """Leave with the exit code that the answers call for."""
+    """Exit with the code for these answers."""
     if any(answer.error for answer in answers):
         raise typer.Exit(exits.USAGE)
     if not all(answer.result and answer.result.complete for answer in answers):

@@ -111,7 +111,7 @@ def status(
 
 
 def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
-    """Show the jobs that are not at their end, one after the other."""
+    """Show the running jobs, one after the other."""
     from pipeline.following import follow_job
     from pipeline.metadata.collections import get_collection
     from pipeline.metadata.engine import session_scope
@@ -128,7 +128,7 @@ def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
 
 
 def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> None:
-    """Print everything for people."""
+    """Print everything for users."""
     for item in found.collections:
         _show_collection(item, compact_above)
         say()
@@ -162,7 +162,7 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
 
 
 def _compaction(item: CollectionStatus, above: int) -> str:
-    """Say what is done about the number of segments."""
+    """Say how many segments there are, and whether they are merged."""
     most = f"at most {item.largest_group:,} segments in a group"
     if any(kind_of(job.kind).merges_segments for job in item.jobs):
         return f"{most}; they are being merged"
@@ -171,7 +171,7 @@ def _compaction(item: CollectionStatus, above: int) -> str:
 
 
 def _show_collection(item: CollectionStatus, compact_above: int) -> None:
-    """Print what one collection holds."""
+    """Print the status of one collection."""
     version = "nothing searchable yet" if item.version is None else f"version {item.version}"
     say(f"{item.name}: {version}, {item.extractor_id}")
     states = [f"{number:,} {state}" for state, number in sorted(item.images.items())]

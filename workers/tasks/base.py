@@ -1,4 +1,4 @@
-"""What all tasks share: how trouble outside is tried again."""
+"""Base of all tasks: how errors of services are retried."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from workers.context import get_context
 from workers.job_messages import PASSING, give_back
 
 PUT_OFF_S = 1.0
-"""Seconds after which a message that was put off comes again."""
+"""Seconds after which a postponed message is delivered again."""
 
 
 class PartTask(Task):
-    """A task that does parts: it gives back one that it fails with when its tries are used up."""
+    """A task that does parts; it gives a part back when its retries are used up."""
 
     def on_failure(
         self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: object
     ) -> None:
-        """Leave the part to the supervisor; what cannot be tried again has ended its job."""
+        """Leave the part to the supervisor; errors that cannot be retried have ended the job."""
         if isinstance(exc, PASSING):
-            # In a thread: the database may be what does not answer.
+            # In a thread: it may be the database that does not answer.
             work = (get_context(), self.name, list(args))
             threading.Thread(target=give_back, args=work, name="give-back", daemon=True).start()
 
@@ -36,15 +36,15 @@ RETRY: dict[str, Any] = {
     "retry_jitter": True,
     "max_retries": 5,
 }
-"""Options of tasks that may try again: 1, 2, 4, ... seconds with jitter, five times; after that the
-supervisor plans the job anew when the trouble is over."""
+"""Options of tasks with retries: five, after 1, 2, 4, ... seconds with jitter; after that the
+supervisor plans the job again when the services answer."""
 
 
 def put_off(task: Task) -> NoReturn:
-    """Have the present message sent again in a second, as often as need be.
+    """Send the present message again in a second, as often as necessary.
 
-    Celery's own `retry` would count it among the tries that trouble is given. The chord of the
-    message waits for it as for any retried one.
+    Celery's own `retry` would count against the retries for errors. The message's chord waits for
+    it as for any retried task.
     """
     again = task.signature_from_request(countdown=PUT_OFF_S, retries=task.request.retries)
     try:

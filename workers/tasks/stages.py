@@ -24,15 +24,15 @@ def _define_part(stage: Stage) -> None:
         if stage.queue != "group":
             done = do_part(get_context(), job_id, attempt, stage.name, number)
             return put_off(self) if done.get("more") else done
-        # Scans come on the same queues: the last thread is left to them.
+        # Scans come on the same queues: the last thread is reserved for them.
         result = do_group_part(get_context(), job_id, attempt, stage.name, number)
         return put_off(self) if result is None else result
 
 
 def _define_whole(stage: Stage) -> None:
-    """Define the task that does a stage of one part and goes on with the job (reduce).
+    """Define the task that does a stage with one part and continues the job (reduce).
 
-    Work that would hold its message for too long says ``more`` and goes on with another message.
+    Work that would hold its message too long returns ``more`` and continues with another message.
     """
 
     @shared_task(bind=True, base=PartTask, name=stage.task, **RETRY)
@@ -47,7 +47,7 @@ def _define_whole(stage: Stage) -> None:
 
 
 def _define_join(name: str) -> None:
-    """Define the task that goes on with a job when the parts of its stage are done (reduce)."""
+    """Define the task that continues a job when the parts of its stage are done (reduce)."""
 
     @shared_task(bind=True, name=name, **RETRY)
     def join(self: Task, job_id: str, attempt: int) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def _define_join(name: str) -> None:
 
 
 def _define_all() -> None:
-    """Define each task once, however many kinds of job have its stage."""
+    """Define each task once, even if several kinds of job share its stage."""
     stages = {stage.task: stage for stage in all_stages()}
     for stage in stages.values():
         (_define_part if stage.join else _define_whole)(stage)
