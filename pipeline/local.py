@@ -57,6 +57,9 @@ class LocalSearch:
         self._future = future
         self.id = uuid.uuid4().hex
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
     def ready(self) -> bool:
         """Tell whether the search has ended."""
         return self._future.done()

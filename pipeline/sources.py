@@ -41,7 +41,8 @@ def as_paths(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -
         Something is no path, or an empty one.
     """
     found = []
-    for path in [paths] if isinstance(paths, str | os.PathLike) else paths:
+    alone = isinstance(paths, str | bytes | os.PathLike) or not isinstance(paths, Iterable)
+    for path in cast("Iterable[str]", [paths] if alone else paths):
         if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
             raise InputError(f"{path!r} is no path; give a str or a Path, or several in a list")
         if not os.fspath(path):
@@ -59,6 +60,7 @@ def as_images(images: Query | Sequence[Query]) -> list[ImageSource]:
         Something is no image.
     """
     alone = isinstance(images, _ONE_IMAGE) or hasattr(images, "read")
+    alone = alone or not isinstance(images, Iterable)
     return [as_image(image) for image in cast("Sequence[Query]", [images] if alone else images)]
 
 

@@ -56,6 +56,9 @@ class WorkersSearch:
         self.context = context
         self.id = search_id
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.id}>"
+
     def ready(self) -> bool:
         """Tell whether the search has ended."""
         with _broker(self.context):

@@ -49,6 +49,9 @@ class FusedSearchHandle:
         self._handles = handles
         self.ids = tuple(handle.id for handle in handles)
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {' + '.join(self.ids)}>"
+
     def ready(self) -> bool:
         """Tell whether every collection's search has ended."""
         return all(handle.ready() for handle in self._handles)

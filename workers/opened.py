@@ -36,6 +36,7 @@ class Opened:
             driver.close()
 
     def __enter__(self) -> Self:
+        _ = self._driver  # what was closed says so
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -60,7 +61,8 @@ class Opened:
     def _driver(self) -> Driver:
         """The driver; `StateError` after `close`."""
         if self._open_driver is None:
-            raise StateError(f"collection {' and '.join(self._names)!r} was closed; open it again")
+            names = " and ".join(map(repr, self._names))
+            raise StateError(f"{type(self).__name__} {names} was closed; open it again")
         if self._pid != os.getpid():
             self._open_driver.reopen()
             self._pid = os.getpid()
@@ -73,10 +75,12 @@ def open_driver(settings: Settings, *, local: bool, threads: int | None = None) 
     Raises
     ------
     InputError
-        Threads were given although workers do the work.
+        No such number of threads, or threads were given although workers do the work.
     BrokerUnavailableError, SchemaVersionError
         The workers cannot be reached, or the database must be migrated first.
     """
+    if threads is not None and (type(threads) is not int or threads < 1):
+        raise InputError(f"threads is {threads!r}: it must be a whole number above 0")
     if local:
         from pipeline.local import LocalDriver
 

@@ -139,6 +139,9 @@ class VantageIndex:
             self._executor, self._process = ThreadPoolExecutor(self.threads), os.getpid()
         return self._executor
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self):,} vectors of {self.dimensions} numbers>"
+
     def __len__(self) -> int:
         """Return the number of vectors that are not removed."""
         return sum(int(run.alive.sum()) for run in self._runs)
@@ -257,8 +260,8 @@ class VantageIndex:
             Queries of another length, NaN or infinite values, k or effort out of range.
         """
         rows = _as_matrix(queries, self.dimensions)
-        if k < 1:
-            raise InputError(f"k is {k}: it must be at least 1")
+        if not isinstance(k, int | np.integer) or k < 1:
+            raise InputError(f"k is {k!r}: it must be a whole number, at least 1")
         if effort is not None and not 0 < effort <= 1:
             raise InputError(f"effort is {effort}: it must be above 0 and at most 1")
         if self._quantizer is None or self._tree is None:

@@ -63,8 +63,8 @@ def test_one_path_is_one_path(collection: Collection, pictures: Path) -> None:
     for one in (pictures, str(pictures), pictures / "page.png", [str(pictures)]):
         assert collection.index(one).progress().counters["files_seen"] in (1, 3)
     assert len(collection) == 3
-    for wrong in ("", [""], [b"x"], [3], 7):
-        with pytest.raises((InputError, TypeError)):
+    for wrong in ("", [""], b"x", [b"x"], [3], 7, None):
+        with pytest.raises(InputError, match=r"is no path|is empty"):
             collection.index(wrong)  # type: ignore[arg-type]
 
 
@@ -89,6 +89,8 @@ def test_a_query_may_have_any_form_that_holds_a_picture(
         collection.search(text)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="cannot search with a dict"):
         collection.search({})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="cannot search with a NoneType"):
+        collection.search_many(None)  # type: ignore[arg-type]
 
 
 def test_a_search_is_asked_for_by_options_or_by_one_value(
@@ -107,11 +109,16 @@ def test_a_search_is_asked_for_by_options_or_by_one_value(
         collection.search(path, tpo=5)  # type: ignore[call-arg]
 
 
-def test_a_collection_says_what_it_is(collection: Collection, settings: Settings) -> None:
+def test_a_collection_says_what_it_is(
+    collection: Collection, settings: Settings, pictures: Path
+) -> None:
     home = re.escape(str(settings.home))
     assert re.fullmatch(f"<Collection 'pictures' in this process, home '{home}'>", repr(collection))
     assert collection.status().images["indexed"] == len(collection) == 3
     assert collection.failures() == []
+    handle = collection.enqueue_search(pictures / "page.png")
+    assert repr(handle) == f"<LocalSearch {handle.id}>"
+    assert first(handle.wait()) == "page.png"
 
 
 def test_collections_that_are_searched_together_tell_of_each(
@@ -132,6 +139,8 @@ def test_what_was_closed_says_so_everywhere(settings: Settings, pictures: Path) 
         opened.close()
         opened.close()
         assert repr(opened).endswith(", closed>")
+        with pytest.raises(StateError, match="was closed; open it again"), opened:
+            pass
         for call in (opened.search, opened.search_many, opened.enqueue_search):
             with pytest.raises(StateError, match="was closed; open it again"):
                 call(pictures / "page.png")
@@ -189,6 +198,9 @@ def test_an_empty_database_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 def test_threads_are_not_for_workers(settings: Settings) -> None:
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(InputError, match=f"threads is {wrong}: it must be a whole number"):
+            Collection.open("one", settings, local=True, threads=wrong)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="threads=2 is for local=True"):
         Collection.open("one", settings, threads=2)
 

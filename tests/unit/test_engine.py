@@ -68,6 +68,7 @@ def test_opening_every_cell_is_the_exact_search_however_the_vectors_came(
     index = VantageIndex.build(rows, config=SMALL, threads=threads)
     index.remove(np.arange(count))
     assert len(index) == 0
+    assert repr(index) == "<VantageIndex of 0 vectors of 40 numbers>"
     for low, high in itertools.pairwise(bounds):
         index.add(rows[low:high], np.arange(low, high))
     assert len(index) == count
