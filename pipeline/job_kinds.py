@@ -47,6 +47,8 @@ class Stage:
         the next one. Default: the next one.
     again : str
         The stage to go back to when finished work no longer fits the index; used by `after`.
+    kept : bool
+        The stage keeps its parts when the job goes back; more may be planned then.
     queue : {"extract", "reduce", "group"}
         Workers that do the parts; ``group``: each part's ``args["group"]`` says whose.
     task : str
@@ -65,6 +67,7 @@ class Stage:
     plan: str = "pipeline.indexing.stages:plan_one_part"
     after: str = ""
     again: str = ""
+    kept: bool = False
     queue: WorkQueue = "reduce"
     task: str
     join: str = ""
@@ -155,6 +158,7 @@ _EXTRACT = Stage(
     sentence="extracting",
     unit="images",
     by_images=True,
+    kept=True,
     plan="pipeline.indexing.extract:plan",
     work="pipeline.indexing.extract:extract",
     queue="extract",
@@ -198,8 +202,8 @@ _PUBLISH = Stage(
 
 INDEX = Kind(
     name="index",
-    # Refused: the collection has a new tree, so assign to that.
-    stages=(_REGISTER, _EXTRACT, _TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="train")),
+    # Refused: the collection has a new tree, so assign to that; perhaps a new extractor, too.
+    stages=(_REGISTER, _EXTRACT, _TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="extract")),
     params=IndexParams,
     summary="pipeline.job_summaries:indexed",
     adds_segments=True,
@@ -207,8 +211,14 @@ INDEX = Kind(
 
 REBUILD = Kind(
     name="rebuild",
-    # Refused: there are new containers. Most are assigned already, so it catches up.
-    stages=(_TRAIN, _ASSIGN, _MERGE, replace(_PUBLISH, again="assign")),
+    # Refused: there are new images. Most are assigned already, so it catches up.
+    stages=(
+        replace(_EXTRACT, plan="pipeline.indexing.extract:plan_anew"),
+        replace(_TRAIN, kept=True),
+        _ASSIGN,
+        _MERGE,
+        replace(_PUBLISH, again="extract"),
+    ),
     params=RebuildParams,
     summary="pipeline.job_summaries:rebuilt",
     merges_segments=True,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.errors import StateError
 
 
@@ -18,6 +19,17 @@ class JobParams:
     def folders(self) -> tuple[str, ...]:
         """Paths that it needs: a job paused for a missing one continues when all are back."""
         return ()
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it extracts images."""
+        return False
+
+    def settings(
+        self, extractor: ExtractorConfig, index: IndexConfig
+    ) -> tuple[ExtractorConfig, IndexConfig]:
+        """Return the extractor and index settings of the job, given those of the collection."""
+        return extractor, index
 
     def covers(self, wanted: Self) -> bool:
         """Say whether a job with these parameters does everything that another one would.
@@ -61,14 +73,59 @@ class IndexParams(JobParams):
         """All of them."""
         return self.paths
 
+    @property
+    def extracts(self) -> bool:
+        """Always."""
+        return True
+
 
 @dataclass(frozen=True, kw_only=True)
 class RebuildParams(JobParams):
-    """A rebuild makes the whole index again."""
+    """A rebuild makes the whole index again; with another extractor, from new features.
+
+    Attributes
+    ----------
+    extractor : ExtractorConfig, optional
+        The other extractor; all images are extracted with it.
+    index : IndexConfig, optional
+        Its settings of the index.
+    roots : tuple of str
+        Folders of the images, absolute; only with another extractor.
+    """
+
+    extractor: ExtractorConfig | None = None
+    index: IndexConfig | None = None
+    roots: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of the images."""
+        return self.roots
+
+    @property
+    def extracts(self) -> bool:
+        """Whether it has another extractor."""
+        return self.extractor is not None
+
+    def settings(
+        self, extractor: ExtractorConfig, index: IndexConfig
+    ) -> tuple[ExtractorConfig, IndexConfig]:
+        """Return its own settings, if it has any; else the collection's."""
+        return self.extractor or extractor, self.index or index
 
     def covers(self, wanted: Self) -> bool:
-        """All rebuilds do the same."""
-        return True
+        """All rebuilds do the same, but for the extractor."""
+        return wanted.extractor in (None, self.extractor)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Build from plain values."""
+        extractor, index = values.get("extractor"), values.get("index")
+        configs = {
+            "extractor": extractor and ExtractorConfig.from_dict(extractor),
+            "index": index and IndexConfig.from_dict(index),
+        }
+        return super().from_dict({**values, **configs})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,15 +23,24 @@ def indexed(collection: str, counters: Mapping[str, int], took: float) -> list[s
         lines.append(f"{counted(count('images_removed', 0), 'image')} gone: no file has it now.")
     bad = count("images_failed", 0) + count("unreadable", 0)
     if bad:
-        lines.append(
-            f"{counted(bad, 'file')} could not be used: see `vantage failures {collection}`."
-        )
+        lines.append(_unusable(collection, counted(bad, "file")))
     return lines
 
 
 def rebuilt(collection: str, counters: Mapping[str, int], took: float) -> list[str]:
-    """Say that there is a new index."""
-    return [f"Rebuilt {collection} in {seconds(took)}."]
+    """Say that there is a new index, and how many images were extracted for it."""
+    lines = [f"Rebuilt {collection} in {seconds(took)}."]
+    extracted, bad = counters.get("images_extracted", 0), counters.get("images_failed", 0)
+    if extracted or bad:
+        lines.append(f"{counted(extracted, 'image')} extracted anew.")
+    if bad:
+        lines.append(_unusable(collection, counted(bad, "image")))
+    return lines
+
+
+def _unusable(collection: str, how_many: str) -> str:
+    """Say where failures are listed."""
+    return f"{how_many} could not be used: see `vantage failures {collection}`."
 
 
 def compacted(collection: str, counters: Mapping[str, int], took: float) -> list[str]:

@@ -130,8 +130,9 @@ class LocalDriver:
         MissingRootError
             A whole folder is missing; the job is kept, paused.
         """
-        if any(stage.by_images for stage in kind.stages):
-            self.resources.extractor(record.extractor).warm_up()
+        if params.extracts:
+            extractor, _ = params.settings(record.extractor, record.index)
+            self.resources.extractor(extractor).warm_up()
         handle = self._run(record, kind, params, report=report)
         if kind.adds_segments:
             self._keep_up(record)

@@ -1,4 +1,4 @@
-"""Opening a collection: its extractor is chosen when it is made, and kept."""
+"""Opening a collection: its extractor is chosen when it is made, and kept until a rebuild."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
-from pipeline.errors import ConfigError, UnknownNameError
+from pipeline.errors import ConfigError, UnknownNameError, VantageError
 from pipeline.extraction.registry import get_extractor
 from pipeline.extraction.spec import parse_extractor
-from pipeline.metadata import collections
+from pipeline.job_params import RebuildParams
+from pipeline.metadata import collections, images
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionRecord
 from pipeline.resources import Resources
@@ -115,6 +116,45 @@ def open_collection(
     return record
 
 
+def rebuild_params(
+    resources: Resources, record: CollectionRecord, chosen: ChosenExtractor | None
+) -> RebuildParams:
+    """Return the parameters of a rebuild that gives a collection this extractor.
+
+    Parameters
+    ----------
+    resources : Resources
+    record : CollectionRecord
+    chosen : ChosenExtractor, optional
+        Default: the collection's own. The same one with other settings counts as another.
+
+    Raises
+    ------
+    ConfigError, UnknownNameError
+        The extractor cannot be made.
+    """
+    if chosen is None:
+        return RebuildParams()
+    _try_model(chosen)
+    _store_model(resources, chosen)
+    if chosen.config == record.extractor:
+        return RebuildParams()
+    index = record.index
+    if _rows_are_as_the_extractor_says(resources, record):
+        index = replace(index, dimensions=resources.extractor(chosen.config).row_bytes)
+    with session_scope(resources.engine, write=False) as session:
+        roots = images.image_roots(session, record.id)
+    return RebuildParams(extractor=chosen.config, index=index, roots=tuple(roots))
+
+
+def _rows_are_as_the_extractor_says(resources: Resources, record: CollectionRecord) -> bool:
+    """Say whether rows have the extractor's default length; yes if it is not installed."""
+    try:
+        return record.index.dimensions == resources.extractor(record.extractor).row_bytes
+    except VantageError:
+        return True
+
+
 def _try_model(chosen: ChosenExtractor) -> None:
     """Make the extractor from a local model file before anything is stored.
 
@@ -142,8 +182,8 @@ def _require_same(record: CollectionRecord, wanted: ExtractorConfig) -> None:
         "extractor",
         yours,
         f"collection {record.name!r} was made with {mine} and keeps it, as features of two "
-        "extractors cannot be compared; leave the extractor out, or index into a collection of "
-        "another name",
+        "extractors cannot be compared; leave the extractor out, index into a collection of "
+        f"another name, or change it for all: `vantage rebuild {record.name} --extractor ...`",
     )
 
 

@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Self, Unpack
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
 from pipeline.driver import Driver, JobHandle, Report, SearchHandle
 from pipeline.errors import InputError, UnknownNameError
-from pipeline.job_kinds import COMPACT, INDEX, REBUILD, Kind
-from pipeline.job_params import CompactParams, IndexParams, JobParams, RebuildParams
+from pipeline.job_kinds import COMPACT, INDEX, REBUILD
+from pipeline.job_params import CompactParams, IndexParams
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import CollectionStatus, FailureRow
-from pipeline.opening import ChosenExtractor, choose_extractor, find_collection, open_collection
+from pipeline.metadata.records import CollectionRecord, CollectionStatus, FailureRow
+from pipeline.opening import (
+    ChosenExtractor,
+    choose_extractor,
+    find_collection,
+    open_collection,
+    rebuild_params,
+)
 from pipeline.request import SearchOptions, SearchRequest, request_of
 from pipeline.searching import only
 from pipeline.sources import Query, as_image, as_images, as_paths
@@ -160,11 +166,22 @@ class Collection(Opened):
         record = open_collection(driver.resources, self.name, chosen, index)
         return driver.begin(record, INDEX, IndexParams(paths=tuple(names)), report)
 
-    def rebuild(self, report: Report | None = None) -> JobHandle:
-        """Make a new tree and new segments from the feature containers.
+    def rebuild(
+        self,
+        *,
+        extractor: str | ExtractorConfig | None = None,
+        report: Report | None = None,
+    ) -> JobHandle:
+        """Make a new tree and new segments; with another extractor, from new features.
+
+        Searches go on with the former index until the new one is published. Without another
+        extractor no image is read: the features are kept.
 
         Parameters
         ----------
+        extractor : str or ExtractorConfig, optional
+            As for `open`. All images are extracted with it, those too that failed with the former
+            one; later ones as well. Default: the collection's own.
         report : callable, optional
             As for `index`.
 
@@ -176,10 +193,26 @@ class Collection(Opened):
         ------
         UnknownNameError
             The collection does not exist.
+        ConfigError
+            The model file does not exist.
+        StateError
+            The collection is being rebuilt in another way already.
         NoWorkersError, BrokerUnavailableError
             No worker can do it, or Redis does not answer.
+        MissingRootError
+            With `local` and another extractor: a whole folder is missing; the job is kept, paused.
         """
-        return self._begin(REBUILD, RebuildParams(), report)
+        driver = self._driver
+        driver.require(REBUILD)
+        chosen = None
+        if extractor is not None:
+            chosen = choose_extractor(driver.resources.settings, extractor)
+        record = self._record()
+        params = rebuild_params(driver.resources, record, chosen)
+        handle = driver.begin(record, REBUILD, params, report)
+        if chosen is not None:
+            self._chosen = None  # what it was opened with is no longer asked for
+        return handle
 
     def compact(self, report: Report | None = None) -> JobHandle:
         """Merge the segments of every group into one, without the rows of removed images.
@@ -204,7 +237,8 @@ class Collection(Opened):
         NoWorkersError, BrokerUnavailableError
             No worker can do it, or Redis does not answer.
         """
-        return self._begin(COMPACT, CompactParams(), report)
+        self._driver.require(COMPACT)
+        return self._driver.begin(self._record(), COMPACT, CompactParams(), report)
 
     def search(
         self, image: Query, request: SearchRequest | None = None, **options: Unpack[SearchOptions]
@@ -329,10 +363,7 @@ class Collection(Opened):
         """
         return read_failures(self._driver.resources.engine, self.name)
 
-    def _begin(self, kind: Kind, params: JobParams, report: Report | None) -> JobHandle:
-        """Begin a job of an existing collection."""
-        driver = self._driver
-        driver.require(kind)
-        with session_scope(driver.resources.engine, write=False) as session:
-            record = collections.get_collection(session, self.name)
-        return driver.begin(record, kind, params, report)
+    def _record(self) -> CollectionRecord:
+        """Return the collection, which must be there."""
+        with session_scope(self._driver.resources.engine, write=False) as session:
+            return collections.get_collection(session, self.name)

@@ -12,7 +12,7 @@ from pipeline.errors import ImageReadError
 from pipeline.extraction.features import DECODED_AT_ONCE, BatchItem, Extracted, extract_some
 from pipeline.files import hash_bytes, read_location
 from pipeline.indexing.unfinished_batch import UnfinishedBatch
-from pipeline.metadata import collections, extraction, parts
+from pipeline.metadata import collections, extraction, parts, reextraction
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
     BatchImage,
@@ -53,6 +53,13 @@ def plan(resources: Resources, job: JobRecord) -> None:
         extraction.plan_extraction(session, job.id, resources.settings.batch_size)
 
 
+def plan_anew(resources: Resources, job: JobRecord) -> None:
+    """Plan a part for each batch of all images, where a rebuild has another extractor."""
+    if reextraction.is_reextraction(job):
+        with session_scope(resources.engine) as session:
+            reextraction.plan_reextraction(session, job.id, resources.settings.batch_size)
+
+
 def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     """Extract the features of one batch of images (map).
 
@@ -62,13 +69,14 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
     """
     with session_scope(resources.engine, write=False) as session:
         batch = extraction.batch_images(session, part.args["images"])
-        config = collections.get_collection_by_id(session, job.collection_id).extractor
+        config, _ = collections.job_settings(session, job)
     names = [image.sha256 for image in batch]
     key = container_key(config, names)
     checksum = resources.storage.find(key)
     if checksum is not None:
         container = resources.container(key, checksum)
-        return _record(resources, job, part, _outcome(batch, container, key, checksum, False))
+        known = _outcome(batch, config, container, key, checksum, fresh=False)
+        return _record(resources, job, part, known)
     extractor = resources.extractor(config)
     found = UnfinishedBatch(resources.storage, job.id, config, names, extractor.dimensions)
     if not _go_on(resources, part, batch, config, found):
@@ -86,9 +94,10 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
     checksum = resources.storage.write_arrays(key, arrays, meta)
     container = resources.container(key, checksum)
     container = replace(container, failures=(*container.failures, *unreadable))
-    summary = _record(resources, job, part, _outcome(batch, container, key, checksum, True))
+    fresh = _outcome(batch, config, container, key, checksum, fresh=True)
+    result = _record(resources, job, part, fresh)
     found.drop()
-    return summary
+    return result
 
 
 def _go_on(
@@ -132,7 +141,13 @@ def _go_on(
 
 
 def _outcome(
-    batch: Sequence[BatchImage], container: Container, key: str, checksum: str, fresh: bool
+    batch: Sequence[BatchImage],
+    config: ExtractorConfig,
+    container: Container,
+    key: str,
+    checksum: str,
+    *,
+    fresh: bool,
 ) -> BatchOutcome:
     """Return the outcome of a batch whose container exists; *fresh*: extracted just now."""
     ids = {image.sha256: image.id for image in batch}
@@ -159,16 +174,20 @@ def _outcome(
         "descriptors": container.descriptor_count,
         "extracted": len(rows) if fresh else 0,
     }
-    return BatchOutcome(rows, failures, info if rows else None, summary)
+    return BatchOutcome(rows, failures, info if rows else None, config.config_id(), summary)
 
 
 def _record(
     resources: Resources, job: JobRecord, part: PartRecord, found: BatchOutcome
 ) -> PartResult:
     """Write the rows of a batch in one transaction."""
+    anew = reextraction.is_reextraction(job)
+    record = reextraction.record_reextraction if anew else extraction.record_extraction
     with session_scope(resources.engine) as session:
-        extraction.record_extraction(session, job.id, part.number, found)
-    return dict(found.result)
+        if record(session, job.id, part.number, found).state == "done":
+            return dict(found.result)
+        parts.yield_part(session, part)
+    return {"more": True}
 
 
 def _batch_item(resources: Resources, part: PartRecord, image: BatchImage) -> BatchItem:

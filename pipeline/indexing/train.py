@@ -9,7 +9,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.config import IndexConfig, digest
+from pipeline.config import ExtractorConfig, IndexConfig, digest
+from pipeline.errors import StateError
 from pipeline.extraction.base import Extractor
 from pipeline.index.cells import training_rows
 from pipeline.index.model import Model, train_model
@@ -21,7 +22,6 @@ from pipeline.job_kinds import DONE, Stage, kind_of
 from pipeline.metadata import assignment, collections, parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
-    CollectionRecord,
     ContainerRecord,
     JobRecord,
     PartRecord,
@@ -39,10 +39,16 @@ def train(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     with session_scope(resources.engine, write=False) as session:
         collection = collections.get_collection_by_id(session, job.collection_id)
         records = assignment.containers_to_index(session, job)
+    extractor, index = job.params.settings(collection.extractor, collection.index)
     tree_id = None if kind_of(job.kind).replaces else collection.tree_id
     if tree_id is None and any(record.descriptor_count for record in records):
-        tree_id = _train_tree(resources, job, collection, records)
-    summary = {"tree": tree_id}
+        tree_id = _train_tree(resources, job, extractor, index, records)
+    if tree_id is None and extractor != collection.extractor:
+        raise StateError(
+            f"no image of collection {collection.name!r} has features of {extractor.describe()}; "
+            f"it keeps {collection.extractor.describe()}"
+        )
+    summary = {"tree": tree_id, "extractor": extractor.to_dict()}
     with session_scope(resources.engine) as session:
         parts.finish_part(session, job.id, "train", part.number, summary)
     return summary
@@ -58,16 +64,17 @@ def after(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
 def _train_tree(
     resources: Resources,
     job: JobRecord,
-    collection: CollectionRecord,
+    wanted: ExtractorConfig,
+    config: IndexConfig,
     records: list[ContainerRecord],
 ) -> int:
     """Train, store and record a tree; if another index job was first, take its tree."""
     descriptors = sum(record.descriptor_count for record in records)
-    config = collection.index
-    key = f"trees/{digest(collection.extractor_id, config.to_dict(), [r.key for r in records])}.npz"
+    extractor_id = wanted.config_id()
+    key = f"trees/{digest(extractor_id, config.to_dict(), [r.key for r in records])}.npz"
     checksum = resources.storage.find(key)
     if checksum is None:
-        trained = _train_model(resources, collection, records, descriptors)
+        trained = _train_model(resources, wanted, config, records, descriptors)
         checksum = resources.storage.write_arrays(key, trained.to_arrays(), {})
     model = resources.model(key, checksum)
     info = TreeInfo(
@@ -83,18 +90,19 @@ def _train_tree(
     with session_scope(resources.engine) as session:
         tree = trees.add_tree(session, job.collection_id, info, job.id)
         if not kind_of(job.kind).replaces:
-            tree = trees.adopt_tree(session, job.collection_id, tree.id)
+            tree = trees.adopt_tree(session, job.collection_id, tree.id, extractor_id)
         return tree.id
 
 
 def _train_model(
     resources: Resources,
-    collection: CollectionRecord,
+    wanted: ExtractorConfig,
+    index: IndexConfig,
     records: list[ContainerRecord],
     descriptors: int,
 ) -> Model:
     """Draw the samples from the containers, one at a time, and train on them."""
-    extractor = resources.extractor(collection.extractor)
+    extractor = resources.extractor(wanted)
 
     def each_image() -> Iterator[tuple[str, NDArray[Any]]]:
         for record in records:
@@ -103,7 +111,7 @@ def _train_model(
                 yield sha256, features.descriptors
 
     count = sum(record.image_count for record in records)
-    config = sample_sizes(collection.index, extractor)
+    config = sample_sizes(index, extractor)
     levels = levels_for(descriptors, config.cell_size, config.groups)
     config = replace(config, sample_size=training_rows(levels, config.sample_size))
     training, background = draw_samples(each_image(), count, config)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Row, delete, func, select
+from sqlalchemy import Row, delete, func, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.config import ExtractorConfig, IndexConfig
@@ -27,7 +27,12 @@ from pipeline.metadata.models import (
     VersionSegment,
     table,
 )
-from pipeline.metadata.records import CollectionRecord, CollectionStatus, CollectionSummary
+from pipeline.metadata.records import (
+    CollectionRecord,
+    CollectionStatus,
+    CollectionSummary,
+    JobRecord,
+)
 from pipeline.metadata.sql import insert_into, lock_collection
 
 OUTGROWN_FACTOR = 4.0
@@ -97,6 +102,25 @@ def get_collection_by_id(session: Session, collection_id: int) -> CollectionReco
     if row is None:
         raise UnknownNameError("collection id", str(collection_id), [])
     return collection_record(row)
+
+
+def set_settings(
+    session: Session, collection_id: int, extractor: ExtractorConfig, index: IndexConfig
+) -> None:
+    """Give a collection, whose lock the caller holds, other settings for new work."""
+    values = {
+        "extractor": extractor.to_dict(),
+        "extractor_id": extractor.config_id(),
+        "index_config": index.to_dict(),
+    }
+    mine = Collection.id == collection_id
+    session.execute(update(table(Collection)).where(mine).values(values))
+
+
+def job_settings(session: Session, job: JobRecord) -> tuple[ExtractorConfig, IndexConfig]:
+    """Return the extractor and index settings that a job works with now."""
+    collection = get_collection_by_id(session, job.collection_id)
+    return job.params.settings(collection.extractor, collection.index)
 
 
 def collection_record(row: Row[Any]) -> CollectionRecord:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from dataclasses import asdict
 from typing import Any
 
@@ -12,14 +13,30 @@ from sqlalchemy.orm import Session
 from pipeline.errors import UnknownNameError
 from pipeline.metadata.jobs import get_job
 from pipeline.metadata.models import Container, Image, Job, table
-from pipeline.metadata.records import ContainerInfo, ContainerRecord, JobRecord
-from pipeline.metadata.sql import changed_rows, insert_into, lock_collection
+from pipeline.metadata.records import ContainerInfo, ContainerRecord, ContainerState, JobRecord
+from pipeline.metadata.sql import changed_rows, chunks, insert_into, lock_collection
 
 
-def put_container(session: Session, job: JobRecord, container: ContainerInfo, owns: bool) -> int:
+def put_container(
+    session: Session,
+    job: JobRecord,
+    container: ContainerInfo,
+    *,
+    owns: bool,
+    state: ContainerState = "ready",
+) -> int:
     """Insert the container of a job, or take it over if images of this job are in it.
 
     In any case, the present file is recorded.
+
+    Parameters
+    ----------
+    session : Session
+    job : JobRecord
+    container : ContainerInfo
+    owns : bool
+        A container that is known becomes this job's.
+    state : {"ready", "rebuild"}
 
     Returns
     -------
@@ -31,7 +48,7 @@ def put_container(session: Session, job: JobRecord, container: ContainerInfo, ow
         **asdict(container),
         "collection_id": job.collection_id,
         "job_id": job.id,
-        "state": "ready",
+        "state": state,
         "created_at": time.time(),
     }
     unique = ["collection_id", "key"]
@@ -61,9 +78,19 @@ def get_container(session: Session, container_id: int) -> ContainerRecord:
     return found[0]
 
 
+def get_containers(session: Session, container_ids: Collection[int]) -> list[ContainerRecord]:
+    """Return containers by their ids, by key."""
+    found = [_containers(session, Container.id.in_(some)) for some in chunks(sorted(container_ids))]
+    return sorted((one for some in found for one in some), key=lambda record: record.key)
+
+
 def job_containers(session: Session, job_id: str) -> list[ContainerRecord]:
-    """Return the containers that a job made or adopted, by key."""
-    return _containers(session, Container.job_id == job_id)
+    """Return the containers that a job made or adopted, by key.
+
+    Those without an image are left out: their features were of another extractor.
+    """
+    used = exists().where(Image.container_id == Container.id)
+    return _containers(session, Container.job_id == job_id, used)
 
 
 def collection_containers(session: Session, collection_id: int) -> list[ContainerRecord]:
@@ -97,6 +124,7 @@ def adopt_containers(session: Session, job_id: str) -> int:
             Container.collection_id == job.collection_id,
             Container.state == "ready",
             Container.job_id.not_in(unfinished),
+            exists().where(Image.container_id == Container.id),
         )
         .values(job_id=job_id),
     )

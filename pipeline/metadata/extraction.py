@@ -11,7 +11,7 @@ from pipeline.metadata import ledger
 from pipeline.metadata.containers import put_container
 from pipeline.metadata.jobs import add_counters, get_job
 from pipeline.metadata.models import Image, Location
-from pipeline.metadata.parts import append_parts, finish_part, get_part, parts
+from pipeline.metadata.parts import append_parts, finish_part, get_part, unfinished_parts
 from pipeline.metadata.records import BatchImage, BatchOutcome, PartRecord
 from pipeline.metadata.sql import chunks, lock_collection
 
@@ -19,9 +19,9 @@ from pipeline.metadata.sql import chunks, lock_collection
 def plan_extraction(session: Session, job_id: str, batch_size: int) -> int:
     """Plan the ``extract`` parts of a job.
 
-    They cover all pending images of the collection, except those of other unfinished jobs, sorted
-    by SHA-256 and divided into batches. Existing parts stay, so that finished work is kept.
-    ``args`` of a part: ``{"images": [ids]}``.
+    They cover all pending images of the collection, except those of other unfinished jobs. Existing
+    parts stay, so that finished work is kept. If an image of a finished part is pending again, the
+    collection has a new extractor: it gets another part.
 
     Parameters
     ----------
@@ -36,13 +36,28 @@ def plan_extraction(session: Session, job_id: str, batch_size: int) -> int:
     job = get_job(session, job_id)
     lock_collection(session, job.collection_id)
     mine = ledger.claim_pending(session, job.collection_id, job_id)
-    planned = parts(session, job_id, "extract")
+    planned = unfinished_parts(session, job_id, "extract")
     taken = {image_id for part in planned for image_id in part.args["images"]}
     open_ids = [image_id for _, image_id in mine if image_id not in taken]
-    batches = list(chunks(open_ids, batch_size))
+    return len(append_batches(session, job_id, open_ids, batch_size))
+
+
+def append_batches(
+    session: Session, job_id: str, image_ids: Sequence[int], batch_size: int
+) -> list[PartRecord]:
+    """Plan ``extract`` parts for more images, whose ``args`` are ``{"images": [ids]}``.
+
+    Parameters
+    ----------
+    image_ids : sequence of int
+        By SHA-256 of the images: then the same images make the same containers.
+    batch_size : int
+        Images of a part.
+    """
+    batches = list(chunks(image_ids, batch_size))
     args = [{"images": list(batch)} for batch in batches]
     sizes = [len(batch) for batch in batches]
-    return len(append_parts(session, job_id, "extract", args, images=sizes))
+    return append_parts(session, job_id, "extract", args, images=sizes)
 
 
 def batch_images(session: Session, image_ids: Sequence[int]) -> list[BatchImage]:
@@ -82,15 +97,20 @@ def record_extraction(
 
     Images that are no longer pending (another job has extracted them meanwhile) stay as they are.
 
+    Returns
+    -------
+    PartRecord
+        Not done where the collection has got another extractor meanwhile: extract once more.
+
     Raises
     ------
     UnknownNameError
         The job or the part is gone.
     """
     job = get_job(session, job_id)
-    lock_collection(session, job.collection_id)
+    collection = lock_collection(session, job.collection_id)
     part = get_part(session, job_id, "extract", number)
-    if part.state == "done":
+    if part.state == "done" or found.extractor_id != collection.extractor_id:
         return part
     ids = [*(image.id for image in found.images), *(failure.id for failure in found.failures)]
     waiting = ledger.waiting_images(session, ids)

@@ -194,6 +194,12 @@ def unchanged_paths(
     }
 
 
+def image_roots(session: Session, collection_id: int) -> list[str]:
+    """Return the folders and files that were given when images were indexed, by name."""
+    known = Location.collection_id == collection_id, Location.image_id.is_not(None)
+    return sorted(session.scalars(select(Location.root).where(*known).distinct()))
+
+
 def image_records(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRecord]:
     """Return images with their locations by id; unknown ids are ignored."""
     locations: dict[int, list[str]] = {}

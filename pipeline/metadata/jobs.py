@@ -10,7 +10,7 @@ from typing import Any, Literal
 from sqlalchemy import Row, delete, select, update
 from sqlalchemy.orm import Session
 
-from pipeline.errors import UnknownNameError
+from pipeline.errors import StateError, UnknownNameError
 from pipeline.job_kinds import kind_of
 from pipeline.job_params import JobParams
 from pipeline.metadata.models import Job, Part, table
@@ -39,8 +39,8 @@ def create_job(
 ) -> JobRecord:
     """Create a running job of attempt 1.
 
-    If an unfinished job already does everything that this one should (`JobParams.covers`: a
-    collection has one rebuild at a time), that job is returned. A silent one (`is_silent`) does not
+    If an unfinished job already does everything that this one should (`JobParams.covers`), that job
+    is returned. A collection has one rebuild at a time. Silent jobs (`is_silent`) do not
     count.
 
     Parameters
@@ -52,12 +52,24 @@ def create_job(
     origin : {"request", "upkeep"}
     broker_epoch : str, optional
         The broker's epoch when its messages are sent.
+
+    Raises
+    ------
+    StateError
+        The collection is being rebuilt in another way.
     """
     assert type(params) is kind_of(kind).params, f"{kind} jobs take no {type(params).__name__}"
     lock_collection(session, collection_id)
     for job in unfinished_jobs(session, collection_id):
-        if job.kind == kind and job.params.covers(params) and not is_silent(job):
+        if is_silent(job):
+            continue
+        if job.kind == kind and job.params.covers(params):
             return job
+        if kind_of(job.kind).replaces and kind_of(kind).replaces:
+            raise StateError(
+                f"the {job.kind} job {job.id} makes the index of this collection anew already, "
+                "in another way; wait for it, see `vantage status`"
+            )
     now = time.time()
     job_id = uuid.uuid4().hex
     values = {
@@ -133,15 +145,18 @@ def advance_stage(
 
     One of several callers gets the record and continues; the others get None and stop. A paused job
     does not advance either: resuming it plans its stage again. Going back (the collection has a new
-    tree) deletes the parts from `new_stage` on, whose work was for the old tree.
+    tree) deletes the parts from `new_stage` on, whose work was for the old tree, except those of
+    stages that keep them (`Stage.kept`).
     """
     values = {"stage": new_stage}
     if not _compare_and_set(session, job_id, expected_attempt, values, expected_stage):
         return None
     job = get_job(session, job_id)
-    later = kind_of(job.kind).from_stage(new_stage)
+    kind = kind_of(job.kind)
+    later = kind.from_stage(new_stage)
     if expected_stage in later:
-        session.execute(delete(table(Part)).where(Part.job_id == job_id, Part.stage.in_(later)))
+        void = [stage.name for stage in kind.stages if stage.name in later and not stage.kept]
+        session.execute(delete(table(Part)).where(Part.job_id == job_id, Part.stage.in_(void)))
     return job
 
 

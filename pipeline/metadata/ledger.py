@@ -10,13 +10,15 @@ The state says what should happen to an image; `pipeline.metadata.holdings` says
 it. A publication makes the two agree, in one transaction. Only this module writes to the tables
 ``images`` and ``holdings``. Callers must hold the collection's lock.
 
+A rebuild with another extractor resets every image: to what it has found, or to pending.
+
 An image without a container has no features to index: it is pending, has failed, or was removed and
 its rows dropped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from sqlalchemy import and_, bindparam, case, or_, select, update
@@ -102,6 +104,12 @@ def claim_pending(session: Session, collection_id: int, job_id: str) -> list[tup
     return sorted((row.sha256, row.id) for row in session.execute(mine))
 
 
+def waits_for(session: Session, job_id: str) -> bool:
+    """Say whether images of a job are pending, because they have lost their features."""
+    mine = and_(Image.job_id == job_id, Image.state == "pending")
+    return session.scalar(select(Image.id).where(mine).limit(1)) is not None
+
+
 def waiting_images(session: Session, image_ids: Sequence[int]) -> set[int]:
     """Return which of the images still need features.
 
@@ -182,8 +190,7 @@ def fit_to_replace(session: Session, collection_id: int, image_ids: Sequence[int
     of an image that has lost its features.
     """
     images = set(image_ids)
-    indexed = and_(Image.collection_id == collection_id, Image.state == "indexed")
-    if not images.issuperset(session.scalars(select(Image.id).where(indexed))):
+    if not all_indexed_among(session, collection_id, images):
         return False
     given_up = (
         session.scalar(
@@ -192,6 +199,21 @@ def fit_to_replace(session: Session, collection_id: int, image_ids: Sequence[int
         for some in chunks(sorted(images))
     )
     return not any(given_up)
+
+
+def all_indexed_among(session: Session, collection_id: int, image_ids: Set[int]) -> bool:
+    """Say whether all indexed images of a collection are among some."""
+    indexed = and_(Image.collection_id == collection_id, Image.state == "indexed")
+    return image_ids >= set(session.scalars(select(Image.id).where(indexed)))
+
+
+def forget_features(session: Session, collection_id: int) -> None:
+    """Let all images of a collection wait for their features again; removed ones stay removed."""
+    images = table(Image)
+    became = case((images.c.state == "removed", "removed"), else_="pending")
+    forgotten = {"state": became, **_WITHOUT_ERROR, **_WITHOUT_FEATURES}
+    mine = images.c.collection_id == collection_id
+    session.execute(update(images).where(mine).values(forgotten))
 
 
 def fit_to_drop(session: Session, image_ids: Sequence[int]) -> bool:

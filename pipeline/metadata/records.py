@@ -14,7 +14,8 @@ from pipeline.job_kinds import Stage, kind_of
 from pipeline.job_params import JobParams
 
 ImageState = Literal["pending", "extracted", "indexed", "failed", "removed"]
-ContainerState = Literal["ready", "indexed"]
+ContainerState = Literal["ready", "rebuild", "indexed"]
+"""Waits for an index job; was made by a rebuild that is not published; is of no job any more."""
 JobKind = str
 """A name in `pipeline.job_kinds`."""
 JobOrigin = Literal["request", "upkeep"]
@@ -221,6 +222,8 @@ class BatchOutcome:
     failures : sequence of FailedImage
     container : ContainerInfo or None
         The file with the features; None if no image had any.
+    extractor_id : str
+        Settings of the extractor (`ExtractorConfig.config_id`).
     result : mapping
         JSON-serialisable result of the part.
     """
@@ -228,6 +231,7 @@ class BatchOutcome:
     images: Sequence[ExtractedImage]
     failures: Sequence[FailedImage]
     container: ContainerInfo | None
+    extractor_id: str
     result: Mapping[str, Any]
 
 

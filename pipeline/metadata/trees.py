@@ -38,12 +38,16 @@ def get_tree(session: Session, tree_id: int) -> TreeRecord:
     return tree_record(row)
 
 
-def adopt_tree(session: Session, collection_id: int, tree_id: int) -> TreeRecord:
+def adopt_tree(session: Session, collection_id: int, tree_id: int, extractor_id: str) -> TreeRecord:
     """Make a tree the collection's, unless it has one, and return the collection's tree.
 
-    Two concurrent first jobs both get the same tree, the first.
+    Two concurrent first jobs both get the same tree, the first. If the tree was trained for another
+    extractor than the collection has now, it is returned itself: what is made with it will not be
+    published.
     """
     row = lock_collection(session, collection_id)
+    if row.extractor_id != extractor_id:
+        return get_tree(session, tree_id)
     if row.tree_id is not None:
         return get_tree(session, row.tree_id)
     tree = get_tree(session, tree_id)

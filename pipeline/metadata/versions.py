@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy import and_, func, select, update
@@ -11,7 +12,7 @@ from sqlalchemy.orm import Session
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.errors import IndexNotBuiltError, UnknownNameError
 from pipeline.job_kinds import kind_of
-from pipeline.metadata import ledger
+from pipeline.metadata import ledger, reextraction
 from pipeline.metadata.assignment import assigned_images
 from pipeline.metadata.collections import get_collection, get_collection_by_id
 from pipeline.metadata.holdings import HoldingChanges, changes, hidden_images, images_with_rows
@@ -41,8 +42,9 @@ def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionR
     VersionRecord or None
         The version; if the job has published already, that version; if there is nothing to change,
         the current one. None if the index has changed and the job's segments cannot be used: the
-        collection has another tree, replacing the index would lose images indexed meanwhile, or the
-        job was ended or paused. The caller then assigns again.
+        collection has another tree, images of the job wait for their features again, replacing the
+        index would lose images indexed meanwhile, or the job was ended or paused. The caller then
+        extracts what is missing and assigns again.
     """
     job = get_job(session, job_id)
     collection = lock_collection(session, job.collection_id)
@@ -57,11 +59,13 @@ def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionR
     kept: list[int] = []
     ended: set[int] = set()
     if replaces:
-        if not ledger.fit_to_replace(session, collection.id, images):
+        if not _fit_to_replace(session, job, images):
             return None
         ended = images_with_rows(session, collection.id).difference(images)
+        if reextraction.is_reextraction(job):
+            reextraction.take_over(session, job, images)
     else:
-        if collection.tree_id != new.tree_id:
+        if collection.tree_id != new.tree_id or ledger.waits_for(session, job_id):
             return None
         kept = version_segment_ids(session, collection.current_version_id)
     ledger.index_images(session, list(assigned), images)
@@ -72,6 +76,13 @@ def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionR
         return get_version(session, current)
     made = replace(new, segment_ids=segments)
     return insert_version(session, collection.id, made, changed, job_id)
+
+
+def _fit_to_replace(session: Session, job: JobRecord, image_ids: Sequence[int]) -> bool:
+    """Say whether segments of these images alone can replace all that there are."""
+    if reextraction.is_reextraction(job):
+        return reextraction.fit_to_publish(session, job, image_ids)
+    return ledger.fit_to_replace(session, job.collection_id, image_ids)
 
 
 def published_version(session: Session, job: JobRecord) -> VersionRecord | None:

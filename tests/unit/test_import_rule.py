@@ -46,7 +46,7 @@ STAGES = {
     "pipeline.config": set[str](),
     "pipeline.records": set[str](),
     "pipeline.job_kinds": {"pipeline.job_params"},
-    "pipeline.job_params": set[str](),
+    "pipeline.job_params": {"pipeline.config"},
     "pipeline.request": {"pipeline.config"},
 }
 

@@ -36,7 +36,7 @@ COMMANDS = {
     "status": ("show:status", "Show collections, the jobs under way, and the workers."),
     "failures": ("show:failures", "List the files that could not be indexed, and why."),
     "extractors": ("extractors:extractors", "List the extractors, with their licences."),
-    "rebuild": ("indexing:rebuild", "Make a new tree, when a collection has outgrown its tree."),
+    "rebuild": ("indexing:rebuild", "Make a new tree and index, or change the extractor."),
     "compact": ("indexing:compact", "Merge a collection's segments, for faster searches."),
     "eval": ("evaluate:evaluate", "Measure how well and how fast queries are answered."),
     "doctor": ("operate:doctor", "Check this machine and the settings."),

@@ -21,6 +21,7 @@ from workers.cli.options import (
     ExtractorOption,
     JsonOption,
     LocalOption,
+    NewExtractorOption,
     NoWaitOption,
     epilog,
 )
@@ -52,10 +53,11 @@ REBUILD_HELP = epilog(
     """
 vantage rebuild holiday
 vantage rebuild holiday --local
+vantage rebuild holiday --extractor surf
 """,
     """
-Needs no photograph: the features are kept. Searches go on with the old index until the new one is
-ready.
+Needs no photograph: the features are kept. With another extractor all images are read again.
+Searches go on with the old index until the new one is ready.
 """,
 )
 
@@ -107,12 +109,13 @@ def rebuild(
     collection: CollectionArgument,
     local: LocalOption = False,
     no_wait: NoWaitOption = False,
+    extractor: NewExtractorOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new tree and new segments, when a collection has outgrown its tree."""
+    """Make a new tree and index, or change the extractor of a collection."""
     run_job(
         collection,
-        lambda opened, report: opened.rebuild(report),
+        lambda opened, report: opened.rebuild(extractor=extractor, report=report),
         local=local,
         wait=not no_wait,
         as_json=as_json,

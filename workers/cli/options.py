@@ -56,6 +56,16 @@ ExtractorOption = Annotated[
         show_default=False,
     ),
 ]
+NewExtractorOption = Annotated[
+    str | None,
+    typer.Option(
+        "--extractor",
+        metavar="NAME",
+        help="sift, surf, cnn:FILE or another of `vantage extractors`: extract all images with it. "
+        "Default: the collection's own, with the features that there are.",
+        show_default=False,
+    ),
+]
 PlanOption = Annotated[
     Plan,
     typer.Option(

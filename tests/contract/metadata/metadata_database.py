@@ -23,6 +23,7 @@ from pipeline.metadata import (
     images,
     jobs,
     parts,
+    reextraction,
     trees,
     versions,
 )
@@ -127,22 +128,28 @@ class Database:
 
     def extract(self, job: JobRecord, *, batch_size: int = 2, bad: Sequence[str] = ()) -> None:
         """Plan and do the extraction of a job; contents in `bad` fail."""
+        plan, record = extraction.plan_extraction, extraction.record_extraction
+        if reextraction.is_reextraction(job):
+            plan, record = reextraction.plan_reextraction, reextraction.record_reextraction
         with self.write() as session:
-            extraction.plan_extraction(session, job.id, batch_size)
+            plan(session, job.id, batch_size)
+            extractor, _ = collections.job_settings(session, job)
             todo = parts.unfinished_parts(session, job.id, "extract")
         for part in todo:
             with self.write() as session:
                 batch = extraction.batch_images(session, part.args["images"])
                 good = [image for image in batch if image.sha256 not in bad]
                 failed = [image for image in batch if image.sha256 in bad]
-                key = sha256("".join(image.sha256 for image in good).encode()).hexdigest()
+                names = extractor.name + "".join(image.sha256 for image in good)
+                key = sha256(names.encode()).hexdigest()
                 outcome = found(
                     f"containers/{key}",
                     [image.id for image in good],
                     [FailedImage(image.id, "corrupt", "its data is damaged") for image in failed],
                     checksum=key,
+                    extractor=extractor,
                 )
-                extraction.record_extraction(session, job.id, part.number, outcome)
+                record(session, job.id, part.number, outcome)
 
     def tree(self, collection: CollectionRecord, key: str = "trees/a") -> TreeRecord:
         with self.write() as session:
@@ -161,7 +168,7 @@ class Database:
     def adopted_tree(self, collection: CollectionRecord) -> TreeRecord:
         tree = self.tree(collection)
         with self.write() as session:
-            return trees.adopt_tree(session, collection.id, tree.id)
+            return trees.adopt_tree(session, collection.id, tree.id, collection.extractor_id)
 
     def segment(
         self, collection: CollectionRecord, tree: TreeRecord, key: str, group: int = 0
@@ -210,7 +217,12 @@ class Database:
 
 
 def found(
-    key: str, images: Sequence[int], failures: Sequence[FailedImage] = (), checksum: str = "sum"
+    key: str,
+    images: Sequence[int],
+    failures: Sequence[FailedImage] = (),
+    *,
+    checksum: str = "sum",
+    extractor: ExtractorConfig | None = None,
 ) -> BatchOutcome:
     """What came of a batch whose images have 100 descriptors each."""
     container = ContainerInfo(
@@ -221,7 +233,9 @@ def found(
         failed_count=len(failures),
     )
     rows = [ExtractedImage(image_id, row, 640, 480, 100) for row, image_id in enumerate(images)]
-    return BatchOutcome(rows, failures, container if images else None, {"key": key})
+    made = container if images else None
+    extractor_id = (extractor or ExtractorConfig()).config_id()
+    return BatchOutcome(rows, failures, made, extractor_id, {"key": key})
 
 
 def segment_info(

@@ -139,7 +139,12 @@ def test_of_first_trees_trained_at_once_one_is_everyones(db: Database) -> None:
     collection = db.collection()
     made = [db.tree(collection, f"trees/{i}") for i in range(4)]
     held = db.together(
-        *[lambda s, tree=tree: trees.adopt_tree(s, collection.id, tree.id) for tree in made]
+        *[
+            lambda s, tree=tree: trees.adopt_tree(
+                s, collection.id, tree.id, collection.extractor_id
+            )
+            for tree in made
+        ]
     )
     assert len({tree.id for tree in held}) == 1
     assert held[0] in made
