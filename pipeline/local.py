@@ -149,7 +149,7 @@ class LocalDriver:
             started = time.perf_counter()
 
             def scan(group: int) -> Any:
-                return scan_group(resources, version, group, batch.plan)
+                return scan_group(resources, version, group, batch)
 
             scans = list(pool.map(scan, searched_groups(version, batch.plan)))
             timings = {"scan": (time.perf_counter() - started) * 1e3}

@@ -227,25 +227,27 @@ def scan_group(
     resources: Resources,
     version: VersionRecord,
     group: int,
-    plan: QueryPlan,
+    batch: Batch,
     until: float | None = None,
 ) -> GroupScan:
-    """Scan a group's segments for a plan (map); time is measured from when they are open.
+    """Scan a group's segments for a batch (map); time is measured from when they are open.
 
     Parameters
     ----------
     resources : Resources
     version : VersionRecord
     group : int
-    plan : QueryPlan
+    batch : Batch
     until : float, optional
         Time (as `time.time`) after which the scan is abandoned.
     """
     segments = resources.group_segments(version, group)
     started = time.perf_counter()
-    sets = (ImageSet(version.tombstones),)
-    blocks = [scan_opened(segment, plan, sets, until) for segment in segments]
-    block = blocks[0] if len(blocks) == 1 else merge_blocks(blocks, plan.neighbours)
+    sets = [ImageSet(version.tombstones)]
+    if batch.filter is not None:
+        sets.append(batch.filter)
+    blocks = [scan_opened(segment, batch.plan, sets, until) for segment in segments]
+    block = blocks[0] if len(blocks) == 1 else merge_blocks(blocks, batch.plan.neighbours)
     return GroupScan(group, block, (time.perf_counter() - started) * 1e3, PATH)
 
 

@@ -210,7 +210,7 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
         from pipeline.searching import scan_group
 
         version = context.resources.version(ticket.version_id)
-        found = scan_group(context.resources, version, group, batch.plan, ticket.deadline_at)
+        found = scan_group(context.resources, version, group, batch, ticket.deadline_at)
     except Exception as exc:
         _log.exception("search %s: group %d could not be scanned", search_id, group)
         error = f"{type(exc).__name__}: {exc}"

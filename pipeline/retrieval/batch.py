@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import REFERENCE, Cost, Machine, Workload, exhaustive_cost, probed_cost
+from pipeline.retrieval.open_segments import ImageSet
 from pipeline.retrieval.plan import QueryPlan, join_plans
 
 BATCH_IMAGES = 32
@@ -72,6 +73,8 @@ class Batch:
         What planned it, as it would scan.
     keypoints : ndarray of shape (Q, 4), float32
         x, y, size (original pixels) and angle (degrees) of every query descriptor.
+    filter : ImageSet, optional
+        Which images may be answers. Default: all that the version holds.
     """
 
     plan: QueryPlan
@@ -80,6 +83,7 @@ class Batch:
     request: SearchRequest
     machine: Machine
     keypoints: NDArray[np.float32] = field(default_factory=_no_keypoints, compare=False)
+    filter: ImageSet | None = None
 
     @property
     def offsets(self) -> list[int]:
@@ -88,18 +92,22 @@ class Batch:
 
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return arrays and plain values, as they travel to scans and ranking."""
-        own = {
+        own: dict[str, Any] = {
             "images": [asdict(image) for image in self.images],
             "workload": asdict(self.workload),
             "request": self.request.to_dict(),
             "machine": asdict(self.machine),
         }
         arrays = {**self.plan.to_arrays(), "keypoints": self.keypoints}
+        if self.filter is not None:
+            arrays["filter"] = self.filter.to_array()
+            own["filter_only"] = self.filter.only
         return arrays, {**self.plan.to_meta(), **own}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> Batch:
         """Inverse of `to_arrays`."""
+        only = meta.get("filter_only")
         return cls(
             QueryPlan.from_arrays(arrays, meta),
             tuple(QueryImage(**image) for image in meta["images"]),
@@ -107,6 +115,7 @@ class Batch:
             SearchRequest.from_dict(meta["request"]),
             Machine(**meta["machine"]),
             arrays["keypoints"],
+            None if only is None else ImageSet.from_array(arrays["filter"], only),
         )
 
     def predicted(self, machine: Machine | None = None) -> Cost:
@@ -124,7 +133,8 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
     Parameters
     ----------
     batches : sequence of Batch
-        At least one; their plans can be joined (`pipeline.retrieval.plan.join_plans`).
+        At least one, with the same filter; their plans can be joined
+        (`pipeline.retrieval.plan.join_plans`).
     """
     first = batches[0]
     return replace(

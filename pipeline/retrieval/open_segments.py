@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,18 @@ class ImageSet:
     ids: frozenset[int]
     only: bool = False
 
+    @classmethod
+    def from_array(cls, ids: NDArray[np.uint32], only: bool) -> Self:
+        """Inverse of `to_array`."""
+        return cls(frozenset(ids.tolist()), only)
+
+    def to_array(self) -> NDArray[np.uint32]:
+        """Return the ids, ascending."""
+        return self._array
+
     @cached_property
     def _array(self) -> NDArray[np.uint32]:
-        return np.fromiter(self.ids, np.uint32, len(self.ids))
+        return np.sort(np.fromiter(self.ids, np.uint32, len(self.ids)))
 
     def admits(self, ids: NDArray[np.uint32]) -> NDArray[np.bool_]:
         """Return which of some images an answer may hold."""

@@ -559,6 +559,11 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     assert resources.group_segments(now, group)[0] is joined
     sizes = [segment.descriptor_count for segment in now.group_segments(group)]
     assert joined.segment.rows.size == sum(sizes)
+    # Its name is made of theirs: the same wherever they are joined, whoever is removed.
+    former = resources.version(now.id - 1)
+    assert former.tombstones != now.tombstones
+    assert Resources(resources.settings).group_segments(now, group)[0].name == joined.name
+    assert resources.group_segments(former, group)[0].name != joined.name
     # Those that are large enough stay by themselves.
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", sorted(sizes)[2])
     fresh = Resources(resources.settings)

@@ -7,6 +7,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,13 @@ from pipeline.errors import (
 )
 from pipeline.job_kinds import INDEX, load
 from pipeline.job_params import RebuildParams
-from pipeline.metadata import collections, images, jobs, parts
+from pipeline.metadata import collections, holdings, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import FailureRow, JobRecord
+from pipeline.request import SearchRequest
 from pipeline.resources import Resources
+from pipeline.retrieval.open_segments import ImageSet
+from pipeline.searching import finish_batch, prepare_query, scan_group, searched_groups
 from pipeline.storage import Storage
 from vantage import Collection
 
@@ -441,6 +445,32 @@ def test_all_encodings_of_a_picture_come_before_every_other_picture(
         names = [Path(match["locations"][0]).stem for match in matches(collection, query, plan)]
         assert len(names) >= 40
         assert all(name.startswith("copy-") for name in names[:40])
+
+
+@BOTH_PLANS
+@pytest.mark.parametrize("only", [False, True])
+def test_a_filter_leaves_the_answer_that_there_would_be_without_the_others(
+    shared: Collection, photo_folder: Path, plan: Any, only: bool
+) -> None:
+    resources = shared._driver.resources
+    version = resources.current_version("shared")
+    request = SearchRequest(plan=plan, top=45)
+    batch = prepare_query(resources, version, photo_folder / "coffee.png", request)
+    everything = shared.search(photo_folder / "coffee.png", request)
+    with session_scope(resources.engine, write=False) as session:
+        held = holdings.held_images(session, version.collection_id, version.number)
+        names = {one.sha256: one.id for one in images.image_records(session, list(held)).values()}
+    unwanted = [match.image for match in everything.matches[:3]]
+    ids = {names[one] for one in unwanted}
+    wanted = ImageSet(frozenset(held - ids) if only else frozenset(ids), only)
+    batch = replace(batch, filter=wanted)
+    scans = [scan_group(resources, version, g, batch) for g in searched_groups(version, batch.plan)]
+    (found,) = finish_batch(resources, version, batch, scans, [], {})
+    assert len(everything.matches) > 5
+    # A row votes for each of its descriptors by itself: the others' scores do not change.
+    assert [(match.image, match.score) for match in found.matches] == [
+        (match.image, match.score) for match in everything.matches if match.image not in unwanted
+    ]
 
 
 def test_a_search_of_nothing_says_what_to_do(shared: Collection, settings: Settings) -> None:

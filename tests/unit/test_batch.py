@@ -4,6 +4,7 @@ import functools
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from core_data import asked, descriptors, model
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from pipeline.retrieval.batch import (
     join_batches,
 )
 from pipeline.retrieval.cost import REFERENCE, Machine, Workload
+from pipeline.retrieval.open_segments import ImageSet
 from pipeline.retrieval.plan import make_plan
 
 
@@ -50,6 +52,15 @@ def test_a_batch_survives_its_file() -> None:
     again = Batch.from_arrays(file, file.meta)
     assert replace(again, plan=batch.plan) == batch
     assert np.array_equal(again.plan.cells, batch.plan.cells)
+
+
+@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("ids", [(), (7, 3, 2**31)])
+def test_a_filter_travels_with_its_batch(ids: tuple[int, ...], only: bool) -> None:
+    wanted = ImageSet(frozenset(ids), only)
+    batch = join_batches([replace(query(seed, 5), filter=wanted) for seed in (1, 2)])
+    file = ArrayFile(arrays_to_bytes(*batch.to_arrays()))
+    assert Batch.from_arrays(file, file.meta).filter == batch.filter == wanted
 
 
 def test_images_of_one_plan_share_a_pass_in_their_order() -> None:

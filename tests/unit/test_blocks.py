@@ -31,7 +31,7 @@ from pipeline.retrieval.blocks import DistanceBlock, merge_blocks, split_block
 from pipeline.retrieval.cost import Machine, Workload
 from pipeline.retrieval.open_segments import KEPT_MASKS, UNKNOWN, ImageSet, OpenSegment
 from pipeline.retrieval.pairs import pairs_of
-from pipeline.retrieval.plan import make_plan
+from pipeline.retrieval.plan import join_plans, make_plan
 from pipeline.retrieval.scan import block_key, scan_opened, scan_segment
 from pipeline.retrieval.score import rank_blocks
 
@@ -219,6 +219,24 @@ def test_the_nearest_that_may_be_answers_are_found_however_many_may_not(
             == expected
         )
         assert len(expected) >= plan.neighbours or gone == 1000
+
+
+@pytest.mark.parametrize("kind", PLANS)
+def test_of_one_vector_too_the_block_of_a_batch_is_that_of_each_search(
+    pictures: tuple[Model, NDArray[np.int8], list[OpenSegment]], kind: str
+) -> None:
+    trained, codes, stored = pictures
+    # Four rows are the same: some neighbours are as near as the last.
+    plans = [
+        make_plan(trained, codes[[row]], PICTURES, asked(kind, 0.5), one_vector=True)
+        for row in (3, 42, 1400)
+    ]
+    together = join_plans(plans)
+    for one in stored:
+        parted = split_block(scan_segment(one.segment, together.widened), [0, 1, 2, 3])
+        for plan, block in zip(plans, parted, strict=True):
+            alone = scan_segment(one.segment, plan.widened)
+            assert as_bytes(merge_blocks([block])) == as_bytes(merge_blocks([alone]))
 
 
 def test_a_segment_is_scanned_again_only_where_too_few_are_left(

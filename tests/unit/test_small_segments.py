@@ -13,7 +13,19 @@ from pipeline.metadata.records import SegmentRecord
 
 
 def segment(number: int, rows: int) -> SegmentRecord:
-    return SegmentRecord(number, 1, 1, 0, f"s{number}", "c", rows, 1, rows * 64, None, 0.0)
+    return SegmentRecord(
+        id=number,
+        collection_id=1,
+        tree_id=1,
+        group_number=0,
+        key=f"s{number}",
+        checksum="c",
+        descriptor_count=rows,
+        image_count=1,
+        byte_count=rows * 64,
+        job_id=None,
+        created_at=0.0,
+    )
 
 
 def chosen(sizes: list[int], most: int) -> list[int]:
