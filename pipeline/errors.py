@@ -235,7 +235,7 @@ class StorageUnavailableError(TransientError):
     def __str__(self) -> str:
         key, reason = self.args
         return (
-            f"the store did not give or take {key!r} ({reason}); is VANTAGE_STORE reachable, and "
+            f"the store cannot read or write {key!r} ({reason}); is VANTAGE_STORE reachable, and "
             "may this user write there and to VANTAGE_LOCAL?"
         )
 

@@ -157,7 +157,7 @@ def raise_read_error(name: str, error: OSError) -> NoReturn:
     elif number in (errno.EACCES, errno.EPERM):
         code, sentence = "permission-denied", "this user may not read it; change its permissions"
     elif number == errno.ELOOP:
-        code, sentence = "symlink-loop", "its symbolic links go in a circle"
+        code, sentence = "symlink-loop", "its symbolic links form a loop"
     elif number in (errno.EISDIR, errno.ENXIO, errno.ENODEV):
         code, sentence = "not-a-file", "it is not a regular file"
     else:

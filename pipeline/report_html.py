@@ -259,7 +259,7 @@ def _numbers(groups: Sequence[int]) -> str:
 
 def _about_answer(label: str, answer: SearchResult) -> str:
     """Say in a few words what one of several searches did."""
-    kind = str(answer.plan.get("kind", "nothing to describe in the query"))
+    kind = str(answer.plan.get("kind", "no keypoint in the query"))
     return displayable(f"{label}: {', '.join([kind, *_facts(answer)])}")
 
 

@@ -92,7 +92,7 @@ class SearchRequest(Config):
             )
         if self.effort is not None and self.plan == "exhaustive":
             raise InputError(
-                "the exhaustive plan compares with every row and knows no effort "
+                "the exhaustive plan compares with every row and takes no effort "
                 f"(of {self.effort:g}); leave out one of the two"
             )
 

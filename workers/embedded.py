@@ -156,7 +156,7 @@ class EmbeddedRedis:
                 write_private(run / "redis.json", json.dumps(record))
                 return url
         raise StateError(
-            f"{program} did not start; its last words are in {self._home / 'logs' / 'redis.log'}"
+            f"{program} did not start; see the end of {self._home / 'logs' / 'redis.log'}"
         )
 
     def _refuse_or_clear_old(self, run: Path) -> None:

@@ -59,7 +59,7 @@ _TOP_SUBSET = "all"
 
 @dataclass(frozen=True)
 class EvaluationQuery:
-    """One query and what is right for it.
+    """One query and its right answers.
 
     Attributes
     ----------
@@ -146,7 +146,7 @@ class Dataset:
 
 
 def read_dataset(folder: str | os.PathLike[str]) -> Dataset:
-    """Read the ``groundtruth.json`` of a folder; see the module's text for the rules.
+    """Read the ``groundtruth.json`` of a folder; see the module's docstring for the rules.
 
     Parameters
     ----------
@@ -211,7 +211,7 @@ class _Reader:
         self.subsets = self.read_subsets()
 
     def dataset(self) -> Dataset:
-        """Apply the rules of the module's text."""
+        """Apply the rules of the module's docstring."""
         relevant = self.lists("relevant")
         no_match = self.paths("no_match_queries", self.values.get("no_match_queries", []))
         for query in no_match:
@@ -316,7 +316,7 @@ class _Reader:
         return {query: self.paths(f"{key} of {query!r}", paths) for query, paths in values.items()}
 
     def paths(self, where: str, values: object) -> list[str]:
-        """Check a list of different relative paths that stay in the folder."""
+        """Check a list of distinct relative paths inside the folder."""
         if not isinstance(values, list):
             raise self.error(f"{where} must be a list of paths, not {_kind(values)}")
         for value in values:
@@ -338,7 +338,7 @@ class _Reader:
             raise self.error(f"{where} has {path!r}, which 'images' does not list; {hint}")
 
     def check_files(self, paths: Iterable[str]) -> None:
-        """Refuse a path where no file lies."""
+        """Refuse a path without a file."""
         missing = [path for path in paths if not (self.root / path).is_file()]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -356,6 +356,6 @@ def _starts_with(path: str, prefix: str) -> bool:
 
 
 def _kind(value: object) -> str:
-    """Name a JSON value's type for people."""
+    """Name a JSON value's type for users."""
     names = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
     return names.get(type(value), "null" if value is None else "a number")

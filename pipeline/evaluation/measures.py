@@ -31,7 +31,7 @@ def judge(
     Parameters
     ----------
     ranking : iterable of iterables of str
-        For each match, best first, the names of the image (one content may lie at several places).
+        For each match, best first, the names of the image (one content may have several locations).
     relevant : set of str
         Names of the right answers.
     neutral : set of str
@@ -40,9 +40,9 @@ def judge(
     Returns
     -------
     list of bool
-        A match that bears several right names counts as that many right answers, so that R right
-        answers are found whether or not some of them have the same content; a name counts once.
-        A match with a right name is right even when another name of it is neutral.
+        A match with several right names counts as that many right answers, so that the count does
+        not depend on whether some have the same content; a name counts once. A match with a right
+        name is right even if another of its names is neutral.
     """
     judged: list[bool] = []
     seen: set[str] = set()
@@ -107,12 +107,12 @@ def found_at(judged: Sequence[bool], relevant_count: int, k: int) -> float:
 
 
 def first_right_rank(judged: Sequence[bool]) -> int | None:
-    """Return the rank (from 1) of the first right answer, None when there is none."""
+    """Return the rank (from 1) of the first right answer, None if there is none."""
     return judged.index(True) + 1 if True in judged else None
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """Return the arithmetic mean, None of nothing."""
+    """Return the arithmetic mean; None for no values."""
     return math.fsum(values) / len(values) if values else None
 
 
@@ -129,7 +129,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
     Returns
     -------
     float or None
-        None of nothing.
+        None for no values.
     """
     if not 0 <= share <= 100:
         raise ValueError(f"share is {share}: must be from 0 to 100")

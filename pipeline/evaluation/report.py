@@ -1,4 +1,4 @@
-"""What an evaluation found: plain dataclasses that become JSON; drawing them is the caller's."""
+"""Results of an evaluation: plain dataclasses that become JSON; callers display them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RANKS = (1, 10, 100)
 
 @dataclass(frozen=True)
 class QueryOutcome:
-    """What one query gave.
+    """The outcome of one query.
 
     Attributes
     ----------
@@ -24,7 +24,7 @@ class QueryOutcome:
     expects_nothing : bool
         Whether the right answer is that nothing matches; then only `matches` is judged.
     matches : int
-        Matches returned, neutral ones taken out.
+        Matches returned, without neutral ones.
     average_precision : float
         0 to 1.
     recall, found : dict of int to float
@@ -38,7 +38,7 @@ class QueryOutcome:
     complete : bool
         As in `SearchResult.complete`.
     error : str or None
-        Why the query image could not be searched with. It counts as a query that found nothing.
+        Why the query image could not be used. It counts as a query that found nothing.
     """
 
     path: str
@@ -57,7 +57,7 @@ class QueryOutcome:
 
 @dataclass(frozen=True)
 class Figures:
-    """Means over some queries; None where there was nothing to average.
+    """Means over some queries; None if there was nothing to average.
 
     Attributes
     ----------
@@ -134,7 +134,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """Everything that one run over a data set found.
+    """All results of one run over a data set.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class EvaluationReport:
     top : int
         Matches asked for a query; a right answer beyond them adds nothing.
     database_images : int
-        Images of the data set that were to be indexed.
+        Number of images to index.
     outcomes : tuple of QueryOutcome
         In the order of the data set.
     """
@@ -175,7 +175,7 @@ class EvaluationReport:
         return dict(Counter(str(o.plan["kind"]) for o in self.outcomes if "kind" in o.plan))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON-serialisable values; numbers rounded to what they can mean.
+        """Return plain JSON-serialisable values, sensibly rounded.
 
         Keys: ``overall`` and ``parts`` (by subset) with mAP, recall@1/10/100, found@10/100, p50_ms,
         p95_ms, scanned_share, queries, failed, incomplete; ``plan`` (asked for), ``plans_run``,
@@ -202,5 +202,5 @@ class EvaluationReport:
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
-    """Round a figure, None staying None."""
+    """Round a figure; None stays None."""
     return None if value is None else round(value, digits)

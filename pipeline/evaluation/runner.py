@@ -39,17 +39,16 @@ def run_evaluation(
     ----------
     dataset : Dataset
     search : callable
-        Takes a query's file and returns the answer; it must ask for `plan` and `top` itself, so
-        that the same function measures a search in this process and one through workers. An
-        `InputError` of it (an unreadable query) counts as a query that found nothing; any other
-        error ends the evaluation.
+        Takes a query's file and returns the answer. It must request `plan` and `top` itself, so
+        that the same function measures searches in this process and by workers. An `InputError` (an
+        unreadable query) counts as a query that found nothing; any other error ends the evaluation.
     plan, top
-        What `search` asks for; written into the report.
+        The values that `search` requests, for the report.
     progress : callable, optional
         Called with (queries done, queries) after each query.
     warm_up : int
-        First queries that are searched once more beforehand without being measured: compiled
-        kernels are loaded and files mapped then, which belongs to no query.
+        Number of queries that are searched once beforehand, unmeasured, to load kernels and map
+        files.
 
     Returns
     -------
@@ -121,10 +120,10 @@ def _ask(
 
 
 class _Names:
-    """From the locations of a match to the paths that the data set uses.
+    """Maps the locations of a match to the paths in the data set.
 
-    A location may be written otherwise than the data set's folder was (a link, a relative path),
-    so both the plain and the resolved form of every file are known.
+    A location may be spelled differently (by a link or a relative path), so both the plain and the
+    resolved form of every file are known.
     """
 
     def __init__(self, dataset: Dataset) -> None:

@@ -27,9 +27,9 @@ Pixels = NDArray[np.uint8]
 """RGB, shape (h, w, 3)."""
 
 SEPARATOR = "__"
-"""Stands between the photograph's name and the transform's in a view's file name."""
+"""Separates the names of photograph and transform in a view's file name."""
 
-_JPEG_QUALITY = 92  # of views that are not about JPEG: hardly a loss, small files
+_JPEG_QUALITY = 92  # for views that are not about JPEG: hardly any loss, small files
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Transform:
     description : str
         For people, in a table.
     apply : callable
-        From RGB pixels to RGB pixels, in general of another size.
+        Takes RGB pixels and returns RGB pixels, usually of another size.
     jpeg_quality : int
         Quality of the view's file, 1 to 100.
     """
@@ -209,11 +209,11 @@ def make_views(
     photographs : sequence of paths
         Copied to ``output/database``; their names without suffix must differ.
     output : path
-        Folder, made if need be. Files of the same names are replaced.
+        Folder, made if necessary. Files of the same names are replaced.
     transforms : sequence of Transform
     per_photograph : int, optional
-        Only so many views of each photograph, taking turns through `transforms` so that each
-        transform is used about equally often. Default: all.
+        Number of views of each photograph; `transforms` take turns, so that each is used about
+        equally often. Default: all.
 
     Returns
     -------
@@ -257,7 +257,7 @@ def make_views(
 
 
 def _check_sources(sources: Sequence[Path]) -> None:
-    """Refuse nothing at all, and names that would overwrite each other."""
+    """Refuse an empty list, and names that would overwrite each other."""
     if not sources:
         raise InputError("there is no photograph to make views of")
     seen: dict[str, Path] = {}
@@ -271,6 +271,6 @@ def _check_sources(sources: Sequence[Path]) -> None:
 
 
 def _surround(pixels: Pixels) -> tuple[float, float, float]:
-    """Return the mean colour, which fills what the camera would see beside the photograph."""
+    """Return the mean colour, which fills the area beside the photograph."""
     red, green, blue = pixels.reshape(-1, 3).mean(axis=0)
     return float(red), float(green), float(blue)

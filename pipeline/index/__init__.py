@@ -11,7 +11,7 @@ __all__ = ["VantageIndex"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the engine when it is asked for: whoever needs one module loads no others."""
+    """Import the engine when it is first used: importing one module loads no others."""
     if name == "VantageIndex":
         from pipeline.index.engine import VantageIndex
 

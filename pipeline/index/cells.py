@@ -1,14 +1,13 @@
 """Cells about the means of a vantage-point tree's leaves.
 
-A leaf of the tree (`pipeline.index.vptree`) is bounded by spheres that were laid one after the
-other; rows just beyond one of them lie in another leaf, however near. So the leaves only say where
-the cells are: a row belongs to the cell whose *mean* (of the leaf's training rows) is nearest. That
-is a step of Lloyd's algorithm from where the tree begins it, and it halves the rows that have to be
-scanned for equal recall. More steps, from the means' own rows until few of them change their cell,
-make the cells as good as those of k-means (docs/decisions/0014-cells.md).
+Spheres bound a leaf of the tree (`pipeline.index.vptree`); rows just beyond one of them are in
+another leaf, however near. So the leaves only give the first means, and a row belongs to the cell
+with the nearest *mean*. That is a step of Lloyd's algorithm, which halves the rows that must be
+scanned for equal recall. More steps, until few rows change their cell, make the cells as good as
+those of k-means (docs/decisions/0014-cells.md).
 
 The tree leads to the means: a best-first descent to half its depth gives the subtrees whose means
-are compared, so that finding a cell takes the root of their number, not their number.
+are compared, so that the time to find a cell grows with the square root of their number.
 """
 
 from __future__ import annotations
@@ -37,60 +36,60 @@ from pipeline.index.vptree import VPTree, train_tree
 from pipeline.index.work import Work, cell_work, whole_work
 
 STEPS = 20
-"""Steps of Lloyd's algorithm, the first from the leaves, at most."""
+"""The most steps of Lloyd's algorithm, including the first from the leaves."""
 
 MOVING = 0.02
-"""Share of the sample's rows whose cell a step has to change for another step to follow: 11 steps
-for 4,096 cells, 20 for 512. As many again find the same neighbours."""
+"""Another step follows if a step has changed the cell of this share of the sample's rows: 11 steps
+for 4,096 cells, 20 for 512. Twice as many find the same neighbours."""
 
 TREE_ROWS = 262_144
-"""Rows of a larger sample that the tree itself is trained on, at most."""
+"""The most rows of the sample that the tree itself is trained on."""
 
 ROWS_A_CELL = 32
-"""Rows of the sample that a mean should be made of; with 4, as a fixed sample leaves 16 million
-rows, half as many cells again have to be opened."""
+"""Rows of the sample for each mean. With 4 (as a fixed sample would give for 16 million rows), a
+search must open half as many cells more."""
 
 TRAINING_SUBTREES = 8
-"""Subtrees that are looked into for a row of the training sample: .99 of all find their mean."""
+"""Subtrees searched for a row of the training sample: .99 of all rows find their mean."""
 
 EVERY = 4096
 """Number of means up to which all are compared: a few microseconds a row."""
 
 ASSIGNING_SUBTREES = 16
-"""Subtrees that are looked into for a row that is added: of 64, they hold the nearest mean of .997
-of all rows, of 128 that of .990."""
+"""Subtrees searched for an added row: they have the nearest mean of .997 of all rows with 64
+subtrees, of .990 with 128."""
 
 FEWEST_SUBTREES = 32
-"""Subtrees that are looked into for a query at least: with 16, a twentieth of its nearest cells are
-elsewhere, and as much recall is lost as a third fewer cells cost."""
+"""The fewest subtrees searched for a query: with 16, a twentieth of its nearest cells are
+elsewhere, which loses as much recall as opening a third fewer cells."""
 
 BREADTH = 64
-"""Means that are looked at for each cell that is wanted, at least."""
+"""The fewest means compared for each wanted cell."""
 
 DISTANCES_AT_ONCE = 1 << 23
-"""Distances to means that are held at once: 32 MiB."""
+"""Distances to means held at once: 32 MiB."""
 
 ROWS_AT_ONCE = 4096
-"""Rows whose cells are found at once: the wider numbers made of them stay small."""
+"""Rows whose cells are found at once, so that their wider copies stay small."""
 
 PIECE = 32_768
 """Rows of the training sample whose cells one thread finds at a time."""
 
 FEWEST_OPENED = 8
-"""Cells that a search opens for a query, at least."""
+"""The fewest cells that a search opens for a query."""
 
 
 def cells_by_default(cells: int) -> int:
-    """Return how many of so many cells a search opens for a query when it is not told.
+    """Return how many cells a search opens for a query by default.
 
-    Their root: .96 to .98 of the nearest rows are then found, from 128 cells to 4,096
-    (docs/decisions/0014-cells.md).
+    It is the square root of their number: this finds .96 to .98 of the nearest rows, with 128 to
+    4,096 cells (docs/decisions/0014-cells.md).
     """
     return min(cells, max(FEWEST_OPENED, round(math.sqrt(cells))))
 
 
 class Cells(Protocol):
-    """What says which cell a row belongs to, and where to look for its neighbours."""
+    """Tells which cell a row belongs to, and in which cells to search for its neighbours."""
 
     @property
     def levels(self) -> int:
@@ -118,7 +117,7 @@ class MeanCells:
     Attributes
     ----------
     tree : VPTree
-        Leads to the means: cell c is its c-th leaf.
+        The tree that leads to the means: cell c is its c-th leaf.
     means : PackedRows
         One row a cell.
     """
@@ -147,7 +146,7 @@ class MeanCells:
         return self.cells // self._upper.cells
 
     def assign(self, rows: NDArray[np.int8]) -> NDArray[np.uint32]:
-        """Find the cell of each row: that of the nearest mean, of equally near ones the first.
+        """Find the cell of each row: the nearest mean, the first of equally near ones.
 
         Parameters
         ----------
@@ -170,7 +169,7 @@ class MeanCells:
         ----------
         queries : ndarray of shape (Q, W), int8
         count : int
-            At most the number of cells; more is cut to it.
+            Reduced to the number of cells if larger.
 
         Returns
         -------
@@ -191,7 +190,7 @@ class MeanCells:
         return found
 
     def _subtrees_for(self, count: int) -> int:
-        """Return how many subtrees hold `BREADTH` means for each cell that is wanted."""
+        """Return how many subtrees have `BREADTH` means for each wanted cell."""
         return max(FEWEST_SUBTREES, -(-BREADTH * count // self._subtree))
 
     def _nearest_one(self, rows: NDArray[np.int8], subtrees: int) -> NDArray[np.int64]:
@@ -204,7 +203,7 @@ class MeanCells:
         return found
 
     def _candidates(self, queries: NDArray[np.int8], subtrees: int) -> Work:
-        """Return which means are compared with which queries: those of so many subtrees each."""
+        """Return which means to compare with each query: those of so many subtrees."""
         if self.cells <= EVERY or 2 * subtrees >= self._upper.cells:
             return whole_work(self.cells, len(queries))
         offsets = np.arange(0, self.cells + 1, self._subtree, dtype=np.int64)
@@ -229,8 +228,8 @@ def train_cells(
     Parameters
     ----------
     sample : ndarray of shape (N, W), int8
-        At least one row. A leaf that no row of the sample reaches takes the mean of the nearest
-        subtree that has one.
+        At least one row. A leaf without sample rows takes the mean of the nearest subtree that has
+        some.
     levels : int
         2^levels cells.
     kind : {"means", "leaves"}
@@ -277,7 +276,7 @@ def _add_rows(rows, cell, sums):  # type: ignore[no-untyped-def]
 
 
 def _fill_empty(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> None:
-    """Give each leaf without rows those of the nearest subtree that has some."""
+    """Give each leaf without rows the sum and number of the nearest subtree that has some."""
     above_sums, above_counts, size = sums, counts, 1
     while not (counts > 0).all():
         size *= 2
@@ -294,7 +293,7 @@ def _cells_of(tree: VPTree, sums: NDArray[np.int64], counts: NDArray[np.int64]) 
 
 
 def cells_to_arrays(cells: VPTree | MeanCells) -> dict[str, NDArray[Any]]:
-    """Return the arrays that a file of these cells holds."""
+    """Return the arrays for a file of these cells."""
     if isinstance(cells, VPTree):
         return {"points": cells.points, "radii": cells.radii}
     means = cells.means

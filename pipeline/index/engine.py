@@ -46,13 +46,13 @@ from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree, levels_for
 
 CELL_SIZE = 192
-"""Rows of a cell unless a configuration says otherwise; see docs/decisions/0014-cells.md."""
+"""Default number of rows in a cell; see docs/decisions/0014-cells.md."""
 
 EXACT_BELOW = 20_000
 """Rows below which a search without a given effort compares with every row."""
 
 LARGEST_ID = 2**62
-"""Ids go on counting from the largest: there must be some left."""
+"""The largest id: new ids count on from the largest, so some must be left."""
 
 REGROWTH = 4
 """The tree is trained again when there are so many times the rows that it was trained for."""
@@ -65,7 +65,7 @@ class VantageIndex:
     """Approximate or exact nearest neighbours of float32 vectors.
 
     Made by `build` or `open`. One object may be searched by several threads at once; `add` and
-    `remove` must not run beside anything else.
+    `remove` must not run at the same time as any other call.
 
     Parameters
     ----------
@@ -104,8 +104,8 @@ class VantageIndex:
         Parameters
         ----------
         vectors : array_like of shape (N, D), float32
-            Finite; N may be 0. Rotation and scale are fitted to the first vectors that an index
-            gets: they should look like those to come.
+            Finite; N may be 0. Rotation and scale are fitted to the first vectors, which should
+            resemble later ones.
         ids : array_like of shape (N,), int64, optional
             Not negative, all different. Default: 0 to N - 1.
         config : IndexConfig, optional
@@ -134,7 +134,7 @@ class VantageIndex:
 
     @property
     def _pool(self) -> ThreadPoolExecutor:
-        """The threads; a process that was forked has none of its parent's and starts its own."""
+        """The threads; a forked process starts its own."""
         if self._process != os.getpid():
             self._executor, self._process = ThreadPoolExecutor(self.threads), os.getpid()
         return self._executor
@@ -186,7 +186,7 @@ class VantageIndex:
         codes = self._encode(self._quantizer, rows)
         total = sum(len(run.ids) for run in self._runs) + len(rows)
         if self._tree is None or total > REGROWTH * self._trained_for:
-            # The cells would grow too large: all rows get new ones.
+            # The cells would grow too large, so all rows get new ones.
             kept = living_rows(self._runs) if self._runs else (codes[:0], numbers[:0])
             codes = np.concatenate([kept[0], codes])
             numbers = np.concatenate([kept[1], numbers])
@@ -207,12 +207,12 @@ class VantageIndex:
         Returns
         -------
         int
-            How many there were.
+            Number of removed vectors.
 
         Raises
         ------
         InputError
-            An id is no whole number.
+            An id is not an integer.
         """
         gone = np.asarray(ids).ravel()
         if gone.size and gone.dtype.kind not in "iu":
@@ -240,19 +240,19 @@ class VantageIndex:
         k : int
             At least 1.
         effort : float, optional
-            Share of the cells that are opened for a query, above 0 and at most 1: more finds more
-            of the true neighbours and takes longer. Default: as many cells as the root of their
-            number, in an index of fewer than `EXACT_BELOW` vectors everything.
+            Share of the cells to open for each query, above 0 and at most 1: more finds more of the
+            true neighbours and takes longer. Default: the square root of the number of cells; below
+            `EXACT_BELOW` vectors, every row is compared.
         exact : bool
             Compare with every row.
 
         Returns
         -------
         distances : ndarray of shape (Q, k), float32
-            Squared Euclidean distances of the stored rows, ascending; infinite where there are
-            fewer than k.
+            Squared Euclidean distances of the stored rows, ascending; infinite if there are fewer
+            than k.
         ids : ndarray of shape (Q, k), int64
-            -1 where there are fewer than k.
+            -1 if there are fewer than k.
 
         Raises
         ------
@@ -285,7 +285,7 @@ class VantageIndex:
         return max(1, round(effort * tree.cells))
 
     def save(self, path: str | Path) -> None:
-        """Write the index to a file, which is replaced as a whole or not at all.
+        """Write the index to a file; an existing file is replaced as a whole or not at all.
 
         Parameters
         ----------
@@ -310,7 +310,7 @@ class VantageIndex:
         ----------
         path : str or Path
         verify : bool
-            Compare everything with its checksum first, which reads the file once.
+            First compare everything with its checksum, which reads the whole file.
         threads : int, optional
             See `build`.
 
@@ -321,7 +321,7 @@ class VantageIndex:
         Raises
         ------
         DamagedIndexError
-            The file is cut off, changed, or something else.
+            The file is truncated, changed, or not a saved index.
         FileNotFoundError, PermissionError
         """
         try:

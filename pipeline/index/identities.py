@@ -1,8 +1,8 @@
-"""Which images the rows of a file belong to: numbers of the file's own, and what they stand for.
+"""The images of a file's rows: numbers within the file, and a table of their identities.
 
-Rows carry numbers from 0 on, so that a file can move between databases. The table beside them says
-which image a number is: SHA-256 of its bytes, and the frame in them. Tables are sorted, so that the
-numbers are a function of the images alone.
+Rows have image numbers from 0 on, so that a file can move between databases. The table says which
+image each number is: SHA-256 of its bytes, and the frame in them. Tables are sorted, so that the
+numbers depend only on the images.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Identities:
 
     @functools.cached_property
     def keys(self) -> NDArray[np.bytes_]:
-        """The images as strings of bytes, which sort as they do."""
+        """The images as byte strings with the same order."""
         both = np.empty((len(self), _KEY.itemsize), np.uint8)
         both[:, :_HASH_BYTES] = self.sha256
         both[:, _HASH_BYTES:] = self.frames.astype(">u4").view(np.uint8).reshape(-1, 4)
@@ -64,11 +64,11 @@ class Identities:
 
     @functools.cached_property
     def sorted(self) -> bool:
-        """Whether greater numbers are greater images."""
+        """Whether the table is sorted."""
         return bool((self.keys[1:] > self.keys[:-1]).all())
 
     def some(self, chosen: NDArray[Any]) -> Identities:
-        """Return the table of some of the images, by their numbers or by a mask."""
+        """Return the table of some images, given by numbers or by a mask."""
         return Identities(self.sha256[chosen], self.frames[chosen])
 
     def holds(self, other: Identities) -> NDArray[np.bool_]:
@@ -79,12 +79,12 @@ class Identities:
     def numbers_of(self, other: Identities) -> NDArray[np.int64]:
         """Return the numbers of another table's images in this one, which is sorted.
 
-        An image that is not in it gets the number that it would have.
+        An image that is not in it gets the number that it would have if inserted.
         """
         return np.searchsorted(self.keys, other.keys)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that a file of this table holds."""
+        """Return the arrays for a file with this table."""
         return {"sha256": self.sha256, "frames": self.frames}
 
     @classmethod
@@ -94,7 +94,7 @@ class Identities:
 
 
 NOBODY = Identities.of([])
-"""The table of no image."""
+"""The empty table."""
 
 
 def unite(tables: Iterable[Identities]) -> Identities:

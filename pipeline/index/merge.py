@@ -1,10 +1,10 @@
 """Merge rows that are sorted by cell into one segment, in bounded memory.
 
-What is merged are the rows of one group: of assignments (the reduce of an index job) or of segments
-(compaction). All are sorted by (cell, image, position in the image), so the merge goes over ranges
-of cells that hold few enough rows, gathers each range from every input, sorts it, packs it, and
-writes the columns on. Inputs are mapped files; what is held is one range, 16 bytes a cell, and the
-tables of images. Every input has numbers of its own for its images; the merged rows get new ones.
+The inputs are rows of one group: from assignments (the reduce of an index job) or from segments
+(compaction). All are sorted by (cell, image, position in the image). So the merge processes ranges
+of cells with few enough rows: it gathers each range from every input, sorts it, packs it, and
+appends the columns. Inputs are mapped files; in memory are one range, 16 bytes a cell, and the
+tables of images. Every input has its own numbers for its images; the merged rows get new ones.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from pipeline.index.segments import AssignedRows, Segment
 from pipeline.index.simd import BLOCK
 
 MERGE_BYTES = 8 * 2**20
-"""Bytes of rows that are merged at a time; some ten times as much memory is used meanwhile."""
+"""Bytes of rows merged at a time; merging uses about ten times as much memory."""
 
 FAN_IN = 128
-"""Inputs that are merged at once, each an open file; more are merged in rounds."""
+"""Inputs merged at once, each an open file; more are merged in rounds."""
 
-_ROW_BYTES = 20  # of a row beside its codes: norm, prefix, image, geometry
+_ROW_BYTES = 20  # bytes of a row besides its codes: norm, prefix, image, geometry
 
 RowRange = tuple[int, int]
 """First row and the row after the last."""
@@ -57,7 +57,7 @@ class SortedRows:
     codes : callable
         Returns the stored rows of a range of rows, shape (n, W), uint8.
     table : Identities
-        The images that have rows here, and perhaps others.
+        All images with rows here, and perhaps others.
     """
 
     cell_offsets: NDArray[np.int64]
@@ -67,7 +67,7 @@ class SortedRows:
     table: Identities
 
     def present(self, step: int) -> Identities:
-        """Return the table of the images that have rows here, looking at `step` rows at a time."""
+        """Return the table of the images with rows here, reading `step` rows at a time."""
         known = np.zeros(len(self.table), np.bool_)
         first, end = int(self.cell_offsets[0]), int(self.cell_offsets[-1])
         for at in range(first, end, step):
@@ -111,18 +111,18 @@ def segment_rows(segment: Segment) -> SortedRows:
 
 @dataclass(frozen=True)
 class Merge:
-    """Rows of several inputs, about to become one segment.
+    """Rows of several inputs, to be merged into one segment.
 
     Attributes
     ----------
     inputs : sequence of SortedRows
-        Rows of one image lie in one of them. (If in two, the first input wins.)
+        All rows of an image are in one input. (If in two, the first input wins.)
     first_cell : int
         Number of the group's first cell in the tree.
     dropped : Identities
-        Images whose rows are left out.
+        Images whose rows are dropped.
     piece_bytes : int
-        Bytes of rows that are merged at a time; only changes memory and speed.
+        Bytes of rows merged at a time; only changes memory and speed.
     """
 
     inputs: Sequence[SortedRows]
@@ -139,16 +139,16 @@ class Merge:
 
     @functools.cached_property
     def _numbers(self) -> list[NDArray[np.uint32]]:
-        """For each input the new numbers of its images."""
+        """For each input, the new numbers of its images."""
         return [self.table.numbers_of(rows.table).astype(np.uint32) for rows in self.inputs]
 
     @functools.cached_property
     def _dropped(self) -> list[NDArray[np.bool_]]:
-        """For each input which of its images are left out."""
+        """For each input, which of its images are dropped."""
         return [self.dropped.holds(rows.table) for rows in self.inputs]
 
     def sizes(self) -> NDArray[np.int64]:
-        """Return the number of rows of every cell, those that are dropped left out."""
+        """Return the number of rows of every cell, without dropped ones."""
         first = self.inputs[0].cell_offsets
         total = np.zeros(len(first) - 1, np.int64)
         for rows, dropped in zip(self.inputs, self._dropped, strict=True):
@@ -159,7 +159,7 @@ class Merge:
         return total
 
     def write(self, stream: BinaryIO, meta: Mapping[str, Any]) -> None:
-        """Write the segment's file; equal rows give equal bytes, however they were cut.
+        """Write the segment's file; equal rows give equal bytes, whatever the ranges.
 
         Parameters
         ----------
@@ -194,7 +194,7 @@ class Merge:
                 writer.write(name, array)
 
     def in_memory(self) -> Segment:
-        """Return the segment itself, for inputs that are small: what `write` puts into a file."""
+        """Return the segment in memory, for small inputs."""
         width = self.inputs[0].codes(0, 0).shape[1]
         pieces = list(self._pieces(max(1, self.piece_bytes // width)))
         codes = np.concatenate([np.empty((0, width), np.uint8), *(piece[0] for piece in pieces)])
@@ -224,7 +224,7 @@ class Merge:
             inputs, numbers = self.inputs, self._numbers
             cells = np.concatenate([_cells(inputs[i], (a, b)) for i, a, b in held])
             images = np.concatenate([numbers[i][inputs[i].images[a:b]] for i, a, b in held])
-            # Stable: within one image rows keep the order of the assignment, the container's.
+            # Stable: the rows of an image keep the order of the assignment and its container.
             order = np.lexsort((images, cells))
             if len(self.dropped):
                 gone = [self._dropped[i][inputs[i].images[a:b]] for i, a, b in held]
@@ -234,7 +234,7 @@ class Merge:
             yield codes[order], images[order], geometry[order]
 
     def _ranges(self, most: int) -> Iterator[list[RowRange]]:
-        """Yield the ranges of every input that are merged together, few rows at a time."""
+        """Yield the ranges of all inputs to merge together, few rows at a time."""
         counts = np.sum([np.diff(rows.cell_offsets) for rows in self.inputs], axis=0)
         ends = np.concatenate([[0], np.cumsum(counts)])
         cell = 0
@@ -250,10 +250,10 @@ class Merge:
             cell = stop
 
     def _slices_of_cell(self, cell: int, most: int) -> Iterator[list[RowRange]]:
-        """Cut a cell that is too large (all descriptors alike, say) between images."""
+        """Divide a cell that is too large (with equal descriptors, for instance) between images."""
         ranges = [(int(r.cell_offsets[cell]), int(r.cell_offsets[cell + 1])) for r in self.inputs]
         if not all(rows.table.sorted for rows in self.inputs):
-            yield ranges  # a former file's rows lie in the order of a database's ids
+            yield ranges  # rows of an old file are in the order of database ids
             return
         mine = [
             numbers[rows.images[a:b]]
@@ -276,7 +276,7 @@ def _cells(rows: SortedRows, within: RowRange) -> NDArray[np.uint32]:
 
 
 def _write_blocks(writer: ArrayWriter, codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Write the full blocks of some rows; returns the rows that are left."""
+    """Write the full blocks of some rows; return the remaining rows."""
     full = len(codes) // BLOCK * BLOCK
     _write_packed(writer, codes[:full])
     return codes[full:]
@@ -312,15 +312,15 @@ def write_segment(
     dropped : Identities
         Images whose rows are left out.
     fan_in : int
-        Inputs that are open at once; more are first merged into temporary files.
+        Inputs open at once; more are first merged into temporary files.
     scratch : Path, optional
-        Folder for those, made when needed; a round of them has all rows, and two rounds are there
-        at once. Default: the system's folder for temporary files.
+        Folder for these, made when needed. A round has all rows, and two rounds may exist at once.
+        Default: the system's folder for temporary files.
 
     Raises
     ------
     StateError
-        The temporary files cannot be written: the disk is full, say.
+        The temporary files cannot be written (the disk may be full).
     """
     with ExitStack() as former:
         while len(inputs) > fan_in:
@@ -333,7 +333,7 @@ def write_segment(
 
 
 def join_segments(segments: Sequence[Segment]) -> Segment:
-    """Merge segments of one group in memory, for one scan in place of many.
+    """Merge segments of one group in memory, to scan them as one.
 
     Parameters
     ----------
@@ -346,7 +346,7 @@ def join_segments(segments: Sequence[Segment]) -> Segment:
 
 
 def _temporary_folder(stack: ExitStack, parent: Path | None) -> Path:
-    """Make a folder for one round; what a process that was killed has left beside it is removed."""
+    """Make a folder for one round; remove folders of killed processes."""
     made = tempfile.TemporaryDirectory
     try:
         if parent is None:
@@ -364,7 +364,7 @@ def _temporary_folder(stack: ExitStack, parent: Path | None) -> Path:
 def _merged_files(
     folder: Path, inputs: Sequence[Callable[[], SortedRows]], first_cell: int, fan_in: int
 ) -> list[Callable[[], SortedRows]]:
-    """Merge every few inputs into a file of their own; returns what opens those."""
+    """Merge groups of a few inputs into a file each; return functions that open these."""
     try:
         return [
             _merged_file(folder / f"{at}.npz", inputs[at : at + fan_in], first_cell)
@@ -378,21 +378,21 @@ def _merged_files(
 def _merged_file(
     path: Path, inputs: Sequence[Callable[[], SortedRows]], first_cell: int
 ) -> Callable[[], SortedRows]:
-    """Merge some inputs into a file of their own; returns what opens it."""
+    """Merge some inputs into a file; return a function that opens it."""
     with path.open("w+b") as stream:
         Merge([open_one() for open_one in inputs], first_cell).write(stream, {})
     return lambda: segment_rows(Segment.from_arrays(ArrayFile(path)))
 
 
 def _byte_count(rows: SortedRows) -> int:
-    """Return about how many bytes rows take in a file."""
+    """Return the approximate size of rows in a file, bytes."""
     count = int(rows.cell_offsets[-1] - rows.cell_offsets[0])
     width: int = rows.codes(0, 0).shape[1] + _ROW_BYTES
     return count * width + rows.cell_offsets.nbytes
 
 
 def _cannot_write(folder: Path | None, needed: int, error: OSError) -> str:
-    """Say what is wrong with the folder for temporary files, and what to do."""
+    """Return the error about the folder for temporary files, with the remedy."""
     place = tempfile.gettempdir() if folder is None else folder
     wanted = f"{-(-needed // 2**20):,} MiB" if needed else "its files"
     return (

@@ -1,4 +1,4 @@
-"""What a version of an index is trained to: rotation, tree, background sample, groups.
+"""The trained model of a version: rotation, tree, background sample, groups.
 
 One file a model. It is trained once on a sample (reduce), then read by every assignment (map) and
 by every query.
@@ -29,7 +29,7 @@ class Model:
     quantizer : Quantizer
     tree : VPTree or MeanCells
     background : PackedRows
-        A fixed random sample of the collection, spread over its images, that tells how near an
+        A fixed random sample of the collection, spread over its images. It tells how near an
         unrelated descriptor comes to a query (see `pipeline.retrieval.score`).
     groups : int
         Number of groups; a group is a subtree, cells of one group are consecutive.
@@ -46,7 +46,7 @@ class Model:
         return self.tree.cells // self.groups
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that a file of this model holds."""
+        """Return the arrays for a file of this model."""
         return {
             "mean": self.quantizer.mean,
             "rotation": self.quantizer.rotation,
@@ -105,7 +105,8 @@ def train_model(
     unit, whiten : bool
         See `pipeline.index.quantizer.train_quantizer`.
     normalize : callable
-        The extractor's normalisation, for a piece at a time. Default: there are normalised ones.
+        The extractor's normalisation, applied piece by piece. Default: the descriptors are already
+        normalised.
     spread : callable
         ``map``, or that of an executor of threads. The model is the same.
     """

@@ -1,15 +1,15 @@
 """Rotation and 8-bit quantisation of descriptors.
 
-Descriptors are centred, rotated by an orthogonal PCA, cut to the leading components and stored as
-signed bytes with one scale for all components, so that the squared Euclidean distance of two stored
-rows is (but for rounding and the cut) the squared distance of the descriptors times ``scale ** 2``,
-in exact integers.
+Descriptors are centred, rotated by an orthogonal PCA, reduced to the leading components and stored
+as signed bytes with one scale for all components. So the squared Euclidean distance of two stored
+rows is, except for rounding and the reduction, the squared distance of the descriptors times
+``scale ** 2``, in exact integers.
 
-Vectors of whole pictures are brought to unit length again before they are rounded: what all of them
-share is gone with the mean, so that unrelated ones have a cosine near zero, and it is the cosine of
-what is left that the distance measures: ``1 - distance / (2 scale ** 2)``. With whitening each
-rotated component is divided by its standard deviation before that: directions in which all images
-differ (and which say little) no longer outweigh the others.
+Vectors of whole pictures are scaled to unit length again before they are rounded. Subtracting the
+mean has removed what they all share, so unrelated ones have a cosine near zero, and the distance
+measures the cosine of the rest: ``1 - distance / (2 scale ** 2)``. With whitening, each rotated
+component is first divided by its standard deviation: directions in which all images differ (and
+which say little) no longer outweigh the others.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from pipeline.errors import InputError
 from pipeline.index.rows import read_only
 
 TRAINING_ROWS = 65_536
-"""About the most rows that axes and scale are computed from; more for very long descriptors."""
+"""Approximate limit of the rows from which axes and scale are computed; more for very long
+descriptors."""
 
 
 LARGEST = 1e18
-"""Greatest number of a descriptor: squares of larger ones leave float32."""
+"""Largest number in a descriptor: squares of larger ones overflow float32."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Quantizer:
     scale : float
         Bytes per unit of the normalised descriptor.
     unit : bool
-        Rows are brought to unit length after the rotation.
+        Rows are scaled to unit length after the rotation.
     """
 
     mean: NDArray[np.float32]
@@ -92,8 +93,8 @@ class Quantizer:
 def _rotate(rows, mean, rotation):  # type: ignore[no-untyped-def]
     """Return ``(rows - mean) @ rotation``.
 
-    Added in one order, always: a row has the same bytes among others and alone, here and on any
-    other machine, which a linear algebra library does not promise.
+    Sums are always added in the same order, so a row has the same bytes alone and among others, on
+    any machine. A linear algebra library does not guarantee this.
     """
     out = np.zeros((rows.shape[0], rotation.shape[1]), np.float32)
     for i in range(rows.shape[0]):
@@ -105,16 +106,16 @@ def _rotate(rows, mean, rotation):  # type: ignore[no-untyped-def]
 
 
 def _unit_length(rows: NDArray[Any]) -> NDArray[Any]:
-    """Return rows divided by their lengths; a row of zeros stays one."""
+    """Return rows divided by their lengths; a row of zeros stays zero."""
     lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))[:, None]
     return (rows / np.where(lengths > 0, lengths, 1)).astype(rows.dtype)
 
 
 def _shrunk_variances(centred: NDArray[np.float64], variances: NDArray[np.float64]) -> Any:
-    """Return variances along the axes, drawn towards their mean as far as the sample is small.
+    """Return variances along the axes, shrunk towards their mean if the sample is small.
 
-    A sample of few rows says that most directions do not vary at all; divided by such a zero they
-    would drown all others. The optimal share of the mean follows from the sample itself.
+    In a sample of few rows most directions do not vary at all; divided by such a zero, they would
+    dominate all others. The optimal share of the mean follows from the sample itself.
 
     Parameters
     ----------
@@ -141,7 +142,7 @@ def _shrunk_variances(centred: NDArray[np.float64], variances: NDArray[np.float6
 
 
 def thinned(sample: NDArray[Any]) -> NDArray[Any]:
-    """Return every n-th row of a large sample: the axes no longer change, the time does."""
+    """Return every n-th row of a large sample: more rows take time but do not change the axes."""
     return sample[:: max(1, len(sample) // max(TRAINING_ROWS, 16 * sample.shape[1]))]
 
 
@@ -153,9 +154,9 @@ def train_quantizer(
 ) -> Quantizer:
     """Fit mean, rotation and scale to a sample of normalised descriptors.
 
-    The scale maps the 99.99th percentile of the absolute rotated components to 127: no value that
-    matters is clipped, and the few that are lie in the first components of odd descriptors. With
-    `unit` it is the largest.
+    The scale maps the 99.99th percentile of the absolute rotated components to 127: only a few
+    values are clipped, in the first components of unusual descriptors. With `unit` it maps the
+    largest.
 
     Parameters
     ----------
@@ -165,17 +166,16 @@ def train_quantizer(
     dimensions : int
         Components kept.
     unit : bool
-        Bring rows to unit length after the rotation. For vectors of whole pictures
-        (docs/decisions/0007-cnn-runtime.md has the measurement); distances of local features mean
-        something as they are.
+        Scale rows to unit length after the rotation. For vectors of whole pictures (measured in
+        docs/decisions/0007-cnn-runtime.md); distances of local features are meaningful as they are.
     whiten : bool
-        Divide each component by its standard deviation first; means `unit` too.
+        First divide each component by its standard deviation; implies `unit`.
 
     Notes
     -----
     The sign of each axis is fixed (largest coefficient positive); the linear algebra library would
-    choose it at will. With `unit`, the mean of N rows is shortened by N / (N + 1): one row alone
-    would otherwise be its own mean, and no direction be left of it.
+    choose it arbitrarily. With `unit`, the mean of N rows is multiplied by N / (N + 1): otherwise a
+    single row would be its own mean, and nothing would be left of it.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""Stored rows in the layout that the kernels read; a row is a multiple of 64 bytes."""
+"""Stored rows in the layout of the kernels; the length of a row is a multiple of 64 bytes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from pipeline.errors import InputError
 from pipeline.index.simd import BLOCK, PREFIX
 
 ROW_UNIT = 64
-"""A row's length is a multiple of this: a register of the widest kind, a line of the cache."""
+"""A row's length is a multiple of this: the widest register, a cache line."""
 
 PIECE = 4096
-"""Blocks that are arranged at a time: what is made on the way stays small."""
+"""Blocks arranged at a time, so that temporary copies stay small."""
 
 MAX_DIMENSIONS = 4096
-"""Longest row: sums of so many products of bytes are far from the end of 32 bits."""
+"""Longest row: sums of so many products of bytes are far from overflowing 32 bits."""
 
 Number = TypeVar("Number", bound=np.generic)
 
 
 def read_only(array: NDArray[Number]) -> NDArray[Number]:
-    """Return an aligned, C-ordered view that cannot be written to.
+    """Return an aligned, C-ordered read-only view.
 
-    A compiled function has a version for each type of its arguments, and numba tells arrays that
-    can be written to from those that cannot (mapped files, messages). Handing over the inputs in
-    one form means that one version is compiled, the one that `pipeline.index.warm` made ready.
+    numba compiles a version of a function for each type of its arguments, and distinguishes
+    writable from read-only arrays (mapped files, messages). With all inputs in one form, one
+    version is enough: the one that `pipeline.index.warm` has prepared.
     """
     if not (array.flags.c_contiguous and array.flags.aligned):
         array = np.require(array, requirements=("C", "A"))
@@ -38,9 +38,9 @@ def read_only(array: NDArray[Number]) -> NDArray[Number]:
 
 
 def aligned_empty(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
-    """Return an array that begins at a line of the cache.
+    """Return an array that begins at a cache line.
 
-    The kernels load whole lines: where they straddle two, the matrix unit takes twice as long.
+    The kernels load whole lines: if rows straddle two, the matrix unit takes twice as long.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     space = np.empty(size + ROW_UNIT, np.uint8)
@@ -117,7 +117,7 @@ def unpack_rows(rows: PackedRows) -> NDArray[np.uint8]:
 
 
 def to_unsigned(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
-    """Return signed rows as the unsigned bytes that are stored: value plus 128."""
+    """Return signed rows as stored, unsigned bytes: value plus 128."""
     return (codes.view(np.uint8) ^ 0x80).astype(np.uint8, copy=False)
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pipeline.config import IndexConfig
 
 BACKGROUND_PER_IMAGE = 16
-"""Most background descriptors of one image: a picture that the collection holds many copies of must
-not make the background look near (see `pipeline.retrieval.plan.background_radius`)."""
+"""The most background descriptors of one image: many copies of one picture must not make the
+background look near (see `pipeline.retrieval.plan.background_radius`)."""
 
 BACKGROUND_SHARE = 8
 """At most one in so many descriptors of an image is background, for the same reason."""
@@ -25,22 +25,22 @@ def draw_samples(
 ) -> tuple[NDArray[Any], NDArray[Any]]:
     """Draw the training and the background sample in one pass.
 
-    Each image's rows are drawn by a generator seeded with the image's own SHA-256: the samples do
-    not depend on the order of the images.
+    A generator seeded with the image's SHA-256 draws its rows, so the samples do not depend on the
+    order of the images.
 
     Parameters
     ----------
     images : iterable of (sha256, descriptors of shape (N_i, D))
     image_count : int
-        Number of images that will come.
+        Total number of images.
     config : IndexConfig
 
     Returns
     -------
     training : ndarray of shape (N, D)
-        About ``config.sample_size`` rows, all there are when there are fewer.
+        About ``config.sample_size`` rows, or all if there are fewer.
     background : ndarray of shape (S, D)
-        At most ``config.background_size`` rows, at least one when there is any.
+        At most ``config.background_size`` rows, and at least one if there are any.
     """
     training: list[tuple[str, NDArray[Any]]] = []
     background: list[tuple[str, NDArray[Any]]] = []

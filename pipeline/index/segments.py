@@ -1,9 +1,9 @@
-"""Segments: the immutable rows of one group made by one grouping run or one compaction.
+"""Segments: the immutable rows of one group from one index job or compaction.
 
 `assign_features` (map) turns a container's features into rows sorted by cell, with the range of
 rows of each group; `pipeline.index.merge` (reduce, one per group) gathers a group's ranges of all
-containers into one segment. Both are pure and order-independent: rows are ordered by (cell, image,
-position in the image), whatever order the parts come in. Images are numbered by their identities
+containers into one segment. Both are pure and do not depend on the order of their inputs: rows are
+sorted by (cell, image, position in the image). Images are numbered by their identities
 (`pipeline.index.identities`), so that no file depends on a database.
 """
 
@@ -26,7 +26,7 @@ SIZE_STEPS = 16
 """Keypoint sizes are stored in sixteenths of a pixel."""
 
 Former = Callable[[NDArray[np.uint32]], Identities]
-"""Tells which images the ids of a file are that was written before files had tables."""
+"""Gives the images of database ids, for files written before files had tables."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class AssignedRows:
     table: Identities
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that a file of these rows holds."""
+        """Return the arrays for a file of these rows."""
         own = {name: array for name, array in vars(self).items() if name != "table"}
         return {**own, **self.table.to_arrays()}
 
@@ -88,7 +88,7 @@ def encode_geometry(keypoints: NDArray[np.float32], width: int, height: int) -> 
     """Return keypoints as four 16-bit numbers.
 
     x and y in 65535ths of the longer side, size in sixteenths of a pixel (at most 4,095 px), angle
-    in 65536ths of a turn: finer than any detector's own error.
+    in 65536ths of a turn: finer than the error of any detector.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ class Segment:
     table: Identities
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that a file of this segment holds."""
+        """Return the arrays for a file of this segment."""
         return {
             "codes": self.rows.codes,
             "norms": self.rows.norms,
@@ -199,7 +199,7 @@ class Segment:
         ----------
         arrays : mapping of str to ndarray
         former : callable, optional
-            Needed for files without a table, whose rows carry ids of a database.
+            Needed for files without a table, whose rows have database ids.
 
         Raises
         ------

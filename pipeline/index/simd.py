@@ -24,9 +24,9 @@ Layout of a block of 16 rows (`pipeline.index.rows.pack_rows`): a step is 64 byt
 the bytes 4k to 4k + 3 of each of the 16 rows in turn, so that one register load feeds 16 lanes. A
 row of D bytes has D / 4 steps.
 
-Everything that the loops are compiled from is in this one file, because numba's cache on disk only
-looks at the file that a cached function is in: a loop elsewhere would go on with the old products
-after a change here.
+All code that the loops are compiled from is in this file, because numba's cache on disk only checks
+the file of the cached function: after a change here, a loop elsewhere would keep using the old
+code.
 """
 
 from __future__ import annotations
@@ -48,50 +48,50 @@ BLOCK = 16
 """Rows in a block: the 32-bit lanes of a 512-bit register."""
 
 TILE = 16
-"""Queries that a pass over the rows of a slice serves."""
+"""Queries compared in one pass over the rows of a slice."""
 
 FEW = 4
-"""Queries up to which a pass goes over the rows in tiles of few queries and more rows."""
+"""Up to so many queries, tiles have few queries and more rows."""
 
 WIDE = 4
 """Blocks in a wide tile: a bit of a 64-bit number for each of their rows."""
 
 SLICE_BYTES = 1 << 15
-"""Rows that all tiles of queries pass over before the next rows: they stay in the L1 cache."""
+"""Size of a slice of rows, which all tiles of queries use before the next slice: it stays in the L1
+cache."""
 
 PREFIX = 32
 """Leading bytes of a row, which are compared first. In principal axes they hold most of a distance.
 If they alone rule out every pair of a register tile, the rest is not computed."""
 
 UNROLLED = 1
-"""Steps written out in a round of a tile's loop: with more, sums are driven out of registers."""
+"""Steps unrolled in a round of a tile's loop: with more, sums spill out of registers."""
 
 SPAN = WIDE * BLOCK
-"""Values that are gone through at once when the greatest are looked for: those of a wide tile."""
+"""Values examined at once when searching for the greatest: those of a wide tile."""
 
 MAXIMA_A_RANK = 3
-"""Maxima of parts of all values, for each value that is wanted: with fewer, the bound that they
-give lets too many values pass."""
+"""Number of maxima for each wanted value: with fewer, their bound lets too many values pass."""
 
 COUNTED = 256
-"""Values up to which each is put in order by counting the greater ones, without a branch."""
+"""Up to so many values, each is ranked by counting the greater ones, without a branch."""
 
 FAR_MORE = 4
-"""Times as many values as are wanted, that only equal ones can be."""
+"""With so many times more values than wanted, most must be equal."""
 
 NEVER = np.iinfo(np.int32).max
-"""The distance of a neighbour that there is not."""
+"""The distance of a missing neighbour."""
 
 CEILING, PREFIX_CEILING = 1 << 29, 1 << 22
 """Limits that no pair passes: above every value of a pair (4,096 products of bytes, twice) and of
 its prefix. Every pair passes their negatives. Sums of such numbers fit 32 bits."""
 
 BEGIN, END, LIMIT, ROUGH, MARKS = range(5)
-"""Marks of a query: what its sums begin with, what completes them, the limit, and what half a
-value is compared with (`set_marks`)."""
+"""Marks of a query: the start of its sums, what completes them, the limit, and the limit of half
+values (`set_marks`)."""
 
 LAST_ROW = np.int64(np.iinfo(np.int64).max)
-"""A number that no row has, after all others."""
+"""A row number after all others."""
 
 _ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
 """Linux on x86-64: number of the system call, ``ARCH_REQ_XCOMP_PERM``, ``XFEATURE_XTILEDATA``."""
@@ -103,7 +103,7 @@ _Dot = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
 
 
 class Shape(NamedTuple):
-    """Queries and blocks of a register tile: so many that sums and operands stay in registers."""
+    """Queries and blocks of a register tile, such that sums and operands stay in registers."""
 
     queries: int
     blocks: int
@@ -116,12 +116,12 @@ class Path(NamedTuple):
     ----------
     name : str
     marker : tuple of int
-        What the compiled loops are handed: numba compiles a version for each length of a tuple, and
-        the length chooses the path when it compiles.
+        Passed to the compiled loops: numba compiles a version for each length of a tuple, and the
+        length selects the path at compile time.
     lanes : int
         32-bit lanes of a register.
     many, few : Shape
-        The register tile for many queries, and for not more than `FEW`.
+        The register tile for many queries, and for at most `FEW`.
     words : int
         32-bit words that a query takes for a step: one of 8-bit numbers, two of 16-bit numbers.
     """
@@ -155,9 +155,9 @@ _BLOCKS = tuple((path.many.blocks, path.few.blocks) for path in PATHS.values())
 def usable_paths() -> tuple[str, ...]:
     """Return the names of the paths that this processor has, slowest first.
 
-    The first call asks Linux to let this process use the AMX tile registers, which it and its
-    children then may (https://docs.kernel.org/arch/x86/xstate.html). From then on a stack for
-    signals must have room for these registers.
+    The first call asks Linux for permission to use the AMX tile registers, for this process and its
+    children (https://docs.kernel.org/arch/x86/xstate.html). From then on, an alternate signal stack
+    must have room for these registers.
     """
     if config.CPU_NAME:  # type: ignore[attr-defined] # compiled for another processor, which may lack what this one has
         return ("portable",)
@@ -176,7 +176,7 @@ def usable_paths() -> tuple[str, ...]:
 def _tiles_are_granted() -> bool:
     """Ask Linux for the AMX tile registers.
 
-    Old kernels refuse them, and any where signals have a stack of their own that is too small.
+    Old kernels refuse, and so do others if the alternate signal stack is too small.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -299,10 +299,10 @@ class _Tile:
         return self.builder.load(self.at(name, offset, kind), align=1)
 
     def write(self) -> ir.Value:
-        """Write the tile; returns which of its rows passed, bit by bit.
+        """Write the tile; return which of its rows passed, as bits.
 
-        Register tiles are rounds of a loop, so that the code stays in the processor's cache of
-        decoded instructions.
+        Register tiles are rounds of a loop, so that the code fits the processor's cache of decoded
+        instructions.
         """
         builder = self.builder
         passed = cgutils.alloca_once(builder, _I64)  # type: ignore[no-untyped-call]
@@ -315,8 +315,8 @@ class _Tile:
     def _register_tile(self, first: ir.Value, blocks: int, passed: ir.Value) -> None:
         """Write the sums and comparisons of as many blocks as fit the registers.
 
-        Sums begin below zero by what they must reach, so that signs alone tell which pairs are
-        near: a register is dismissed by one AND.
+        Sums begin below zero by the amount that they must reach, so that signs tell which pairs are
+        near: one AND rules out a register.
         """
         path, builder = self.path, self.builder
         registers = blocks * BLOCK // path.lanes
@@ -343,7 +343,7 @@ class _Tile:
         sums: list[_Values],
         passed: ir.Value,
     ) -> None:
-        """Write the comparison of whole rows; where any passes, store values and the rows' bits."""
+        """Write the comparison of whole rows; if any passes, store values and the rows' bits."""
         path, builder = self.path, self.builder
         one = _every(self.lanes, 1)
         above: list[_Values] = [[] for _ in prefixes]
@@ -373,7 +373,7 @@ class _Tile:
         return self.builder.icmp_unsigned("!=", number, ir.Constant(number.type, 0))
 
     def _not_negative(self, values: _Values) -> ir.Value:
-        """Return the lanes, as bits, in which any of the registers is not negative."""
+        """Return as bits the lanes in which any register is not negative."""
         every = functools.reduce(self.builder.and_, values)
         flags = self.builder.icmp_signed(">=", every, _every(self.lanes, 0))
         return self.builder.bitcast(flags, ir.IntType(self.path.lanes))
@@ -440,7 +440,7 @@ class _Tile:
                     )
 
     def _place(self, value: ir.Value) -> ir.Value:
-        """Return a place for sums, which the optimiser keeps in a register, with a value in it."""
+        """Return an initialised variable for sums, which the optimiser keeps in a register."""
         cell = cgutils.alloca_once(self.builder, self.lanes)  # type: ignore[no-untyped-call]
         self.builder.store(value, cell)
         return cell
@@ -462,8 +462,8 @@ class _MatrixTile(_Tile):
     def write(self) -> ir.Value:
         """Write the tile; returns which of its rows passed, bit by bit.
 
-        Sums are looked at where they need the least memory, a block after the other; where any
-        passes they are stored again, all, from the registers that still hold them.
+        Sums are checked one block after the other, which needs the least memory; if any passes, all
+        are stored again from the registers that still hold them.
         """
         builder = self.builder
         for register in range(self.width):
@@ -509,7 +509,7 @@ class _MatrixTile(_Tile):
         return self.at("out", self.builder.add(line, _I64(4 * BLOCK * register)), _I8)
 
     def _roughly_above(self, norms: _Values) -> _Values:
-        """Write half of how far values are above the limit, rounded up: that takes a step less."""
+        """Write half of the distance above the limit, rounded up: that saves a step."""
         builder, one = self.builder, _every(self.lanes, 1)
         rests = self._marks(ROUGH)
         scratch = builder.bitcast(self._scratch(), _I8.as_pointer())
@@ -573,7 +573,7 @@ def _make_codegen(path: Path, few: bool, wide: bool) -> Callable[..., ir.Value]:
 
 
 def _tile_of(few: bool, wide: bool) -> Any:
-    """Return what numba emits a tile of few or many queries, of one block or `WIDE`, by."""
+    """Return the intrinsic of a tile of few or many queries, of one block or `WIDE`."""
 
     @intrinsic
     def emitted(  # type: ignore[no-untyped-def]
@@ -598,7 +598,7 @@ def queries_at_once(few, path):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _set_up(typing_context, path):  # type: ignore[no-untyped-def]
-    """Give the tile registers their shape, on the path that has them."""
+    """Configure the tile registers, on the path that has them."""
     matrix = _BY_LENGTH[len(path)].many.queries == TILE
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -620,7 +620,7 @@ def _set_up(typing_context, path):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _clear_away(typing_context, path):  # type: ignore[no-untyped-def]
-    """Give the tile registers back, so that nobody has to save them."""
+    """Release the tile registers, so that they need not be saved."""
     matrix = _BY_LENGTH[len(path)].many.queries == TILE
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
@@ -636,7 +636,7 @@ def _clear_away(typing_context, path):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True)
 def set_up(path):  # type: ignore[no-untyped-def]
-    """Make this thread ready for tiles of a path."""
+    """Prepare this thread for tiles of a path."""
     return _set_up(path)  # type: ignore[call-arg]
 
 
@@ -661,18 +661,18 @@ def tile(  # type: ignore[no-untyped-def]
     norms, prefixes : int32 (16 B,)
         Squared length of each row; half the squared length of its first `PREFIX` bytes.
     marks : int32 (N, 4)
-        Of each query what `set_marks` wrote.
+        The marks of each query, written by `set_marks`.
     out : int32 (16, 64)
-        Filled with ``2 * dot - norm`` of the register tiles in which a bit of the answer is set;
-        what else is in it means nothing.
+        Filled with ``2 * dot - norm`` for register tiles with a bit set in the answer; other values
+        are undefined.
     seen : int64 (1,)
-        Bits are set for the blocks whose whole rows were looked at.
+        Bits are set for blocks whose whole rows were compared.
     block, last : int
         First block of the tile, and the end of the blocks (see `width_at`).
     slot : int
         The first of the `queries_at_once` queries.
     few : bool
-        The shape of the tile.
+        Whether the tile has few queries.
     path : tuple of int
         A path's marker.
 
@@ -692,13 +692,13 @@ def tile(  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, inline="always")
 def width_at(block, last):  # type: ignore[no-untyped-def]
-    """Return the blocks of the tile that begins at a block: `WIDE` where there are so many."""
+    """Return the number of blocks of the tile that begins at a block: `WIDE`, or 1 at the end."""
     return WIDE if block + WIDE <= last else 1
 
 
 @numba.njit(nogil=True)
 def aligned_rows(count, length):  # type: ignore[no-untyped-def]
-    """Return rows of 16-bit zeros that begin at a line of the cache (see `aligned_empty`)."""
+    """Return rows of 16-bit zeros that begin at a cache line (see `aligned_empty`)."""
     space = np.zeros(count * length + 32, np.int16)
     skipped = (-space.ctypes.data % 64) // 2
     return space[skipped : skipped + count * length].reshape((count, length))
@@ -706,7 +706,7 @@ def aligned_rows(count, length):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True)
 def new_values():  # type: ignore[no-untyped-def]
-    """Return the place for a tile's values."""
+    """Return an array for a tile's values."""
     space = np.empty(TILE * WIDE * BLOCK + 16, np.int32)
     skipped = (-space.ctypes.data % 64) // 4
     return space[skipped : skipped + TILE * WIDE * BLOCK].reshape((TILE, WIDE * BLOCK))
@@ -764,13 +764,13 @@ def set_marks(marks, slot, bias, prefix_bias, distance, bounds):  # type: ignore
 
 @numba.njit(nogil=True)
 def clear_marks(marks, slot):  # type: ignore[no-untyped-def]
-    """Write the marks of a row without a query: nothing is near."""
+    """Write the marks of an unused slot: nothing is near."""
     set_marks(marks, slot, 0, 0, -NEVER, True)
 
 
 @numba.njit(nogil=True)
 def new_marks(count):  # type: ignore[no-untyped-def]
-    """Return marks of so many queries, and of as many as a tile has, to which nothing is near."""
+    """Return marks for so many queries plus a tile, to which nothing is near."""
     marks = np.empty((count + TILE, MARKS), np.int32)
     for slot in range(count + TILE):
         clear_marks(marks, slot)
@@ -788,7 +788,7 @@ def marks_of_all(count):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True)
 def gather(laid, marks, query_list, start, filled, at_once, rows, limits):  # type: ignore[no-untyped-def]
-    """Copy the next queries of a list, and their marks, to where tiles of `at_once` read them."""
+    """Copy the next queries of a list, and their marks, to the arrays that tiles read."""
     for slot in range(filled):
         query = query_list[start + slot]
         for i in range(laid.shape[1]):

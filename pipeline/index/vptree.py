@@ -3,7 +3,7 @@
 A full binary tree of L levels: node i has children 2i + 1 and 2i + 2, node 0 is the root, and the
 2^L leaves are the *cells*. A row goes left when its distance to the node's vantage point is below
 the node's radius (the median over the training sample), else right: cells are balanced by
-construction, and the descent always ends, also when all rows are equal (Yianilos, SODA 1993; the
+construction, and the descent always ends, even if all rows are equal (Yianilos, SODA 1993; the
 paper, section 4.1.2).
 
 Distances are Euclidean, between the stored bytes (as float32) and vantage points that may lie
@@ -40,7 +40,7 @@ from pipeline.index.rows import read_only
 SPREAD_CANDIDATES = 16
 SPREAD_SAMPLE = 1000
 PRINCIPAL_REACH = 50.0
-"""Distance of a principal vantage point from the node's mean, in standard deviations along its
+"""Distance of a principal vantage point from the node's mean, in standard deviations along the
 axis; see docs/decisions/0002-vantage-points.md."""
 
 PRINCIPAL_SAMPLE = 4096
@@ -49,7 +49,7 @@ PRINCIPAL_SAMPLE = 4096
 POWER_ROUNDS = 16
 
 TOP_LEVELS = 3
-"""Levels that are built by one thread, before the branches below them are dealt out."""
+"""Levels built by one thread, before the branches below are distributed."""
 
 _Rows = NDArray[np.int8]
 _Point = NDArray[np.float32]
@@ -104,16 +104,16 @@ class VPTree:
     def probe(self, queries: _Rows, count: int) -> NDArray[np.uint32]:
         """Return the `count` best cells of each query, best first.
 
-        A cell's cost is the sum of the margins (distances to the node's sphere) of the nodes
-        where the way to it leaves the query's own side (squared margins find fewer neighbours in
-        as many rows, see docs/decisions/0002-vantage-points.md); the descent is best first over
-        the tree, so that its work grows with `count`, not with the number of cells.
+        The cost of a cell sums the margins (distances to the node's sphere) of the nodes where the
+        path to it leaves the query's own side. (Squared margins find fewer neighbours in as many
+        rows, see docs/decisions/0002-vantage-points.md.) The descent is best first, so its work
+        grows with `count`, not with the number of cells.
 
         Parameters
         ----------
         queries : ndarray of shape (Q, D), int8
         count : int
-            At most the number of cells; more is cut to it.
+            Reduced to the number of cells if larger.
 
         Returns
         -------
@@ -162,7 +162,7 @@ def _push(costs, nodes, size, cost, node):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True, cache=True)
 def _pop(costs, nodes, size):  # type: ignore[no-untyped-def]
-    """Remove the least entry of a heap of `size`, which the caller has read at index 0."""
+    """Remove the least entry, at index 0, of a heap of `size`; the caller has read it."""
     last = size - 1
     cost, node = costs[last], nodes[last]
     at = 0
@@ -212,7 +212,7 @@ def _probe(queries, points, radii, levels, found):  # type: ignore[no-untyped-de
 
 
 def _distances(rows: _Rows, point: _Point) -> NDArray[np.float32]:
-    """Return the distances of rows (N, D) to a point, by the same arithmetic as the descent."""
+    """Return the distances of rows (N, D) to a point, by the arithmetic of the descent."""
     return _all_distances(read_only(rows), read_only(point))  # type: ignore[no-any-return]
 
 
@@ -260,8 +260,8 @@ def _leading_axis(rows: _Rows, mean: NDArray[np.float64]) -> tuple[float, NDArra
     """Return the greatest variance of rows (N, D) along any direction, and the direction.
 
     By power iteration, in our own loops: many small calls of a linear algebra library, whose
-    threads wait for each other, take several times as long. Where it has not converged it is
-    among directions of nearly the same variance, and any of them cuts as well.
+    threads wait for each other, take several times as long. If it has not converged, several
+    directions have nearly the same variance, and any of them divides the rows as well.
     """
     inputs = (read_only(array) for array in (rows, mean.astype(np.float32)))
     return _power_iteration(*inputs, POWER_ROUNDS)  # type: ignore[call-arg, no-any-return]
@@ -269,7 +269,7 @@ def _leading_axis(rows: _Rows, mean: NDArray[np.float64]) -> tuple[float, NDArra
 
 @numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
 def _power_iteration(rows, mean, rounds):  # type: ignore[no-untyped-def]
-    """Begin with the row that lies farthest from the mean."""
+    """Begin with the row farthest from the mean."""
     count, width = rows.shape
     centred = np.empty((count, width), np.float32)
     farthest, most = 0, np.float32(-1)
@@ -309,7 +309,7 @@ _STRATEGIES: dict[VantageStrategy, _Strategy] = {
 
 
 def levels_for(descriptors: int, cell_size: int, groups: int) -> int:
-    """Return the number of levels that gives cells nearest to `cell_size` descriptors.
+    """Return the number of levels whose cells come closest to `cell_size` descriptors.
 
     At least so many that every group has a cell.
     """
@@ -330,8 +330,8 @@ def train_tree(
     Parameters
     ----------
     sample : ndarray of shape (N, D), int8
-        At least one row; a node that no row of the sample reaches takes its parent's vantage
-        point, so that any N is enough for any number of levels.
+        At least one row; a node without sample rows takes its parent's vantage point, so that any N
+        suffices for any number of levels.
     levels : int
         2^levels cells; 0 gives one cell.
     strategy : {"random", "spread", "principal"}
@@ -350,7 +350,7 @@ def train_tree(
 
 
 class _Branch(NamedTuple):
-    """A node, and which rows of the sample reach it."""
+    """A node, and the sample rows that reach it."""
 
     node: int
     members: NDArray[np.intp]
@@ -359,7 +359,7 @@ class _Branch(NamedTuple):
 def _grow(
     tree: VPTree, sample: _Rows, choose: _Strategy, seed: int, stop: int, root: _Branch
 ) -> list[_Branch]:
-    """Build the nodes below a branch whose numbers are below `stop`; return the next ones."""
+    """Build the nodes below a branch, up to number `stop`; return the next branches."""
     waiting, reached = deque([root]), []
     while waiting:
         node, members = branch = waiting.popleft()
@@ -368,7 +368,7 @@ def _grow(
             continue
         inside = sample[members]
         if len(members):
-            # One stream of random numbers a node: a node's choice does not depend on its order.
+            # A random stream for each node: its choice does not depend on the order of building.
             tree.points[node] = choose(inside, np.random.default_rng([seed, node]))
             distances = _distances(inside, tree.points[node])
             tree.radii[node] = np.median(distances)

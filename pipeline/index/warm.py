@@ -1,4 +1,4 @@
-"""Compile every kernel of the index, or load it from the cache, before anybody waits for it."""
+"""Compile every kernel of the index, or load it from the cache, before it is needed."""
 
 from __future__ import annotations
 

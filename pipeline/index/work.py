@@ -1,4 +1,4 @@
-"""What a scan visits: ranges of rows, each with the queries that want them."""
+"""The work of a scan: ranges of rows, each with its queries."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from pipeline.index.simd import BLOCK
 
 ITEM_BYTES = 1 << 17
 """Bytes of a work item of an exhaustive scan: they stay in the L2 cache while the tiles of queries
-pass over them."""
+are compared with them."""
 
 
 class Work(NamedTuple):
-    """What a scan visits: row ranges, each with the queries that want it.
+    """The work of a scan: ranges of rows, each with its queries.
 
     Attributes
     ----------
     row_start, row_stop : ndarray of shape (W,), int64
     query_start : ndarray of shape (W + 1,), int64
-        Item w is wanted by ``query_list[query_start[w]:query_start[w + 1]]``.
+        Item w has the queries ``query_list[query_start[w]:query_start[w + 1]]``.
     query_list : ndarray of int32
     """
 
@@ -71,12 +71,12 @@ def whole_work(rows: int, queries: int) -> Work:
 
 
 class CellRequests(NamedTuple):
-    """Cells with the queries that want them.
+    """Cells with their queries.
 
     Attributes
     ----------
     query_start : ndarray of shape (C + 1,), int64
-        Cell c is wanted by ``query_list[query_start[c]:query_start[c + 1]]``.
+        Cell c has the queries ``query_list[query_start[c]:query_start[c + 1]]``.
     query_list : ndarray of int32
     """
 
@@ -84,20 +84,20 @@ class CellRequests(NamedTuple):
     query_list: NDArray[np.int32]
 
     def some(self, first: int, count: int) -> CellRequests:
-        """Return those for `count` cells from `first` on, which need not be there."""
+        """Return the part for `count` cells from `first` on; cells may be missing."""
         starts = self.query_start.take(np.arange(first, first + count + 1), mode="clip")
         return CellRequests(starts, self.query_list)
 
 
 def cell_requests(cells: NDArray[np.integer], count: int | None = None) -> CellRequests:
-    """Sort by cell what queries want.
+    """Sort the cells of queries by cell.
 
     Parameters
     ----------
     cells : ndarray of shape (Q, P), integer
-        Cells each query wants; those that are not there are left out.
+        Cells of each query; unknown ones are ignored.
     count : int, optional
-        Cells that are there. Default: up to the last that is wanted.
+        Number of cells. Default: up to the last wanted one.
     """
     if count is None:
         count = int(cells.max()) + 1 if cells.size else 0
@@ -105,7 +105,7 @@ def cell_requests(cells: NDArray[np.integer], count: int | None = None) -> CellR
 
 
 def wanted_work(requests: CellRequests, cell_offsets: NDArray[np.int64]) -> Work:
-    """Return the work of a scan of the cells that are wanted and not empty, in their order.
+    """Return the work of a scan of the wanted, non-empty cells, in order.
 
     Parameters
     ----------
@@ -131,8 +131,7 @@ def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Wo
     Parameters
     ----------
     cells : ndarray of shape (Q, P), integer
-        Cells each query wants; those that `cell_offsets` does not have, or that are empty, are
-        left out.
+        Cells of each query; cells beyond `cell_offsets` and empty ones are ignored.
     cell_offsets : ndarray of shape (C + 1,), int64
         Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     """
@@ -141,7 +140,7 @@ def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Wo
 
 @numba.njit(nogil=True, cache=True)
 def _list_queries(cells, count):  # type: ignore[no-untyped-def]
-    """Sort the requests by cell, by counting: where each cell's queries start, and all."""
+    """Sort the requests by cell, by counting: the start of each cell's queries, and all."""
     starts = np.zeros(count + 1, np.int64)
     for query in range(cells.shape[0]):
         for place in range(cells.shape[1]):
@@ -185,7 +184,7 @@ def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) ->
 
 
 def split_work(work: Work, count: int) -> list[Work]:
-    """Cut work into at most `count` pieces of consecutive items, about equal in pairs."""
+    """Divide work into at most `count` pieces of consecutive items with about equal pairs."""
     if count == 1 or len(work.row_start) == 0:
         return [work]
     pairs = np.cumsum((work.row_stop - work.row_start) * np.diff(work.query_start))

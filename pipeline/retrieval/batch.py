@@ -1,4 +1,4 @@
-"""Several query images in one pass: their plans joined, and what each of them needs afterwards."""
+"""Batches: query images searched in one pass, with joined plans and data of each image."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pipeline.retrieval.open_segments import ImageSet
 from pipeline.retrieval.plan import QueryPlan, join_plans
 
 BATCH_IMAGES = 32
-"""Query images in one pass, at most: an answer shall not wait for hundreds of others."""
+"""The most query images in a pass: an answer should not wait for hundreds of others."""
 
 BATCH_DESCRIPTORS = 1 << 16
-"""Query descriptors in one pass, at most: a distance block counts them in 16 bits."""
+"""The most query descriptors in a pass: distance blocks number them with 16 bits."""
 
 BATCH_BYTES = 1 << 25
-"""Bytes of a joined plan, about and at most: every group reads all of it."""
+"""The approximate limit of a joined plan, bytes: every group reads all of it."""
 
 BATCH_SHARE = 0.5
-"""Share of the deadline that the scans of a batch of several images may take the reference
-(`pipeline.retrieval.cost.REFERENCE`), predicted."""
+"""Share of the deadline that the scans of a batch of several images may take on the reference
+machine (`pipeline.retrieval.cost.REFERENCE`), as predicted."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class QueryImage:
     Attributes
     ----------
     digest : str
-        Names the image's content and its extractor: equal digests, equal features.
+        Identifies content and extractor: equal digests mean equal features.
     width, height : int
         Pixels.
     descriptors : int
@@ -62,7 +62,7 @@ class Batch:
     Attributes
     ----------
     plan : QueryPlan
-        Their descriptors one after the other.
+        Their descriptors, concatenated.
     images : tuple of QueryImage
         In the same order.
     workload : Workload
@@ -70,7 +70,7 @@ class Batch:
     request : SearchRequest
         What was asked for.
     machine : Machine
-        What planned it, as it would scan.
+        The machine that planned, for predictions.
     keypoints : ndarray of shape (Q, 4), float32
         x, y, size (original pixels) and angle (degrees) of every query descriptor.
     filter : ImageSet, optional
@@ -91,7 +91,7 @@ class Batch:
         return [0, *itertools.accumulate(image.descriptors for image in self.images)]
 
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Return arrays and plain values, as they travel to scans and ranking."""
+        """Return arrays and plain values to send to scans and ranking."""
         own: dict[str, Any] = {
             "images": [asdict(image) for image in self.images],
             "workload": asdict(self.workload),
@@ -119,7 +119,7 @@ class Batch:
         )
 
     def predicted(self, machine: Machine | None = None) -> Cost:
-        """Return what the plan is predicted to cost; default: the machine that planned it."""
+        """Return the predicted cost of the plan; default: on the machine that planned it."""
         machine = machine or self.machine
         if self.plan.kind == "exhaustive":
             return exhaustive_cost(self.workload, machine)
@@ -147,17 +147,17 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
 
 
 def cut_batches(queries: Sequence[Batch], deadline_s: float) -> list[list[int]]:
-    """Return which of some query images share a pass.
+    """Return which query images share a pass.
 
-    Images whose plans differ in kind do not; a pass is no larger than `BATCH_IMAGES`,
-    `BATCH_DESCRIPTORS`, `BATCH_BYTES` and `BATCH_SHARE` say, unless it is for one image alone.
+    Images with different kinds of plan do not. `BATCH_IMAGES`, `BATCH_DESCRIPTORS`, `BATCH_BYTES`
+    and `BATCH_SHARE` limit a pass of several images.
 
     Parameters
     ----------
     queries : sequence of Batch
         Each of one image, of one collection and configuration.
     deadline_s : float
-        Seconds that a pass may take until its answers are due.
+        Seconds until the answers of a pass are due.
 
     Returns
     -------
@@ -179,7 +179,7 @@ def cut_batches(queries: Sequence[Batch], deadline_s: float) -> list[list[int]]:
 
 
 class _Room:
-    """What is left of a pass."""
+    """The remaining room in a pass."""
 
     def __init__(self, deadline_s: float) -> None:
         self._images = BATCH_IMAGES
@@ -188,7 +188,7 @@ class _Room:
         self._ms = BATCH_SHARE * deadline_s * 1e3
 
     def take(self, query: Batch) -> bool:
-        """Take an image in; tells whether it fitted."""
+        """Add an image if it fits; return whether it did."""
         self._images -= 1
         self._descriptors -= query.workload.queries
         self._bytes -= sum(array.nbytes for array in query.plan.to_arrays().values())

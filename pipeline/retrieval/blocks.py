@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class ScanCounts:
-    """What scans visited and compared; those of several segments are added up.
+    """Counts of what scans visited and compared, summed over segments.
 
     Attributes
     ----------
     rows : int
         Rows of the segments.
     cells : int
-        Cells opened: with rows in them, and wanted by a query descriptor. In each segment anew.
+        Non-empty cells that a query descriptor wants, counted in each segment.
     visited : int
         Rows of the cells opened.
     bytes : int
@@ -27,8 +27,8 @@ class ScanCounts:
     pairs : int
         Pairs of a query descriptor and a row that were compared.
     computed : int or None
-        Those that were compared whole; the others were decided by the prefixes of the rows. None:
-        not counted (one vector an image).
+        Pairs compared whole; prefixes ruled out the others. None: not counted (one vector an
+        image).
     """
 
     rows: int = 0
@@ -51,20 +51,20 @@ class ScanCounts:
 
     @classmethod
     def from_meta(cls, meta: Mapping[str, Any]) -> Self:
-        """Read the counts among other plain values."""
+        """Read the counts from plain values."""
         return cls(**{field.name: meta[field.name] for field in fields(cls)})
 
 
 @dataclass(frozen=True)
 class DistanceBlock:
-    """What scanning found: of each query descriptor and image the nearest row, if near enough.
+    """The result of a scan: for each query descriptor and image the nearest row within the radius.
 
     Attributes
     ----------
     query : ndarray of shape (M,), uint16
         Query descriptor.
     image : ndarray of shape (M,), uint32
-        Number of the segment's image; in what travels to the ranking, the image's row id.
+        Number of the segment's image; in blocks sent to the ranking, the image's row id.
     distance : ndarray of shape (M,), uint32
         Squared distance of the 8-bit rows.
     geometry : ndarray of shape (M, 4), uint16
@@ -79,15 +79,15 @@ class DistanceBlock:
     counts: ScanCounts = ScanCounts()
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that travel to the ranking."""
+        """Return the arrays to send to the ranking."""
         return {name: getattr(self, name) for name in ("query", "image", "distance", "geometry")}
 
     def to_meta(self) -> dict[str, Any]:
-        """Return the plain values that travel beside the arrays."""
+        """Return the plain values to send with the arrays."""
         return asdict(self.counts)
 
     def some(self, chosen: NDArray[Any]) -> DistanceBlock:
-        """Return some of the matches, by a mask or by their places; the counts stay."""
+        """Return some matches, given by a mask or positions; the counts stay."""
         arrays = {name: array[chosen] for name, array in self.to_arrays().items()}
         return DistanceBlock(**arrays, counts=self.counts)
 
@@ -101,7 +101,7 @@ class DistanceBlock:
 
 @dataclass(frozen=True)
 class GroupScan:
-    """What the scan of a group found, and how long it took.
+    """The result of a group's scan, and its time.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class GroupScan:
     ms : float
         Milliseconds in its own thread, from when its segments were open.
     path : str
-        Code path of the kernels there.
+        Code path of its kernels.
     """
 
     group: int
@@ -119,13 +119,13 @@ class GroupScan:
     path: str
 
     def to_meta(self) -> dict[str, Any]:
-        """Return the plain values that travel beside the block's arrays."""
+        """Return the plain values to send with the block's arrays."""
         own = {"group": self.group, "ms": round(self.ms, 2), "path": self.path}
         return {**self.block.to_meta(), **own}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> GroupScan:
-        """Read what travelled: the block's arrays, and `to_meta`."""
+        """Read the block's arrays and `to_meta`."""
         block = DistanceBlock.from_arrays(arrays, meta)
         return cls(meta["group"], block, meta["ms"], meta["path"])
 
@@ -138,16 +138,16 @@ def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:
 
 
 def merge_blocks(blocks: list[DistanceBlock], neighbours: int = 0) -> DistanceBlock:
-    """Unite blocks, keeping of each (query descriptor, image) the nearest row.
+    """Merge blocks; keep the nearest row of each (query descriptor, image).
 
-    Associative and commutative: rows at equal distance are told apart by their keypoint.
+    Associative and commutative: keypoints break ties between rows at equal distance.
 
     Parameters
     ----------
     blocks : list of DistanceBlock
     neighbours : int
-        Keep of each query descriptor only so many nearest images, and those as near as the last;
-        0: all.
+        Keep only so many nearest images of each query descriptor, and those as near as the last; 0:
+        all.
     """
     empty = (np.empty(0, np.uint16), np.empty(0, np.uint32), np.empty(0, np.uint32))
     query = np.concatenate([empty[0], *(block.query for block in blocks)])

@@ -1,9 +1,9 @@
-"""What a scan costs, before it is begun: pairs, bytes and milliseconds of either plan.
+"""Predicts the cost of a scan: pairs, bytes and milliseconds of either plan.
 
-A scan's time is what its descriptor pairs cost on the code path at hand, what reading the rows
-costs, and what is done with the rows that are near enough. Rows are compared with as many query
-descriptors at once as a register tile holds; where fewer want a row, the places left free cost as
-much as the others. docs/decisions/0012-plan.md has the measurement of the constants.
+The time has three parts: comparing descriptor pairs on the present code path, reading the rows, and
+processing rows within the radius. Rows are compared with as many query descriptors at once as a
+register tile has; if fewer want a row, the free places cost as much as the others.
+docs/decisions/0012-plan.md has the measurement of the constants.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ ROW_OVERHEAD = 8
 """Bytes read of a visited row beside its codes: squared lengths of it and of its prefix."""
 
 EXHAUSTIVE_WITHIN_MS = 350.0
-"""The ``auto`` plan compares with every row where that takes the `REFERENCE` no longer, predicted:
+"""The ``auto`` plan is exhaustive if this is predicted to take the `REFERENCE` at most so long:
 1,000 query descriptors and 1.3 million rows of 64 bytes. It is 0.11 s on two cores with 512-bit
 registers and an 8-bit dot product; nothing is lost then."""
 
 EXHAUSTIVE_WITHIN_BYTES = 1 << 30
-"""And where it visits no more bytes: times hold for rows that stay in memory, and so much of a
-host's may be taken for granted."""
+"""... and to visit at most so many bytes: the prediction is for rows in memory, and every host has
+that much."""
 
 PASS_NS = 690_000.0
-"""Nanoseconds that a pass takes whatever it scans."""
+"""Nanoseconds of a pass, whatever it scans."""
 
 BYTE_NS = 0.071
-"""Nanoseconds to read a byte of the rows visited, once for all that want it."""
+"""Nanoseconds to read a byte of a visited row, once for all query descriptors."""
 
 NEAR_NS = 0.0067
-"""Nanoseconds for what comes within the radius of local features, a query descriptor and row of the
-collection: so large a share of all rows does, and the nearest cells hold most of them."""
+"""Nanoseconds for rows within the radius of local features, for each query descriptor and row of
+the collection: such a share of all rows is within it, most of them in the nearest cells."""
 
 LIST_NS = 5.3
-"""Nanoseconds to bring one (query descriptor, cell) into the order of the cells."""
+"""Nanoseconds to sort one (query descriptor, cell) by cell."""
 
 
 class Rates(NamedTuple):
@@ -65,8 +65,8 @@ RATES = {
     "vnni512": Rates(0.154, 0.25, 0.73),
     "amx": Rates(0.102, 0.0955, 0.255),
 }
-"""Of each code path of the kernels. Longer rows cost in proportion: no less than that where all of
-a row is computed, less where its prefix decides."""
+"""For each code path of the kernels. Longer rows cost proportionally more if all of a row is
+computed, less if its prefix rules it out."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Machine:
     path : str
         Code path of its kernels (`pipeline.index.simd.PATHS`).
     threads : int
-        Groups that it scans at the same time.
+        Number of groups that it scans at the same time.
     """
 
     path: str
@@ -86,8 +86,8 @@ class Machine:
 
 
 REFERENCE = Machine("avx2", 2)
-"""What ``auto`` decides for, wherever it is asked and whoever scans: one collection and one query
-have one plan, and so one answer, on every machine."""
+"""The machine for which ``auto`` decides, wherever it plans or scans: so a query in a collection
+has the same plan, and the same answer, on every machine."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def probed_cost(
     opened : int
         Cells opened for a query descriptor.
     distinct : float, optional
-        Different cells among them all. Default: as many as there would be if every descriptor
-        took its own at random; those of a photograph share more.
+        Number of different cells. Default: the expected number if every descriptor chose at random;
+        descriptors of a photograph share more.
     """
     if distinct is None:
         distinct = expected_distinct(workload.queries, opened, workload.cells)
@@ -194,24 +194,24 @@ def probed_cost(
 
 
 def tile_places(queries: int, path: str) -> int:
-    """Return the places of the tiles that hold the query descriptors which want a row."""
+    """Return the number of places in the tiles for the query descriptors of a row."""
     rest = queries % TILE
     shape = PATHS[path].few if rest <= FEW else PATHS[path].many
     return queries - rest + -(-rest // shape.queries) * shape.queries
 
 
 def _free_places(path: str) -> float:
-    """Return how many places are left free in a cell, on the average."""
+    """Return the mean number of free places in a cell."""
     return sum(tile_places(rest, path) - rest for rest in range(TILE)) / TILE
 
 
 def expected_distinct(queries: int, opened: int, cells: int) -> float:
-    """Return how many different cells `queries` choices of `opened` cells each are, at random."""
+    """Return the expected number of different cells when `queries` choose `opened` cells each."""
     return cells * (1 - (1 - opened / cells) ** queries)
 
 
 def exhaustive_is_fast_enough(workload: Workload) -> bool:
-    """Tell whether the ``auto`` plan compares with every row."""
+    """Tell whether the ``auto`` plan is exhaustive."""
     cost = exhaustive_cost(workload, REFERENCE)
     return cost.wait_ms <= EXHAUSTIVE_WITHIN_MS and cost.bytes <= EXHAUSTIVE_WITHIN_BYTES
 
@@ -226,7 +226,7 @@ def _cost(
     rate: float,
     listed: int = 0,
 ) -> Cost:
-    """Return a cost from the places of tiles that are compared with rows, free ones included."""
+    """Return a cost, given the places of tiles compared with rows, including free ones."""
     read = visited * (workload.row_bytes + ROW_OVERHEAD)
     if workload.one_vector:
         rate, near = RATES[machine.path].vector, 0.0

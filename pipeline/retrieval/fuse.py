@@ -1,9 +1,9 @@
 """Rank fusion: one ranking from the answers of several collections of the same images.
 
-Each collection's scores are brought to one scale by how far they stand out of that answer's own
-noise, and added up. A collection that knows the query has one or a few scores hundreds of
-deviations above the rest and decides; one that knows nothing has a flat answer and hardly counts.
-Nothing is trained, and no weight is set for any extractor.
+Each collection's scores are normalised by how far they stand out of the noise of that answer, and
+added. A collection that recognises the query has a few scores hundreds of deviations above the rest
+and decides; one that does not has a flat answer and hardly counts. Nothing is trained, and no
+weight is set for any extractor.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 
 DEPTH = 200
-"""Matches to ask of each collection, and those that its noise is measured on. Noise is what the
-middle of them looks like: right up to a hundred right answers, and as good from 100 to 500."""
+"""Number of matches requested from each collection, on which its noise is measured. The noise is
+taken from the middle of them: correct with up to a hundred right answers, and equally good with 100
+to 500 matches."""
 
 HALF_EVIDENCE = 30.0
 """Evidence, in deviations of the noise, that gives the score 0.5. The best wrong image of a query
@@ -30,19 +31,20 @@ _SIGMA = 0.6745
 """Median absolute deviation of a normal distribution of deviation 1."""
 
 _FEW = 3
-"""Scores that a median deviation takes at least."""
+"""The fewest scores for a median deviation."""
 
 _FLAT = 1e-9
-"""Median deviations below are those of equal scores."""
+"""Smaller median deviations mean equal scores."""
 
 _LEAST_SPREAD = 1e-4
-"""Least deviation of the noise: differences that no answer shows (0.000) are no evidence, however
-alike the other scores of a small collection are. A third of what SIFT has among 2,800 images."""
+"""The least deviation of the noise: differences too small to be shown (0.000) are not evidence,
+however equal the other scores of a small collection are. A third of SIFT's deviation among 2,800
+images."""
 
 
 @dataclass(frozen=True)
 class _Evidence:
-    """What one collection's answer says of images.
+    """The evidence of one collection's answer.
 
     Attributes
     ----------
@@ -50,8 +52,8 @@ class _Evidence:
     listed : dict of str to (Match, float)
         By SHA-256, with the evidence for the image, in deviations of the noise.
     unlisted : float or None
-        Evidence for an image that the collection holds and does not list; None when that says
-        nothing, because groups are missing or the answer is empty.
+        Evidence for an image that the collection holds but does not list; None if unknown, because
+        groups are missing or the answer is empty.
     lacking : set of str
         Images that the collection does not hold.
     """
@@ -62,13 +64,13 @@ class _Evidence:
     lacking: AbstractSet[str]
 
     def of(self, image: str) -> float | None:
-        """Return the evidence for an image; None when the collection cannot know."""
+        """Return the evidence for an image; None if the collection has none."""
         if image in self.listed:
             return self.listed[image][1]
         return None if image in self.lacking else self.unlisted
 
     def found_by(self, image: str) -> FoundBy:
-        """Return what the collection said of an image."""
+        """Return rank and score of an image in the collection."""
         said = FoundBy(self.answer.collection, self.answer.extractor)
         if image in self.listed:
             match = self.listed[image][0]
@@ -85,8 +87,8 @@ def fuse(
 
     The evidence of an answer for an image is its modified z-score, ``0.6745 (score - median) /
     MAD`` over the answer's best `DEPTH` scores; the fused evidence is their sum over the
-    collections that can know the image, divided by the square root of the number of those
-    (Stouffer's method), so that an image that one collection does not hold is ranked by the others.
+    collections that have evidence on the image, divided by the square root of their number
+    (Stouffer's method), so that the others rank an image that one collection does not hold.
 
     Parameters
     ----------
@@ -157,13 +159,13 @@ def _weigh(result: SearchResult, lacking: AbstractSet[str]) -> _Evidence:
         for match, evidence in zip(result.matches, found, strict=True)
     }
     knows = result.complete and result.matches
-    # What is not listed is as good as the last at best, and no better than noise.
+    # An unlisted image is at most as good as the last listed one, and no better than noise.
     unlisted = min(0.0, float(found[-1])) if knows else None
     return _Evidence(result, listed, unlisted, lacking)
 
 
 def _combine(evidence: Sequence[float | None]) -> float:
-    """Return the evidence of all collections that know an image together; at least one does."""
+    """Return the combined evidence of the collections that have some; at least one has."""
     known = [value for value in evidence if value is not None]
     # An exactly rounded sum does not depend on the order of the collections.
     return math.fsum(known) / math.sqrt(len(known))

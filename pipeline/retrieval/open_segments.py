@@ -1,4 +1,4 @@
-"""Segments as a search uses them: with this database's ids, and which images may be answers."""
+"""Segments opened for searches: with ids of this database and masks of allowed images."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ UNKNOWN = np.iinfo(np.uint32).max
 """Stands for the id of an image that is not in the database."""
 
 KEPT_MASKS = 4
-"""Masks at hand of a segment. That of a version's removed images is asked for by every search and
-stays, whatever sets of their own other searches bring."""
+"""Cached masks of a segment. Every search uses the one of the version's removed images, so it
+stays, whatever other sets of images searches use."""
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that no answer may hold, or the only ones that it may.
+    """Images that an answer must not have, or the only ones that it may have.
 
     Attributes
     ----------
     ids : frozenset of int
     only : bool
-        An answer holds these images alone; else it holds none of them.
+        True: an answer has only these images; false: none of them.
     """
 
     ids: frozenset[int]
@@ -50,13 +50,13 @@ class ImageSet:
         return np.sort(np.fromiter(self.ids, np.uint32, len(self.ids)))
 
     def admits(self, ids: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Return which of some images an answer may hold."""
+        """Return which images an answer may have."""
         admitted: NDArray[np.bool_] = np.isin(ids, self._array, invert=not self.only)
         return admitted
 
 
 class _Masks:
-    """The masks that were asked for last."""
+    """The most recently used masks."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[ImageSet, NDArray[np.bool_]] = OrderedDict()
@@ -66,7 +66,7 @@ class _Masks:
         return len(self._known)
 
     def get(self, images: ImageSet, ids: NDArray[np.uint32]) -> NDArray[np.bool_]:
-        """Return which of the ids a set admits."""
+        """Return which ids a set allows."""
         with self._lock:
             known = self._known.get(images)
             if known is not None:
@@ -82,15 +82,15 @@ class _Masks:
 
 @dataclass(frozen=True)
 class OpenSegment:
-    """A segment, or small ones joined to one.
+    """A segment, or several small ones joined.
 
     Attributes
     ----------
     name : str
-        Names the content: equal names, equal rows in any database.
+        Identifies the content: equal names mean equal rows, in any database.
     segment : Segment
     ids : ndarray of shape (I,), uint32
-        Row id of each of the segment's images; `UNKNOWN` for one that this database does not have.
+        Row id of each image of the segment; `UNKNOWN` if this database lacks it.
     """
 
     name: str

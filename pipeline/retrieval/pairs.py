@@ -1,4 +1,4 @@
-"""Which keypoint of a query was found where in an image: what lies behind a score."""
+"""Pairs of keypoints of a query and an image, which make up a score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pipeline.retrieval.score import MatchedImage, voting_pairs
 
 @dataclass(frozen=True)
 class Pairs:
-    """The pairs that an image's score is the sum of, by query descriptor.
+    """The pairs whose gains sum to an image's score, by query descriptor.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Pairs:
     distance : ndarray of shape (P,), uint32
         Squared distance of the 8-bit rows.
     gain : ndarray of shape (P,), int64
-        What the pair adds to the score (`pipeline.retrieval.score.rank_blocks`).
+        The gain that the pair adds to the score (`pipeline.retrieval.score.rank_blocks`).
     """
 
     query: NDArray[np.float32]
@@ -44,12 +44,12 @@ def pairs_of(
     keypoints: NDArray[np.float32],
     images: Mapping[int, MatchedImage],
 ) -> dict[int, Pairs]:
-    """Return the pairs of one query image with some images, from the blocks that are there.
+    """Return the pairs of one query image with some images, from the available blocks.
 
     Parameters
     ----------
     blocks : sequence of DistanceBlock
-        Of this query image alone (`pipeline.retrieval.blocks.split_block`), with row ids.
+        Of this query image only (`pipeline.retrieval.blocks.split_block`), with row ids.
     radius : ndarray of shape (Q,), int32
         See `pipeline.retrieval.score.rank_blocks`.
     keypoints : ndarray of shape (Q, 4), float32
@@ -60,7 +60,7 @@ def pairs_of(
     Returns
     -------
     dict of int to Pairs
-        One for each of the images; empty where nothing of it was found.
+        One for each of the images; empty if nothing was found.
     """
     wanted = np.fromiter(images, np.uint32, len(images))
     mine = [block.some(np.isin(block.image, wanted)) for block in blocks]

@@ -1,4 +1,4 @@
-"""Plan a search: how near counts, which cells, which groups."""
+"""Plan a search: the radius, the cells, the groups."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import Workload, exhaustive_is_fast_enough
 
 FEWEST_NEIGHBOURS = 100
-"""Least number of neighbours that a search with one vector an image asks for: an answer of 10 has
-then others to take from when images of it are gone meanwhile."""
+"""The fewest neighbours of a search with one vector an image: so an answer of 10 has replacements
+for images removed meanwhile."""
 
 SPARE = 16
-"""One neighbour more is looked for in a segment for so many that are asked for: a quarter more
-takes a fifth more time, these hardly any."""
+"""For so many requested neighbours, one more is searched for in a segment: a quarter more would
+take a fifth more time, these hardly any."""
 
 ONE_VECTOR_ROWS = 65_536
-"""Rows that the probed plan opens at least for one vector an image, unless told an effort. The
-usual share of the cells is counted for hundreds of descriptors that look for one image together;
-one vector alone has to find all images by itself, and so many rows take it a few milliseconds."""
+"""The fewest rows that the probed plan opens with one vector an image, unless an effort is given.
+The usual share of cells is meant for hundreds of descriptors that find an image together; a single
+vector must find all images by itself, and so many rows take it only a few milliseconds."""
 
 TARGET_SHARE = 2e-5
 """Share of unrelated descriptors that may come nearer to a query than its background distance, for
@@ -50,14 +50,14 @@ INTRINSIC_DIMENSION = 10.4
 p^(1/dimension)."""
 
 _BACKGROUND_RANKS = ((2, 1.0), (16, 0.9))
-"""Ranks in the background sample, and what of the squared distance carried on from there counts."""
+"""Ranks in the background sample, with the factor for the extrapolated squared distance."""
 
 
 @dataclass(frozen=True)
 class QueryPlan:
     """Query descriptors, ready to be scanned by any group on any host.
 
-    They are those of one image, or of several, one after the other (`join_plans`).
+    They belong to one image, or to several, concatenated (`join_plans`).
 
     Attributes
     ----------
@@ -66,9 +66,9 @@ class QueryPlan:
     radius : ndarray of shape (Q,), int32
         Squared background distances: only nearer rows vote.
     cells : ndarray of shape (Q, P), uint32
-        Cells each query descriptor probes, best first; P = 0 for the exhaustive plan.
+        Cells to probe for each query descriptor, best first; P = 0 for the exhaustive plan.
     groups : tuple of int
-        Groups that hold a probed cell.
+        Groups with a probed cell.
     neighbours : int
         0: every row within the radius counts (local features). k > 0: of each query row the k
         nearest rows, and those as near as the k-th (one vector an image).
@@ -91,9 +91,9 @@ class QueryPlan:
 
     @cached_property
     def widened(self) -> QueryPlan:
-        """The plan that looks for more neighbours than asked for, as some may be removed images'.
+        """The plan with more neighbours than requested, because some may belong to removed images.
 
-        A segment is scanned a second time only where more than these are.
+        A segment is scanned again only if that is not enough.
         """
         if not self.neighbours:
             return self
@@ -107,15 +107,15 @@ class QueryPlan:
 
     @cached_property
     def requests(self) -> CellRequests:
-        """Which query descriptors want each cell; computed once for all segments."""
+        """The query descriptors of each cell; computed once for all segments."""
         return cell_requests(self.cells)
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that travel to the scans."""
+        """Return the arrays to send to the scans."""
         return {"codes": self.codes, "radius": self.radius, "cells": self.cells}
 
     def to_meta(self) -> dict[str, Any]:
-        """Return the plain values that travel beside the arrays."""
+        """Return the plain values to send with the arrays."""
         return {"kind": self.kind, "groups": list(self.groups), "neighbours": self.neighbours}
 
     @classmethod
@@ -132,14 +132,14 @@ class QueryPlan:
 
 
 def background_radius(model: Model, queries: Queries) -> NDArray[np.int32]:
-    """Return how near (squared) an unrelated descriptor rarely comes to each query descriptor.
+    """Return the squared distance below which unrelated descriptors rarely are, for each query.
 
     The distance to the r-th nearest of a fixed random sample of S descriptors is the r/S quantile
-    of the distances to unrelated descriptors; it is carried on to the quantile of `TARGET_SHARE`
-    by the power law of the local intrinsic dimension. A low rank (2) follows the query best, but
-    when the collection holds so many copies of the query that two of them are in the sample it
-    would collapse; a higher rank (16), slightly shortened, holds the floor. The sample is fixed:
-    the radius neither drifts when the collection grows nor shrinks when copies are added.
+    of the distances to unrelated descriptors; it is extrapolated to the quantile of `TARGET_SHARE`
+    by the power law of the local intrinsic dimension. A low rank (2) adapts best to the query, but
+    collapses if the collection has so many copies of the query that two are in the sample; then a
+    higher rank (16), slightly reduced, is the lower bound. The sample is fixed: the radius neither
+    drifts when the collection grows nor shrinks when copies are added.
 
     Parameters
     ----------

@@ -93,5 +93,5 @@ def segments() -> tuple[Segment, ...]:
 
 
 def asked(kind: Any, effort: float | None = None) -> SearchRequest:
-    """Ask for a plan; the exhaustive one knows no effort."""
+    """Ask for a plan; the exhaustive one takes no effort."""
     return SearchRequest(plan=kind, effort=None if kind == "exhaustive" else effort)

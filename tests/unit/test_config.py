@@ -209,7 +209,7 @@ def test_a_search_is_done_as_it_is_asked_for(options: Any, plan: str, effort: fl
     [
         ({"exact": True, "effort": 0.1}, "exact compares with every row, an effort of 0.1"),
         ({"exact": True, "plan": "probed"}, "the plan asked for is probed"),
-        ({"effort": 0.1, "plan": "exhaustive"}, r"knows no effort \(of 0.1\)"),
+        ({"effort": 0.1, "plan": "exhaustive"}, r"takes no effort \(of 0.1\)"),
     ],
 )
 def test_requests_that_contradict_each_other_are_refused(options: Any, sentence: str) -> None:

@@ -33,14 +33,14 @@ COMMANDS = {
     "index": ("indexing:index", "Add the images of folders and files to a collection."),
     "search": ("search:search", "Find the images that show the same thing as a photograph."),
     "collections": ("show:collections", "List the collections."),
-    "status": ("show:status", "Show collections, the jobs under way, and the workers."),
+    "status": ("show:status", "Show collections, running jobs, and workers."),
     "failures": ("show:failures", "List the files that could not be indexed, and why."),
     "extractors": ("extractors:extractors", "List the extractors, with their licences."),
     "rebuild": ("indexing:rebuild", "Make a new tree and index, or change the extractor."),
     "compact": ("indexing:compact", "Merge a collection's segments, for faster searches."),
     "eval": ("evaluate:evaluate", "Measure how well and how fast queries are answered."),
     "doctor": ("operate:doctor", "Check this machine and the settings."),
-    "migrate": ("operate:migrate", "Bring the database to this program's schema."),
+    "migrate": ("operate:migrate", "Migrate the database to this program's schema."),
 }
 """By name, in the order of the help: module and function, loaded when used, and help line."""
 

@@ -79,8 +79,8 @@ def evaluate(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Share of the cells that the probed plan opens for a query descriptor. "
-            "Default: the root of their number.",
+            help="Share of the cells that the probed plan opens for each query descriptor. "
+            "Default: the square root of the number of cells.",
             show_default=False,
         ),
     ] = None,

@@ -21,8 +21,8 @@ INTERRUPTED = 130
 """Ctrl-C."""
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 an operator must act, or try again later; 2 wrong command line, setting "
-    "or input; 4 an answer came without some groups; 130 Ctrl-C."
+    "Exit codes: 0 done; 1 something must be repaired, or try again later; 2 wrong command line, "
+    "setting or input; 4 an answer lacks some groups; 130 Ctrl-C."
 )
 
 

@@ -18,7 +18,7 @@ vantage extractors --json
 """,
     """
 An extractor turns a photograph into descriptors. `vantage index --extractor` chooses one for a new
-collection. What is said of patents and licences is a note, no legal advice.
+collection. The notes on patents and licences are not legal advice.
 """,
 )
 
@@ -28,7 +28,7 @@ def extractors(
         list[str] | None,
         typer.Argument(
             metavar="[NAME]...",
-            help="Only these; NAME:FILE looks at a model.",
+            help="Only these; NAME:FILE checks a model file.",
             show_default=False,
         ),
     ] = None,

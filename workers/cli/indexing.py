@@ -43,9 +43,9 @@ vantage index covers a.jpg b.png more/ --json
 vantage index looks ~/Pictures/2024 --extractor cnn:resnet50.onnx
 """,
     """
-Folders are searched recursively. Files known already are not read again: call it again with the
-same folder to add what is new. An image that cannot be used is noted (`vantage failures`), the
-others are indexed. A collection keeps the extractor that it was made with.
+Folders are searched recursively. Known files are not read again: repeat the command with the
+same folder to add new files. Images that cannot be used are listed by `vantage failures`; the
+others are indexed. A collection keeps its extractor.
 """,
 )
 
@@ -56,8 +56,8 @@ vantage rebuild holiday --local
 vantage rebuild holiday --extractor surf
 """,
     """
-Needs no photograph: the features are kept. With another extractor all images are read again.
-Searches go on with the old index until the new one is ready.
+Needs no photographs, because the features are kept; only with another extractor, all images are
+read again. Searches use the old index until the new one is ready.
 """,
 )
 
@@ -67,9 +67,9 @@ vantage compact holiday
 vantage compact holiday --local
 """,
     """
-Merges the segments that many small `vantage index` calls have left, and leaves out the rows of
-images that are gone. Answers stay the same; searches go on meanwhile. By itself it begins, with the
-small segments, when a group has more than VANTAGE_COMPACT_ABOVE.
+Merges the segments that many small `vantage index` calls have left, and drops the rows of
+removed images. Answers stay the same; searches go on meanwhile. Small segments are merged
+automatically when a group has more than VANTAGE_COMPACT_ABOVE.
 """,
 )
 
@@ -86,7 +86,7 @@ def index(
     elsewhere: Annotated[
         bool,
         typer.Option(
-            "--elsewhere", help="The paths exist on the workers' hosts only: do not look here."
+            "--elsewhere", help="The paths exist only on the workers' hosts: do not check them."
         ),
     ] = False,
     as_json: JsonOption = False,
@@ -188,7 +188,7 @@ def do_job(collection: Collection, begin: Begin, *, wait: bool = True) -> JobPro
 
     engine, settings = collection.resources.engine, collection.resources.settings
     if collection.local:
-        sentence = "Interrupted. What is done is kept: the same command goes on from here."
+        sentence = "Interrupted. Finished work is kept: the same command continues from here."
         with told_of_interrupt(sentence), Bar() as bar, watched(engine, bar.show_job) as report:
             return begin(collection, report).progress()
     handle = begin(collection, None)

@@ -21,9 +21,8 @@ vantage up
 VANTAGE_REDIS_URL=redis://10.0.0.5 vantage up --groups 2,3
 """,
     """
-Starts Redis (unless VANTAGE_REDIS_URL names one), brings the database up to date, starts the
-workers and the Flower dashboard, and stops all of it on Ctrl-C. Jobs that were under way go on at
-the next start.
+Starts Redis (unless VANTAGE_REDIS_URL names one), migrates the database, starts the workers and
+the Flower dashboard, and stops everything on Ctrl-C. Unfinished jobs continue at the next start.
 """,
 )
 
@@ -40,7 +39,7 @@ MIGRATE_HELP = epilog(
 vantage migrate
 """,
     """
-Stop the workers and copy the database first. Nothing happens when it is up to date.
+Stop the workers and copy the database first. If it is up to date, nothing happens.
 """,
 )
 
@@ -89,18 +88,18 @@ def up(
 
 def doctor(
     warm: Annotated[
-        bool, typer.Option("--warm", help="Compile the kernels now, so that no worker need.")
+        bool, typer.Option("--warm", help="Compile the kernels now, so that no worker has to.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Check this machine and the settings, and say what to do about what is wrong."""
+    """Check this machine and the settings, and say how to fix problems."""
     from workers.doctor import checks
     from workers.doctor import warm as warm_kernels
 
     settings = Settings.from_env()
     took = None
     if warm:
-        to_stderr("Compiling the kernels (seconds when they are kept from before) ...")
+        to_stderr("Compiling the kernels (only seconds if they were compiled before) ...")
         took = warm_kernels()
     found = checks(settings)
     ok = all(check.ok for check in found)
@@ -121,7 +120,7 @@ def doctor(
 
 
 def migrate(as_json: JsonOption = False) -> None:
-    """Bring the database to this program's schema."""
+    """Migrate the database to this program's schema."""
     from pipeline.metadata.engine import create_metadata_engine, schema_revision, upgrade
 
     engine = create_metadata_engine(Settings.from_env().database_url)

@@ -69,8 +69,8 @@ NewExtractorOption = Annotated[
 PlanOption = Annotated[
     Plan,
     typer.Option(
-        help="exhaustive compares all descriptors; probed those of the nearest cells; "
-        "auto takes exhaustive where it is fast enough."
+        help="exhaustive compares all descriptors; probed only those of the nearest cells; "
+        "auto takes exhaustive if it is fast enough."
     ),
 ]
 ExactOption = Annotated[
@@ -81,7 +81,7 @@ EffortOption = Annotated[
     typer.Option(
         metavar="SHARE",
         help="Share of the cells that the probed plan opens for a query descriptor, above 0 and "
-        "at most 1; asks for that plan. Default: the root of their number.",
+        "at most 1; asks for that plan. Default: the square root of the number of cells.",
         show_default=False,
     ),
 ]

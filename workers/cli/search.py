@@ -44,10 +44,10 @@ curl -s https://example.org/photo.jpg | vantage search holiday -
 """,
     """
 Several images are searched for in one pass over the index. Score: 0 to 1, the share of the query's
-evidence that an image collects. Votes: how many of the query's features found a near one in it.
-With --fuse, the score says how far an image stands out of the noise of all answers together, and a
-column for each extractor its rank and score there ("-": it does not list the image: not among its
-best 200, or of no likeness). Exit code 4: some groups of the index did not answer.
+evidence that an image collects. Votes: how many features of the query match one of the image.
+With --fuse, the score says how far an image stands out of the noise of all answers together, and
+each extractor has a column with its rank and score ("-": the image is not among its best 200, or
+has no likeness). Exit code 4: some groups of the index did not answer.
 """,
 )
 
@@ -251,7 +251,7 @@ def describe(result: SearchResult) -> str:
     """Return which plan ran, how much it computed, how long it took, and what is missing."""
     plan = result.plan
     if not plan:
-        return "finds nothing to describe in the query"
+        return "found no keypoint in the query"
     cells = (
         f"{plan['cells_probed']:,} of {plan['cells']:,} cells, " if plan["kind"] == "probed" else ""
     )

@@ -95,7 +95,7 @@ def status(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what the collections hold, the jobs under way, and the workers."""
+    """Show the collections, running jobs, and workers."""
     from pipeline.metadata.engine import open_database
     from pipeline.status import read_status
 
@@ -158,7 +158,9 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
         ],
     )
     if alone and found.unserved:
-        say(f"Nobody serves group {', '.join(map(str, found.unserved))}: answers are incomplete.")
+        say(
+            f"No worker serves group {', '.join(map(str, found.unserved))}: answers are incomplete."
+        )
 
 
 def _compaction(item: CollectionStatus, above: int) -> str:
@@ -166,7 +168,7 @@ def _compaction(item: CollectionStatus, above: int) -> str:
     most = f"at most {item.largest_group:,} segments in a group"
     if any(kind_of(job.kind).merges_segments for job in item.jobs):
         return f"{most}; they are being merged"
-    begins = f"begins by itself above {above}" if above else "does not begin by itself"
+    begins = f"begins automatically above {above}" if above else "does not begin automatically"
     return f"{most}; {begins}, or with `vantage compact {item.name}`"
 
 
