@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -12,23 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from pipeline.config import PlanKind, Settings, digest
-from pipeline.errors import InputError, StateError, UnknownNameError
+from pipeline.config import PlanKind, Settings
+from pipeline.errors import InputError
 from pipeline.request import SearchRequest
 from workers.cli import exits
-from workers.cli.indexing import do_job
 from workers.cli.options import ExactOption, JsonOption, LocalOption, epilog
 from workers.cli.output import counted, say, show_table, to_stderr, write_json
 from workers.cli.progress import Bar
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
-    from pipeline.config import ExtractorConfig
-    from pipeline.evaluation import Dataset, EvaluationReport, Figures
-    from pipeline.records import FusedResult, SearchResult
-    from workers.collection import Collection
-    from workers.fused_collection import FusedCollection
+    from pipeline.evaluation import EvaluationReport, Figures
+    from workers.evaluating import Reports
 
 EVALUATE_HELP = epilog(
     """
@@ -57,13 +49,6 @@ class EvaluatedPlan(StrEnum):
     probed = "probed"
     exhaustive = "exhaustive"
     auto = "auto"
-
-
-FUSED = "fused"
-"""Name of the figures of all extractors together."""
-
-Reports = dict[str, dict[str, "EvaluationReport"]]
-"""By extractor, then by plan."""
 
 
 def evaluate(
@@ -113,109 +98,48 @@ def evaluate(
 ) -> None:
     """Measure how well and how fast a data set's queries are answered."""
     from pipeline.evaluation import read_dataset
-    from pipeline.metadata.engine import open_database
-    from pipeline.opening import choose_extractor
+    from workers.evaluating import Evaluator
 
     settings = Settings.from_env()
     requests = _requests(plan, SearchRequest(effort=effort, exact=exact, top=top))
     specs = extractor or [settings.extractor_spec]
+    _require_different(specs, fuse)
+    chosen = read_dataset(dataset).select([name for name in subsets.split(",") if name])
+    with Bar() as bar:
+        evaluator = Evaluator(
+            settings=settings,
+            dataset=chosen,
+            requests=requests,
+            keep=keep,
+            local=local,
+            on_job=bar.show_job,
+            on_query=lambda plan, done, total: bar.show(f"{plan} queries", done, total),
+        )
+        try:
+            found = evaluator.run(specs, fuse=fuse)
+        except KeyboardInterrupt:
+            raise exits.InterruptError("Interrupted. What was extracted is kept.") from None
+    for bad in filter(None, found.unusable):
+        to_stderr(f"{counted(bad, 'image')} of the database could not be indexed.")
+    for name in found.kept:
+        to_stderr(f"Kept as collection {name}.")
+    if as_json:
+        write_json(_to_dict(found.reports))
+    else:
+        _show(found.reports)
+    if any(report.overall.incomplete for report in _all(found.reports)):
+        raise typer.Exit(exits.INCOMPLETE)
+
+
+def _require_different(specs: Sequence[str], fuse: bool) -> None:
+    """Refuse an extractor that is given twice, and fusing one alone."""
     if fuse and len(specs) < 2:
         raise InputError(
             f"--fuse takes at least two extractors, not {len(specs)}; give --extractor again"
         )
-    chosen = read_dataset(dataset).select([name for name in subsets.split(",") if name])
-    configs = {spec: choose_extractor(settings, spec).config for spec in specs}
-    labels = dict(zip(specs, _labels(specs, configs), strict=True))
-    reports: Reports = {}
-    with open_database(settings.database_url) as engine, ExitStack() as collections:
-        names = []
-        for spec, config in configs.items():
-            opened = _evaluation_collection(settings, engine, chosen, config, keep)
-            names.append(collections.enter_context(opened))
-            _index(settings, names[-1], chosen, spec, local)
-            reports[labels[spec]] = _measure(settings, [names[-1]], chosen, requests, local)
-        if fuse:
-            reports[FUSED] = _measure(settings, names, chosen, requests, local)
-    if as_json:
-        write_json(_to_dict(reports))
-    else:
-        _show(reports)
-    if any(report.overall.incomplete for report in _all(reports)):
-        raise typer.Exit(exits.INCOMPLETE)
-
-
-def _labels(specs: Sequence[str], configs: Mapping[str, ExtractorConfig]) -> list[str]:
-    """Return a short name for each extractor: ``cnn``, or ``cnn:FILE`` if there are two."""
     twice = next((spec for spec in specs if list(specs).count(spec) > 1), None)
     if twice is not None:
         raise InputError(f"--extractor {twice!r} is given twice; give different ones")
-    names = [configs[spec].name for spec in specs]
-    return [
-        name if names.count(name) == 1 else spec for name, spec in zip(names, specs, strict=True)
-    ]
-
-
-def _index(settings: Settings, name: str, dataset: Dataset, spec: str, local: bool) -> None:
-    """Index the database images of a data set by one extractor."""
-    from workers.collection import Collection
-
-    files = dataset.database_files()
-    try:
-        with Collection.open(name, settings, local=local, extractor=spec) as collection:
-            progress = do_job(collection, lambda to, report: to.index(files, report=report))
-    except exits.InterruptError:
-        # Its own message says that the job goes on, but this collection will be deleted.
-        raise exits.InterruptError("Interrupted. What was extracted is kept.") from None
-    if progress.state != "done":
-        raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
-    bad = progress.counters.get("images_failed", 0) + progress.counters.get("unreadable", 0)
-    if bad:
-        to_stderr(f"{counted(bad, 'image')} of the database could not be indexed.")
-
-
-def _measure(
-    settings: Settings,
-    names: Sequence[str],
-    dataset: Dataset,
-    requests: Sequence[SearchRequest],
-    local: bool,
-) -> dict[str, EvaluationReport]:
-    """Search in a collection, or in several together, by each plan."""
-    from workers.fused_collection import open_collections
-
-    with open_collections(names, settings, local=local) as searcher:
-        return {request.kind: _run(searcher, dataset, request) for request in requests}
-
-
-@contextmanager
-def _evaluation_collection(
-    settings: Settings, engine: Engine, dataset: Dataset, extractor: ExtractorConfig, keep: bool
-) -> Iterator[str]:
-    """Name the collection to use; delete it afterwards unless it is to be kept, or was kept before.
-
-    Features are found by content, so a second evaluation is fast either way.
-    """
-    from pipeline.metadata.collections import delete_collection
-    from pipeline.metadata.engine import session_scope
-    from pipeline.status import collection_names
-
-    identity = [str(dataset.root), list(dataset.database)]
-    configs = [extractor.to_dict(), settings.index.to_dict()]
-    kept = f"eval-{digest(identity, configs)[:12]}"
-    if keep or kept in collection_names(settings):
-        yield kept
-        to_stderr(f"Kept as collection {kept}.")
-        return
-    # Two evaluations at once must not delete each other's.
-    temporary = f"{kept}-{uuid.uuid4().hex[:6]}"
-    try:
-        yield temporary
-    finally:
-        try:
-            with session_scope(engine) as session:
-                delete_collection(session, temporary)
-        except UnknownNameError:
-            pass  # it was never created
 
 
 def _requests(plan: EvaluatedPlan, request: SearchRequest) -> list[SearchRequest]:
@@ -228,27 +152,6 @@ def _requests(plan: EvaluatedPlan, request: SearchRequest) -> list[SearchRequest
         replace(request, plan="probed"),
         replace(request, plan="exhaustive", effort=None),
     ]
-
-
-def _run(
-    searcher: Collection | FusedCollection, dataset: Dataset, request: SearchRequest
-) -> EvaluationReport:
-    """Search with every query by one plan."""
-    from pipeline.evaluation import run_evaluation
-
-    plan = request.kind
-
-    def ask(query: Path) -> SearchResult | FusedResult:
-        return searcher.search(query, request)
-
-    with Bar() as bar:
-        return run_evaluation(
-            dataset,
-            ask,
-            plan=plan,
-            top=request.top,
-            progress=lambda done, total: bar.show(f"{plan} queries", done, total),
-        )
 
 
 def _all(reports: Reports) -> list[EvaluationReport]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,11 +27,9 @@ from workers.cli.output import counted, say, to_stderr, write_json
 from workers.cli.progress import Bar
 
 if TYPE_CHECKING:
-    from pipeline.driver import JobHandle, Report
     from pipeline.metadata.records import CollectionStatus, JobProgress
     from workers.collection import Collection
-
-    Begin = Callable[[Collection, Report | None], JobHandle]
+    from workers.job_runs import Begin
 
 INDEX_HELP = epilog(
     """
@@ -165,6 +161,7 @@ def run_job(
         raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
     from pipeline.metadata.engine import open_database
     from workers.collection import Collection
+    from workers.job_runs import do_job
 
     settings = Settings.from_env()
     began = time.monotonic()
@@ -172,36 +169,24 @@ def run_job(
         open_database(settings.database_url),
         Collection.open(name, settings, local=local, extractor=extractor) as collection,
     ):
-        progress = do_job(collection, begin, wait=wait)
+        with Bar() as bar:
+            try:
+                progress = do_job(collection, begin, bar.show_job, wait=wait)
+            except KeyboardInterrupt:
+                raise exits.InterruptError(_interrupted(collection, bar.job)) from None
         _tell(collection.status(), progress, time.monotonic() - began, as_json)
 
 
-def do_job(collection: Collection, begin: Begin, *, wait: bool = True) -> JobProgress:
-    """Do a job in this process, or let the workers do it and follow it.
-
-    Raises
-    ------
-    exits.InterruptError
-        After Ctrl-C. In this process, finished work is kept; with workers, the job goes on.
-    """
-    from pipeline.following import follow_job, watched
-
-    engine, settings = collection.resources.engine, collection.resources.settings
+def _interrupted(collection: Collection, job: str) -> str:
+    """Say what becomes of a job after Ctrl-C."""
     if collection.local:
-        sentence = "Interrupted. Finished work is kept: the same command continues from here."
-        with told_of_interrupt(sentence), Bar() as bar, watched(engine, bar.show_job) as report:
-            return begin(collection, report).progress()
-    handle = begin(collection, None)
-    if not wait:
-        return handle.progress()
-    with (
-        Bar() as bar,
-        told_of_interrupt(
-            f"No longer waiting. Job {handle.id} goes on with the workers; follow it with:\n"
-            f"  vantage status {collection.name} --follow"
-        ),
-    ):
-        return follow_job(engine, handle.id, bar.show_job, settings.host_timeout_s)
+        return "Interrupted. Finished work is kept: the same command continues from here."
+    if not job:
+        return "Interrupted."
+    return (
+        f"No longer waiting. Job {job} goes on with the workers; follow it with:\n"
+        f"  vantage status {collection.name} --follow"
+    )
 
 
 def _tell(status: CollectionStatus, progress: JobProgress, took: float, as_json: bool) -> None:
@@ -236,12 +221,3 @@ def _tell(status: CollectionStatus, progress: JobProgress, took: float, as_json:
         say(f"Searchable: {searchable}, version {status.version or 'none yet'}.")
     if progress.state in ("failed", "paused"):
         raise StateError(f"job {progress.job_id} is {progress.state}: {progress.message}")
-
-
-@contextmanager
-def told_of_interrupt(message: str) -> Iterator[None]:
-    """Answer Ctrl-C with a sentence and its exit code."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise exits.InterruptError(message) from None

@@ -24,6 +24,9 @@ class Bar:
     changes and every ten seconds.
     """
 
+    job = ""
+    """The job that was shown last."""
+
     def __init__(self) -> None:
         self._bar = _rich_progress() if sys.stderr.isatty() else None
         self._task = self._bar.add_task("", total=None, note="") if self._bar else None
@@ -52,6 +55,7 @@ class Bar:
 
     def show_job(self, progress: JobProgress, deserted: bool = False) -> None:
         """Show a job's present stage."""
+        self.job = progress.job_id
         step = progress.step
         if deserted:
             self.show("waiting", 0, None, "no worker is alive; start some: vantage up")
