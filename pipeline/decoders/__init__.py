@@ -1,9 +1,9 @@
 """Decoding bytes from outside in child processes that can be killed.
 
-A decoder of image formats is much code that follows what a file says. Here it runs in a small pool
-of child processes, each with a limit of memory and of time; what a file does there, it does to
-itself. Pixels come back through shared memory. `decode` is for one image, `try_decode` for who has
-more to do before a large one gets its second try.
+Decoders of image formats are complex code that processes untrusted data. Here they run in a small
+pool of child processes, each with limits of memory and time, so that a malicious file harms only
+its own decoder. Pixels come back through shared memory. `decode` is for one image; `try_decode` is
+for callers that do other work before a large image gets its second try.
 """
 
 from pipeline.decoders.decoder import decode, start_early, try_decode

@@ -1,7 +1,7 @@
 """The child process of `pipeline.decoders.process`: decodes one image after another.
 
-It imports what decoding needs and nothing else, has no secrets in its environment and no file of
-the parent's but two: a socket with requests and replies, and memory that both share.
+It imports only what decoding needs, has no secrets in its environment, and only two files of the
+parent: a socket for requests and replies, and shared memory.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
     from pipeline.images import DecodedImage
 
 IDLE_S = 60.0
-"""Seconds without a request after which the process ends: it holds some 60 MB."""
+"""Seconds without a request after which the process ends, because it takes some 60 MB."""
 
 SLACK = 64 * 2**20
-"""Address space beside what was granted: the interpreter's own, stacks, allocators' rests."""
+"""Address space besides the grant: for the interpreter, stacks, and unused memory of allocators."""
 
-_KEPT_BYTES = 4 * 2**20  # shared memory above it is given back to the system after each use
+_KEPT_BYTES = 4 * 2**20  # shared memory above it is returned to the system after each use
 _MESSAGE = 65536
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def main(channel: int, shared: int) -> None:
-    """Serve requests until the parent is gone, or has been silent for a while."""
+    """Serve requests until the parent is gone, or silent for a while."""
     _prepare()
     with socket.socket(fileno=channel) as requests:
         try:
@@ -50,9 +50,9 @@ def main(channel: int, shared: int) -> None:
 
 
 def _prepare() -> None:
-    """Die with the parent, be the first to go when memory runs out, leave no core file."""
-    # Standard input is a pipe that nobody writes to: the signal (whose default is to end the
-    # process) comes when the parent's end closes, in the middle of a decode too.
+    """Die with the parent, be the first victim when memory runs out, leave no core file."""
+    # Standard input is a pipe that nobody writes to: when the parent's end closes, the signal ends
+    # the process, even in the middle of a decode.
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, fcntl.fcntl(0, fcntl.F_GETFL) | os.O_ASYNC)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -70,7 +70,7 @@ class _Server:
     """Answers requests."""
 
     def __init__(self, requests: socket.socket, shared: int) -> None:
-        # Here, not above: what fails is told to the parent.
+        # Imported here, so that a failure is reported to the parent.
         import cv2
         from PIL import AvifImagePlugin, Image
 
@@ -85,11 +85,11 @@ class _Server:
         self._base = _address_space()
 
     def is_swollen(self) -> bool:
-        """Say whether earlier images left so much behind that a new process is better."""
+        """Say whether earlier images left so much memory in use that a new process is better."""
         return _address_space() > self._base + SLACK
 
     def serve(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Decode one image; returns the reply, whatever happens short of death."""
+        """Decode one image; return a reply in every case but death."""
         from pipeline.errors import ImageReadError
 
         granted: list[int] = []
@@ -109,7 +109,7 @@ class _Server:
             resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
 
     def _limit(self, memory: int) -> None:
-        """Let decoding take this much, and no more."""
+        """Limit the memory of decoding."""
         limit = self._base + SLACK + memory
         resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
 
@@ -121,9 +121,9 @@ class _Server:
             os.ftruncate(self._shared, 0)
 
         def admit(needed: int) -> None:
-            """Ask the parent before a decode that needs more than it granted at first."""
+            """Ask the parent before a decode that needs more than the first grant."""
             if needed > max(granted, default=request["memory"]):
-                # The parent answers when other decodes leave it room: that may take long.
+                # The parent answers when other decodes leave room, which may take long.
                 self._requests.settimeout(None)
                 self._requests.send(json.dumps({"needs": needed}).encode())
                 answer = json.loads(self._requests.recv(_MESSAGE))
@@ -141,7 +141,7 @@ class _Server:
         )
 
     def _hand_over(self, image: DecodedImage) -> dict[str, Any]:
-        """Put the pixels into shared memory and say what they are."""
+        """Put the pixels into shared memory and return their description."""
         import numpy as np
 
         os.pwrite(self._shared, np.ascontiguousarray(image.pixels).data, 0)

@@ -1,4 +1,4 @@
-"""Decode an image in a child process: the one way for bytes from outside."""
+"""Decode an image in a child process: the only way for untrusted bytes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.files import require_bytes
 from pipeline.images import DecodedImage
 
 SECOND_CHANCE = 3
-"""Times the processor time of the first try that an image has in its second, alone."""
+"""Factor of the processor time in the second try of an image, alone."""
 
 
 def start_early() -> None:
@@ -21,7 +21,7 @@ def start_early() -> None:
 def decode(
     data: bytes, *, name: str, limits: ImageLimits, max_side: int, color: bool = False
 ) -> DecodedImage:
-    """Decode an image file's bytes; one that lacked memory is tried again at once, alone.
+    """Decode an image file's bytes; if memory was lacking, try again at once, alone.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def decode(
         return try_decode(data, name=name, limits=limits, max_side=max_side, color=color)
     except BudgetExceededError as exc:
         if exc.code == "too-slow":
-            raise  # somebody waits
+            raise  # a caller waits
         return try_decode(
             data, name=name, limits=limits, max_side=max_side, color=color, alone=True
         )
@@ -68,12 +68,12 @@ def try_decode(
     data, name, limits, max_side, color
         As for `decode`.
     alone : bool
-        While no other image is decoded in this process, with `SECOND_CHANCE` times the time.
+        Decode while no other image is decoded in this process, with `SECOND_CHANCE` times the time.
 
     Raises
     ------
     BudgetExceededError
-        It took too much, or its decoder died: after a first try, a second may help.
+        It took too much, or its decoder died: a second try may help.
     ImageReadError, DecoderUnavailableError
         As for `decode`.
     """

@@ -1,4 +1,4 @@
-"""The decoders of this process: a few, started when they are needed, shared by its threads."""
+"""The decoders of this process: a few, started when needed, shared by its threads."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pipeline.decoders.process import BudgetExceededError, ChildGoneError, Decod
 from pipeline.errors import DecoderUnavailableError, ImageReadError
 
 MOST_DECODERS = 4
-"""Child processes of one process, fewer where it may use fewer cores; each holds some 60 MB."""
+"""Child processes of one process, fewer if it may use fewer cores; each takes some 60 MB."""
 
 SMALL = 64 * 2**20
-"""Bytes that a decode is given without asking: enough for a photograph of ten million pixels."""
+"""Bytes that a decode gets without asking: enough for a photograph of ten million pixels."""
 
 _TRIES = 5
 
 
 class DecoderPool:
-    """Decoders that threads take turns with."""
+    """Decoders that threads share."""
 
     def __init__(self, most: int | None = None) -> None:
         self._slots = threading.BoundedSemaphore(most or min(MOST_DECODERS, _usable_cores()))
@@ -40,7 +40,7 @@ class DecoderPool:
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
         """Decode an image in one of the children; parameters and errors as `DecoderProcess.ask`.
 
-        Alone it has all of the memory, and no other decode runs meanwhile.
+        Alone, it gets all of the memory, and no other decode runs meanwhile.
         """
         bound = int(request["limits"]["decode_memory"])
         first = bound if alone else SMALL + 2 * len(data)
@@ -55,7 +55,7 @@ class DecoderPool:
         raise DecoderUnavailableError("it ends before it takes an image")
 
     def start_early(self) -> None:
-        """Start a child where there is none; whatever goes wrong is told with the first image."""
+        """Start a child if there is none; errors are reported with the first image."""
         if not self._all:
             with contextlib.suppress(DecoderUnavailableError):
                 self._idle.append(self._take())
@@ -67,7 +67,7 @@ class DecoderPool:
             self._all.pop().close()
 
     def forget(self) -> None:
-        """Let go of the children of the process that this one was forked from."""
+        """Drop the children of the process that this one was forked from."""
         for decoder in list(self._all):
             decoder.forget()
 
@@ -113,7 +113,7 @@ def pool() -> DecoderPool:
 
 
 def _renew() -> None:
-    """Begin anew in a process that was forked."""
+    """Start again in a forked process."""
     global _pool
     _pool.forget()
     _pool = DecoderPool()

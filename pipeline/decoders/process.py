@@ -1,4 +1,4 @@
-"""A decoder: one child process, and how it is asked."""
+"""A decoder: a child process, and the requests to it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from numpy.typing import NDArray
 from pipeline.errors import DecoderUnavailableError, ImageReadError
 
 START_PATIENCE_S = 120.0
-"""Seconds that a child may take to start: half of one on an idle machine."""
+"""Seconds that a child may take to start; on an idle machine it takes half a second."""
 
 STARVED = 20.0
-"""Times the processor time that a decode may use after which it is not waited for any more: the
-child got no processor, which is no fault of the image."""
+"""Waiting for a decode ends after so many times its limit of processor time: then the child got no
+processor, which is not the image's fault."""
 
 _KEPT_BYTES = 4 * 2**20
 _MESSAGE = 65536
 
-# What a child may know of the environment: how to find Python and its libraries, and no secrets.
+# Environment variables for a child: to find Python and its libraries; no secrets.
 _ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "SYSTEMROOT")
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -39,7 +39,7 @@ _CHILD = (
 
 
 class BudgetExceededError(ImageReadError):
-    """An image took more than it was given, or its decoder died: worth one more try, alone."""
+    """An image exceeded its limits, or its decoder died: worth another try, alone."""
 
 
 class ChildGoneError(Exception):
@@ -47,7 +47,7 @@ class ChildGoneError(Exception):
 
 
 Grant = Callable[[int], int]
-"""From the bytes that a decode needs to those that it may take; may wait."""
+"""Takes the bytes that a decode needs, returns those that it may use; may wait."""
 
 
 class DecoderProcess:
@@ -67,7 +67,7 @@ class DecoderProcess:
                      str(theirs.fileno()), str(self._shared)],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # libtiff and libjpeg talk
+                    stderr=subprocess.DEVNULL,  # libtiff and libjpeg print messages
                     pass_fds=(theirs.fileno(), self._shared),
                     env=_environment(),
                     start_new_session=True,  # Ctrl-C is for the parent
@@ -81,13 +81,13 @@ class DecoderProcess:
         self._ready = False
 
     def is_alive(self) -> bool:
-        """Say whether it can be asked; one that was idle for long has ended."""
+        """Say whether it can take requests; a child that was idle for long has ended."""
         return self._child.poll() is None
 
     def ask(
         self, data: bytes, request: dict[str, Any], grant: Grant
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Have an image decoded; returns its pixels and what is known of it.
+        """Decode an image; return its pixels and its description.
 
         Whatever interrupts the wait (a time limit of the caller's, Ctrl-C) leaves the child in an
         unknown state: close it.
@@ -97,9 +97,9 @@ class DecoderProcess:
         ImageReadError
             What the decoder says of it, with the name ``image``.
         BudgetExceededError
-            It took too much, or the child died of it.
+            It exceeded its limits, or the child died.
         ChildGoneError
-            The child had ended before.
+            The child had already ended.
         DecoderUnavailableError
             The child does not start, or gets no processor.
         """
@@ -127,7 +127,7 @@ class DecoderProcess:
         return pixels, dict(reply["image"])
 
     def close(self) -> None:
-        """End the child, whatever it does; may be called twice."""
+        """End the child, whatever it is doing; may be called twice."""
         if self._child.stdin is not None:
             self._child.kill()
             self._child.stdin.close()
@@ -137,7 +137,7 @@ class DecoderProcess:
             os.close(self._shared)
 
     def forget(self) -> None:
-        """Let go of a child of the process that this one was forked from; it lives on there."""
+        """Drop a child of the process that this one was forked from; it lives on there."""
         if self._child.stdin is not None:
             self._child.stdin.close()
             self._child.stdin = None
@@ -160,7 +160,7 @@ class DecoderProcess:
             raise ChildGoneError from exc
 
     def _receive(self, deadline: float) -> dict[str, Any] | None:
-        """Return the next reply; None when the child is dead."""
+        """Return the next reply; None if the child is dead."""
         self._channel.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             message = self._channel.recv(_MESSAGE)
@@ -198,7 +198,7 @@ class DecoderProcess:
 
 
 def _raise_reply(reply: dict[str, Any], request: dict[str, Any]) -> NoReturn:
-    """Raise what a decoder said of an image."""
+    """Raise a decoder's error about an image."""
     code = str(reply["code"])
     if "sentence" not in reply:
         limit = math.ceil(request["limits"]["decode_memory"] / 2**20)
@@ -207,7 +207,8 @@ def _raise_reply(reply: dict[str, Any], request: dict[str, Any]) -> NoReturn:
             "(VANTAGE_DECODE_MEMORY raises it)"
         )
         raise BudgetExceededError("image", code, sentence)
-    # Libraries that get no memory say anything; with much granted that may be the reason.
+    # Without memory, libraries report all kinds of errors; with a large grant that may be the
+    # cause.
     kind = BudgetExceededError if reply.get("large") and code == "corrupt" else ImageReadError
     raise kind("image", code, str(reply["sentence"]))
 
@@ -215,8 +216,8 @@ def _raise_reply(reply: dict[str, Any], request: dict[str, Any]) -> NoReturn:
 def _environment() -> dict[str, str]:
     """Return the child's environment: one thread each, and little reserved address space.
 
-    What a photograph took is kept for the next one: giving it back and taking it again costs as
-    much as a fifth of decoding it.
+    The memory of a photograph is kept for the next one: returning and taking it again costs a fifth
+    of the decoding time.
     """
     kept = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     single = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MALLOC_ARENA_MAX"), "1")
@@ -225,7 +226,7 @@ def _environment() -> dict[str, str]:
 
 
 def _shared_memory() -> int:
-    """Return a file without a name, in memory, that ends with the processes that have it open."""
+    """Return an unnamed file in memory, which ends with the processes that have it open."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("vantage-decoder")
     with tempfile.TemporaryFile() as file:

@@ -1,4 +1,4 @@
-"""Query images in every form that they come in."""
+"""Query images in all their forms."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def open_query(
     max_side: int,
     color: bool = False,
 ) -> tuple[DecodedImage, str]:
-    """Decode a query image, whatever form it comes in.
+    """Decode a query image of any form.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The contract that every extractor keeps."""
+"""The interface and rules of extractors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Extractor(ABC):
     """Finds keypoints and descriptors in decoded images.
 
     An extractor is deterministic, keeps no state between images and is safe in threads.
-    `pipeline.testing.extractors.ExtractorContract` holds the tests of all that is said here;
-    docs/extractors.md shows how another package adds one.
+    `pipeline.testing.extractors.ExtractorContract` has tests of all these rules; docs/extractors.md
+    shows how another package adds one.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Extractor(ABC):
     licence : str
         Licence of the code and of the model, for `vantage extractors`.
     patents : str
-        What is known of patents on the method; "" where nothing is.
+        Known patents on the method; "" if nothing is known.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Extractor(ABC):
     licence: str = "not stated"
     patents: str = "not stated"
     needs_model: ClassVar[bool] = False
-    """True: there is none without a model file (``--extractor NAME:FILE``)."""
+    """True: it needs a model file (``--extractor NAME:FILE``)."""
 
     @abstractmethod
     def extract(self, image: DecodedImage, max_features: int) -> Features:
@@ -74,7 +74,7 @@ class Extractor(ABC):
     def extract_many(self, images: Sequence[DecodedImage], max_features: int) -> list[Features]:
         """Return the features of several images, in their order.
 
-        Overridden where one pass over a batch costs less. Results are those of `extract`, up to
+        Override it if one pass over a batch costs less. Results are those of `extract`, up to
         rounding of float32 descriptors.
         """
         return [self.extract(image, max_features) for image in images]
@@ -87,7 +87,7 @@ class Extractor(ABC):
         """
 
     def warm_up(self) -> None:
-        """Compile, or load, whatever the first call would have to; the default has nothing.
+        """Compile or load what the first call would need; by default nothing.
 
         Called by ``vantage doctor --warm`` and before a worker takes messages.
         """

@@ -1,1 +1,1 @@
-"""What stands between a file's bytes and the pixels that an extractor sees."""
+"""From the bytes of a file to the pixels for an extractor."""

@@ -1,7 +1,7 @@
 """Contrast: wide samples to 8 bits, and pictures that use a small part of the range.
 
-Ten bits in a file of sixteen, a photograph in fog or one that got an eighth of its light hold a
-picture that 8 bits of the whole range would lose, or that an extractor's thresholds pass over.
+With ten bits in a file of sixteen, fog, or an eighth of the light, a picture would be lost in 8
+bits of the whole range, or fall below an extractor's thresholds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SMALL_RANGE = 0.3
 """Wide samples that use less of their range than this are stretched: 14 bits in 16 are 0.25."""
 
 _TAIL = 0.05
-"""Per cent of the values left out at each end, so that a dead pixel does not decide."""
+"""Per cent of the values ignored at each end, so that a dead pixel does not decide."""
 
 _FLAT_LEVELS = 4
 """A range of fewer 8-bit levels is rounding and compression, not a picture."""
@@ -66,7 +66,7 @@ def to_8_bits(
     if high > low and high - low < SMALL_RANGE * width and has_structure(values):
         return scaled(values, low, high)
     if values.dtype == np.uint16 and full == (0.0, 65535.0):
-        # Pillow drops the low byte of wide colours: pictures of the whole range stay what they are.
+        # Pillow drops the low byte of wide colours: pictures with the whole range stay the same.
         return (values >> 8).astype(np.uint8) if values.ndim == 3 else divide_by_257(values)
     return scaled(values, *full)
 
@@ -77,7 +77,7 @@ def divide_by_257(values: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 def stretched(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Return an 8-bit picture of low contrast with all of the range, None where that is no help.
+    """Stretch an 8-bit picture of low contrast to the whole range; None if that does not help.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ def stretched(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     Returns
     -------
     ndarray or None
-        None of a picture that uses much of the range, of a flat one and of mere noise.
+        None for a picture that uses much of the range, is flat, or is mere noise.
     """
     low, high = _range(pixels, None)
     if not _FLAT_LEVELS <= high - low <= _LOW_LEVELS or not has_structure(pixels):
@@ -95,12 +95,12 @@ def stretched(pixels: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 
 
 def levels(pixels: NDArray[np.uint8]) -> int:
-    """Return how many of the 256 levels lie between a picture's darkest and its lightest."""
+    """Return how many of the 256 levels are between a picture's darkest and its lightest."""
     return int(pixels.max()) - int(pixels.min())
 
 
 def has_structure(values: NDArray[Any]) -> bool:
-    """Say whether neighbouring values are alike, which those of mere noise are not."""
+    """Say whether neighbouring values are similar, unlike in mere noise."""
     rows = _sampled_rows(values[..., 1] if values.ndim == 3 else values)
     if rows.size < 64 or rows.shape[1] < 2:
         return True
@@ -110,12 +110,12 @@ def has_structure(values: NDArray[Any]) -> bool:
 
 
 def _sampled_rows(values: NDArray[Any]) -> NDArray[Any]:
-    """Return whole rows, about as many values as are enough to judge by."""
+    """Return some whole rows, with enough values to judge by."""
     return values[:: max(1, values.size // _SAMPLE)]
 
 
 def _range(values: NDArray[Any], visible: NDArray[np.bool_] | None) -> tuple[float, float]:
-    """Return the range of nearly all visible values; where that is nothing, of all."""
+    """Return the range of nearly all visible values; if it is empty, of all values."""
     step = max(1, math.isqrt(max(1, values.size // _SAMPLE)))
     some = values[::step, ::step]
     if visible is not None and (shown := visible[::step, ::step]).any():
@@ -141,7 +141,7 @@ def scaled(values: NDArray[Any], low: float, high: float) -> NDArray[np.uint8]:
     if not high > low:
         return np.zeros(values.shape, np.uint8)
     out = np.empty(values.shape, np.uint8)
-    # In blocks of rows: a wide picture is large enough once.
+    # In blocks of rows, because a wide picture is large.
     rows = max(1, _SAMPLE // max(1, values[0].size))
     for at in range(0, len(values), rows):
         block = (values[at : at + rows].astype(np.float64) - low) * (255.0 / (high - low))

@@ -1,4 +1,4 @@
-"""Why a decoder of our own refuses a picture."""
+"""Errors of our own decoders."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class PictureError(Exception):
 
     @property
     def sentence(self) -> str:
-        """Reason for people."""
+        """Reason for users."""
         return str(self.args[1])

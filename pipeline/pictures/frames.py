@@ -1,4 +1,4 @@
-"""The frames of a picture file: which of them shows the picture, and its pixels.
+"""The frames of a picture file: choose the one with the picture and read its pixels.
 
 Pillow decodes; `pipeline.pictures.samples` and `pipeline.pictures.wide` read what it gets wrong.
 """
@@ -34,19 +34,19 @@ from pipeline.signatures import known_format
 
 __all__ = ["Frame", "Wanted", "frame_with_content"]
 
-# Formats whose decoders are kept safe and current; others that Pillow knows run outside programs
-# (EPS), have no signature (TGA) or do not hold photographs.
+# Formats with maintained, safe decoders. Others that Pillow knows run external programs (EPS), have
+# no signature (TGA) or contain no photographs.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF", "JPEG2000")
 
 _FLAT = 8.0
-"""Standard deviation, levels, below which a frame is passed over for the next one: a page of
-a few words has more, the first frame of a slow fade less."""
+"""Standard deviation, in levels, below which the next frame is tried: a page with a few words has
+more, the first frame of a slow fade less."""
 
 _BY_LIBTIFF = frozenset({1, 2, 3, 4, 5, 6, 7, 8, 32773, 32946, 34925, 50000})
-"""Compressions of a TIFF that Pillow's library has: what it cannot decode of them is damaged."""
+"""TIFF compressions that Pillow's library has: if it cannot decode one, the file is damaged."""
 
 _MOST_FRAMES = 256
-"""Frames that are looked at."""
+"""The most frames that are tried."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Frame:
 
 
 class Wanted:
-    """How frames are decoded, and within which limits.
+    """Options and limits of decoding frames.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ class Wanted:
             self._admit(needed)
 
     def take_if_possible(self, needed: int) -> bool:
-        """Ask for memory where it is within the limit, and say whether it is."""
+        """Ask for memory if it is within the limit; return whether it is."""
         if needed > self.limits.decode_memory:
             return False
         self.take(needed)
@@ -120,13 +120,13 @@ class Wanted:
 
 
 def frame_with_content(data: bytes, wanted: Wanted) -> Frame:
-    """Return the first frame that is not flat; where all are, the one with the most contrast.
+    """Return the first frame that is not flat; if all are, the one with the most contrast.
 
     Raises
     ------
     PictureError
     Exception
-        Whatever a decoder raises of damaged bytes.
+        Any error that a decoder raises for damaged bytes.
     """
     found = _tiff_frames(data, wanted) if known_format(data) == "TIFF" else _frames(data, wanted)
     best, most = next(found, None), 0.0
@@ -141,7 +141,7 @@ def frame_with_content(data: bytes, wanted: Wanted) -> Frame:
     except MemoryError:
         raise
     except Exception:
-        # Damage behind a picture does not matter, behind a blank page it hides the picture.
+        # Damage after a picture does not matter; after a blank page it hides the picture.
         if not most:
             raise
     return best
@@ -154,7 +154,7 @@ def _frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
         size = image.size
         wanted.check_size(*size)
         if image.format in ("JPEG", "MPO"):
-            # The decoder itself leaves out detail (and colour) that would be thrown away.
+            # The decoder itself skips detail (and colour) that would be discarded.
             reduced_to = reduced_size(*size, wanted.max_side)
             image.draft(None if wanted.color else "L", reduced_to)
         wanted.take(decoding_bytes(image, size, len(data), color=wanted.color))
@@ -180,7 +180,7 @@ def _frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
 
 
 def _tiff_frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
-    """Decode one page after the other, those by Pillow that it reads rightly."""
+    """Decode one page after the other, by Pillow if it reads them correctly."""
     number = -1
     for number, page in enumerate(pages(data)):
         wanted.check_size(page.width, page.height)
@@ -188,7 +188,7 @@ def _tiff_frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
         if number + 1 == _MOST_FRAMES:
             return
     if number < 0:
-        # No directory can be followed: Pillow says what is wrong.
+        # No directory can be read: Pillow says what is wrong.
         yield from _frames(data, wanted)
 
 
@@ -208,7 +208,7 @@ def _tiff_page(data: bytes, page: TiffPage, wanted: Wanted) -> Frame:
 
 
 def _tiff_samples(data: bytes, page: TiffPage, wanted: Wanted, error: Exception | None) -> Frame:
-    """Read a page that Pillow does not read rightly, or not at all (`error`)."""
+    """Read a page that Pillow reads wrongly, or not at all (`error`)."""
     size = (page.width, page.height)
     try:
         channels, width = sample_size(page)
@@ -216,7 +216,7 @@ def _tiff_samples(data: bytes, page: TiffPage, wanted: Wanted, error: Exception 
         refused = isinstance(error, UnidentifiedImageError | ValueError | KeyError)
         if error is None or refused or page.first(259, 1) not in _BY_LIBTIFF:
             raise
-        # Pillow knows the flavour: the page is damaged.
+        # Pillow knows the variant, so the page is damaged.
         raise error from None
     wanted.take(samples_bytes(page.width * page.height, channels, width, len(data)))
     return wanted.frame(image_of(read_page(data, page)), size, page.first(274, 1))
@@ -227,13 +227,13 @@ def _open(data: bytes, wanted: Wanted) -> Image.Image:
     with pillow_state(wanted.limits.max_pixels):
         image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if image.format == "TIFF":
-            # Loading a TIFF reads its EXIF, which may warn: have it read here.
+            # Loading a TIFF reads its EXIF, which may warn: read it here.
             image.getexif()
     return image
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a loaded image; 1 where there is none or it is damaged."""
+    """Return the EXIF orientation of a loaded image; 1 if it is missing or damaged."""
     try:
         with pillow_state(max_pixels=1):
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

@@ -14,7 +14,7 @@ _SMALL_MODES = frozenset({"1", "L", "P"})
 
 _WIDE_MODES = frozenset({"I", "F", "I;16", "I;16L", "I;16B", "I;16N"})
 _WIDE = 14
-"""Bytes a pixel of wide grey with all that is made of it."""
+"""Bytes a pixel of wide grey, including all conversions."""
 
 _STRIPS = 32 << 20
 """Bytes that converting takes, strip by strip, however large the picture is."""
@@ -28,13 +28,13 @@ _ROWS_PER_STRIP = 278
 """The tag that says so."""
 
 _COEFFICIENT = 2
-"""Bytes of a coefficient: a progressive JPEG is held whole, at its full size, in these."""
+"""Bytes of a coefficient: a progressive JPEG is held in memory as coefficients at its full size."""
 
 
 def decoding_bytes(
     image: Image.Image, full_size: tuple[int, int], file_bytes: int, *, color: bool
 ) -> int:
-    """Return about how many bytes decoding and converting a picture takes.
+    """Return the approximate memory for decoding and converting a picture, bytes.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ def decoding_bytes(
 
 
 def samples_bytes(pixels: int, channels: int, width: int, file_bytes: int) -> int:
-    """Return about how many bytes it takes to read samples that Pillow does not.
+    """Return the approximate memory for samples that Pillow does not read, bytes.
 
     Parameters
     ----------
@@ -68,14 +68,14 @@ def samples_bytes(pixels: int, channels: int, width: int, file_bytes: int) -> in
     file_bytes : int
     """
     kept = channels * width
-    # The samples, a copy in another meaning, and 8 bits of them in two images.
+    # The samples, a converted copy, and 8 bits of them in two images.
     return pixels * (2 * kept + 4 * channels + 4) + 2 * file_bytes + (32 << 20)
 
 
 def opening_bytes(data: bytes) -> int:
-    """Return about how many bytes it takes to look at a file's header: much for a WebP only.
+    """Return the approximate memory for reading a file's header, bytes.
 
-    Its decoder makes two canvases, whatever the rest of the file is.
+    Only WebP needs much: its decoder makes two canvases.
     """
     if data[:4] != b"RIFF" or data[8:12] != b"WEBP" or len(data) < 30:
         return 0

@@ -1,4 +1,4 @@
-"""The paper behind transparent parts: white, unless the artwork would not be seen on it."""
+"""The paper behind transparent areas: white, unless the artwork would be invisible on it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from PIL import Image
 
 _PAPERS = (255, 0, 128)
 _CONTRAST = 32
-"""Levels between an outline and the paper that make it seen."""
+"""Difference in levels that makes an outline visible on the paper."""
 _ENOUGH = 0.7
-"""White is kept where it shows this share of the outline."""
+"""White is kept if it shows this share of the outline."""
 _SIDE = 2048
-"""Pixels of the longer side of what is looked at."""
+"""Longer side of the examined picture, pixels."""
 
 
 def on_paper(image: Image.Image, grey: int) -> Image.Image:
-    """Lay a picture with transparency on paper of a grey; returns RGB."""
+    """Lay a picture with transparency on grey paper; return RGB."""
     rgba = image.convert("RGBA")
     paper = Image.new("RGB", rgba.size, (grey,) * 3)
     paper.paste(rgba, mask=rgba.getchannel("A"))
@@ -25,9 +25,9 @@ def on_paper(image: Image.Image, grey: int) -> Image.Image:
 
 
 def without_empty_alpha(image: Image.Image) -> Image.Image:
-    """Return a picture without its alpha where that would hide everything.
+    """Drop the alpha of a picture if it would hide everything.
 
-    Writers of BMP and TIFF leave it empty, and viewers of these formats pass it over.
+    Some programs write BMP and TIFF with empty alpha, and viewers ignore it.
     """
     if image.mode not in ("LA", "RGBA") or image.getchannel("A").getextrema() != (0, 0):
         return image
@@ -39,8 +39,8 @@ def without_empty_alpha(image: Image.Image) -> Image.Image:
 def paper_of(image: Image.Image) -> int:
     """Return the grey of the paper that shows a picture with transparency.
 
-    A viewer may have any ground. White shows most artwork; where it hides the outline of the
-    visible parts, black or grey is taken, whichever shows most of it.
+    Viewers use different backgrounds. White shows most artwork; if it hides the outline of the
+    visible areas, black or grey is used, whichever shows most of it.
     """
     step = max(1, -(-max(image.size) // _SIDE))
     if step > 1:
@@ -57,7 +57,7 @@ def paper_of(image: Image.Image) -> int:
 
 
 def _outline(alpha: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return the visible pixels next to transparent ones; of a picture without such, all."""
+    """Return the visible pixels next to transparent ones; if there are none, all pixels."""
     most = int(alpha.max())
     if not most:
         return np.zeros(alpha.shape, bool)

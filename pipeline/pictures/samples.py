@@ -1,8 +1,8 @@
 """The samples of a TIFF page, of any depth, sign, polarity and layout.
 
-Pillow reads the flavours that most files have; some others it refuses, and some it reads as
-another picture. Those are read here: whole numbers of 1 to 64 bits, floats of 16 to 64, together
-or in planes, in strips or tiles, and by every compression without loss.
+Pillow reads the common variants; it refuses some others, and reads some wrongly. Those are read
+here: integers of 1 to 64 bits, floats of 16 to 64, interleaved or in planes, in strips or tiles,
+with every lossless compression.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Samples:
     Attributes
     ----------
     values : ndarray of shape (h, w) or (h, w, 3), unsigned or float32
-        Black is low, also where the file has it the other way.
+        Black is low, even if white is low in the file.
     alpha : ndarray of shape (h, w), uint8, or None
     full : (float, float) or None
         Black and white, see `pipeline.pictures.contrast.to_8_bits`.
@@ -82,7 +82,7 @@ def sample_size(page: TiffPage) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Strip:
-    """A strip or tile: where it lies in the file, in the picture, and of which sample it is."""
+    """A strip or tile: its place in the file and in the picture, and its sample."""
 
     at: int
     size: int
@@ -94,7 +94,7 @@ class _Strip:
 
 
 class _Layout:
-    """How a page's samples lie in the file."""
+    """The layout of a page's samples in the file."""
 
     def __init__(self, page: TiffPage) -> None:
         self.page = page
@@ -108,13 +108,13 @@ class _Layout:
         extra = page.tags.get(338, ())
         known = page.photometric in _LAB and page.samples >= 3
         first_extra = 3 if known else self.colours
-        # An extra sample that is not said to be alpha is none.
+        # An extra sample counts as alpha only if the file says so.
         self.alpha = extra[0] if extra and extra[0] in (1, 2) and page.samples > first_extra else 0
         self.alpha_at = first_extra
         self._check()
 
     def unsupported(self) -> PictureError:
-        """Return the refusal of the flavour."""
+        """Return the error for an unsupported variant."""
         flavour = self.page.flavour
         text = f"{flavour}, is not supported; save it with 8 or 16 bits a sample, or as PNG"
         return PictureError("unsupported-format", text)
@@ -181,7 +181,7 @@ class _Layout:
 
 
 class _Canvas:
-    """The samples that are kept, put together from strips and tiles."""
+    """The kept samples, assembled from strips and tiles."""
 
     def __init__(self, layout: _Layout) -> None:
         page = layout.page
@@ -204,7 +204,7 @@ class _Canvas:
 
 
 def _strip_samples(data: bytes, layout: _Layout, strip: _Strip) -> Iterator[NDArray[Any]] | None:
-    """Return a strip's samples in blocks of rows; None of a plane that nobody wants."""
+    """Return a strip's samples in blocks of rows; None for an unneeded plane."""
     if layout.apart and strip.sample not in layout.keeps:
         return None
     if strip.at + strip.size > len(data):
@@ -227,7 +227,7 @@ def _blocks(layout: _Layout, strip: _Strip, content: NDArray[np.uint8]) -> Itera
 
 
 def _inflated(content: bytes, compression: int, width: int, rows: int) -> bytes:
-    """Return a strip's bytes without compression, at most as many as are needed."""
+    """Return a strip's uncompressed bytes, at most as many as needed."""
     try:
         if compression == 1:
             return content
@@ -241,7 +241,7 @@ def _inflated(content: bytes, compression: int, width: int, rows: int) -> bytes:
 
 
 def _by_pillow(content: bytes, compression: int, width: int, rows: int) -> bytes:
-    """Have Pillow's libtiff take the bytes as those of a grey picture."""
+    """Let Pillow's libtiff decode the bytes as those of a grey picture."""
     values = {256: width, 257: rows, 258: 8, 259: compression, 262: 1, 273: 122, 277: 1}
     values |= {278: rows, 279: len(content)}
     entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(values.items())]
@@ -281,7 +281,7 @@ def _unpacked(rows: NDArray[np.uint8], bits: int, count: int, order: str) -> NDA
 
 
 def _undo_float_differences(rows: NDArray[np.uint8], stride: int, size: int) -> NDArray[Any]:
-    """Undo predictor 3 of Adobe's technical note 3: bytes of floats apart, as differences."""
+    """Undo predictor 3 of Adobe's technical note 3: separated bytes of floats, as differences."""
     length = rows.shape[1]
     sums = np.cumsum(rows.reshape(len(rows), length // stride, stride), axis=1, dtype=np.uint8)
     apart = sums.reshape(len(rows), size, length // size)
@@ -311,7 +311,7 @@ def _meaning(layout: _Layout, array: NDArray[Any]) -> Samples:
 
 
 def _black_and_white(layout: _Layout, values: NDArray[Any]) -> tuple[float, float] | None:
-    """Return what black and white are; None where the format has no agreed ones."""
+    """Return the values of black and white; None if the format has no agreed ones."""
     bits = layout.bits
     if layout.kind in (1, 4) and bits <= 24:
         return 0.0, 2.0**bits - 1
@@ -319,7 +319,7 @@ def _black_and_white(layout: _Layout, values: NDArray[Any]) -> tuple[float, floa
         return None
     negative = bool(values.min() < 0)
     if layout.kind == 2 and bits <= 16:
-        # Numbers with a sign: where none is negative, their upper half.
+        # Signed numbers: if none is negative, their upper half.
         return -(2.0 ** (bits - 1)) if negative else 0.0, 2.0 ** (bits - 1) - 1
     if negative:
         return None
@@ -328,7 +328,7 @@ def _black_and_white(layout: _Layout, values: NDArray[Any]) -> tuple[float, floa
 
 
 def _turned(values: NDArray[Any], full: tuple[float, float]) -> NDArray[Any]:
-    """Turn black and white."""
+    """Swap black and white."""
     if np.issubdtype(values.dtype, np.unsignedinteger):
         turned: NDArray[Any] = np.subtract(int(full[1]), values, dtype=values.dtype)
     else:
@@ -337,12 +337,12 @@ def _turned(values: NDArray[Any], full: tuple[float, float]) -> NDArray[Any]:
 
 
 def _alpha(layout: _Layout, array: NDArray[Any]) -> NDArray[np.uint8] | None:
-    """Return the alpha of 8 bits; None where there is none, or where it would hide everything."""
+    """Return the alpha in 8 bits; None if there is none, or if it would hide everything."""
     if not layout.alpha:
         return None
     plane = array[:, :, -1]
     if not plane.any():
-        # Writers leave it empty, and viewers of TIFF pass it over.
+        # Some programs leave it empty, and viewers of TIFF ignore it.
         return None
     most = 2.0**layout.bits - 1 if layout.kind in (1, 4) else 1.0
     if layout.kind == 2:
@@ -353,7 +353,7 @@ def _alpha(layout: _Layout, array: NDArray[Any]) -> NDArray[np.uint8] | None:
 def _undo_premultiplied(
     values: NDArray[Any], alpha: NDArray[Any], full: tuple[float, float] | None
 ) -> NDArray[Any]:
-    """Divide colours by the alpha that they were multiplied with."""
+    """Divide colours by the alpha that they are multiplied with."""
     most = full[1] if full else 1.0
     share = np.maximum(alpha.astype(np.float32), 1e-9)[:, :, None] / most
     undone = np.minimum(values / share, most)
@@ -373,7 +373,7 @@ def _coloured(page: TiffPage, values: NDArray[Any]) -> NDArray[np.uint16]:
 
 
 def _from_cmyk(values: NDArray[Any], full: tuple[float, float] | None) -> NDArray[np.float32]:
-    """Turn inks into light."""
+    """Convert inks to light."""
     most = np.float32(full[1] if full else 1.0)
     paper = 1 - values.astype(np.float32) / most
     light: NDArray[np.float32] = paper[:, :, :3] * paper[:, :, 3:4]

@@ -1,8 +1,8 @@
-"""A picture file without its side data: text, profiles, resolution and what else holds no pixels.
+"""Removes side data from a picture file: text, profiles, resolution, everything without pixels.
 
-Decoders stumble over side data that is large or damaged although every pixel is sound. What is
-left is what the pixels need and the EXIF that says which side is up. Where a file cannot be
-followed its bytes stay as they are: the decoder then says what is wrong with them.
+Decoders fail on side data that is large or damaged, although every pixel is sound. Only what the
+pixels need is kept, and the EXIF with the orientation. If the structure of a file is unclear, its
+bytes stay as they are, and the decoder says what is wrong.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 
 MAX_EXIF = 2**20
-"""Bytes of EXIF that are looked at; the largest honest one has a thumbnail of 64 KiB."""
+"""The most bytes of EXIF that are read; the largest genuine one has a thumbnail of 64 KiB."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _PNG_PIXELS = frozenset({b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"acTL", b"fcTL", b"fdAT"})
@@ -25,7 +25,7 @@ _JP2_PIXELS = frozenset({b"jP  ", b"ftyp", b"jp2h", b"jp2c"})
 
 
 def without_side_data(data: bytes) -> bytes:
-    """Return an image file without what holds no pixels; other formats and odd files as they are.
+    """Return an image file without its side data; other formats and odd files unchanged.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def without_side_data(data: bytes) -> bytes:
 
 
 class _OddFileError(Exception):
-    """The file's structure cannot be followed."""
+    """The file's structure is unclear."""
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:
@@ -60,7 +60,7 @@ def _crc(kind: bytes, content: bytes | memoryview) -> bytes:
 
 
 def _png_chunks(data: bytes) -> Iterator[bytes | memoryview]:
-    """Yield the chunks that pixels need, but the last one."""
+    """Yield the chunks that pixels need, except the last one."""
     view, at = memoryview(data), 8
     while at + 8 <= len(data):
         length = int.from_bytes(data[at : at + 4], "big")
@@ -76,14 +76,14 @@ def _png_chunks(data: bytes) -> Iterator[bytes | memoryview]:
         if critical or _png_wanted(kind, content, data[end - 4 : end]):
             yield view[at:end]
         at = end
-    # No end: whether pixels are missing is for the decoder to say.
+    # No end: the decoder will say whether pixels are missing.
 
 
 def _png_wanted(kind: bytes, content: memoryview, crc: bytes) -> bool:
-    """Say whether a chunk that decoders may skip is sound and has to do with pixels."""
+    """Say whether an optional chunk is sound and concerns pixels."""
     if kind in _PNG_PIXELS:
         least, most = _PNG_SIZES[kind]
-        # An animation of no frames is none.
+        # An animation without frames is none.
         sound = least <= len(content) <= most and not (kind == b"acTL" and not any(content[:4]))
     elif len(content) > MAX_EXIF:
         return False
@@ -116,7 +116,7 @@ def _jpeg_segments(data: bytes) -> Iterator[bytes | memoryview]:
     view, at = memoryview(data), 2
     yield view[:2]
     while True:
-        # Bytes between segments are passed over, as every decoder does.
+        # Bytes between segments are skipped, as every decoder does.
         at = data.find(b"\xff", at)
         if at < 0 or at + 4 > len(data):
             raise _OddFileError
@@ -137,9 +137,9 @@ def _jpeg_segments(data: bytes) -> Iterator[bytes | memoryview]:
 
 
 def _jpeg_wanted(marker: int, segment: memoryview) -> bool:
-    """Say whether a segment has to do with pixels: all but most of APP0 to APP15 and comments."""
+    """Say whether a segment concerns pixels: all but comments and most of APP0 to APP15."""
     if marker == 0xE0:
-        # Its presence alone says that colours are YCbCr.
+        # Its presence says that colours are YCbCr.
         return len(segment) >= 16
     if marker == 0xE1:
         return bytes(segment[4:10]) == b"Exif\0\0"
@@ -164,7 +164,7 @@ def _webp_chunks(data: bytes) -> Iterator[bytes]:
         if wanted and not cut:
             yield kind + struct.pack("<I", length) + content + b"\0" * (length & 1)
         if cut:
-            # A profile of a wrong length hides what follows: go on where pixels begin.
+            # A profile with a wrong length hides what follows: continue where pixels begin.
             starts = [data.find(mark, at + 8) for mark in _WEBP_PIXELS]
             at = min((start for start in starts if start >= 0), default=len(data))
         else:

@@ -1,7 +1,7 @@
-"""The directories of a TIFF: which pictures it holds, of which flavour, and how they lie in it.
+"""The directories of a TIFF: its pictures, their variants and their layout.
 
-TIFF 6.0 and BigTIFF. Only the tags that pixels need are read, each within the file: whatever else
-is in a directory, and however damaged, does not matter.
+Reads TIFF 6.0 and BigTIFF. Only the tags that pixels need are read, and only within the file:
+anything else in a directory may be damaged.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ class TiffPage:
 
     @property
     def photometric(self) -> int:
-        """What the samples mean; guessed from their number where it is not said."""
+        """The meaning of the samples; guessed from their number if it is missing."""
         return self.first(262, 1 if self.samples < 3 else 2)
 
     @property
@@ -136,7 +136,7 @@ class TiffPage:
 
     @property
     def is_common(self) -> bool:
-        """Whether it is of a flavour that Pillow reads rightly, if it does at all."""
+        """Whether Pillow reads this variant correctly, if at all."""
         depth = set(self.bits[: self.samples])
         return (
             self.first(339, 1) == 1
@@ -183,7 +183,7 @@ def pages(data: bytes) -> Iterator[TiffPage]:
 
 
 def _raw(page: TiffPage) -> PictureError:
-    """Say that a file's picture is not one that is decoded here."""
+    """Return the error for a file whose picture is not decoded here."""
     if page.camera:
         text = f"it is a raw file of a camera ({page.camera})"
     elif page.photometric in _RAW or 50706 in page.tags:
@@ -218,7 +218,7 @@ def _sub_pages(data: bytes, page: TiffPage) -> Iterator[TiffPage]:
 
 
 def _unpack(form: str, data: bytes, at: int) -> int:
-    """Return one number, 0 where the file ends before it."""
+    """Return one number; 0 if the file ends before it."""
     try:
         return int(struct.unpack_from(form, data, at)[0])
     except (struct.error, OverflowError):
@@ -226,7 +226,7 @@ def _unpack(form: str, data: bytes, at: int) -> int:
 
 
 def _directory(data: bytes, order: str, big: bool, at: int) -> tuple[TiffPage, int] | None:
-    """Return a directory and where the next one begins; None where there is none."""
+    """Return a directory and the place of the next one; None if there is none."""
     entry, head, word = (20, 8, "Q") if big else (12, 2, "I")
     count = _unpack(f"{order}{'Q' if big else 'H'}", data, at)
     if not count or at + head + count * entry > len(data) or count > 65535:
@@ -248,7 +248,7 @@ def _directory(data: bytes, order: str, big: bool, at: int) -> tuple[TiffPage, i
 
 
 def _values(data: bytes, order: str, big: bool, at: int, kind: int, count: int) -> Values | None:
-    """Return an entry's numbers, None where they are no numbers or lie outside the file."""
+    """Return an entry's numbers; None if they are not numbers or are outside the file."""
     form = _TYPES.get(kind)
     if form is None or not 0 < count <= _MOST_VALUES:
         return None
@@ -258,7 +258,7 @@ def _values(data: bytes, order: str, big: bool, at: int, kind: int, count: int) 
 
 
 def _bytes(data: bytes, order: str, big: bool, at: int, size: int) -> bytes:
-    """Return an entry's content, which lies in it where it is small."""
+    """Return an entry's content, which is in the entry itself if small."""
     if size > (8 if big else 4):
         at = _unpack(f"{order}{'Q' if big else 'I'}", data, at)
     return data[at : at + size]
@@ -267,10 +267,10 @@ def _bytes(data: bytes, order: str, big: bool, at: int, size: int) -> bytes:
 def alone(data: bytes, page: TiffPage) -> bytes:
     """Return the file with a new directory that has one page and only the tags of its pixels.
 
-    Where the pixels lie does not change, so the file is copied, not taken apart.
+    The place of the pixels does not change, so the file is copied as a whole.
     """
     start = len(data) + len(data) % 2
-    # Turning the picture is left to the caller, who knows the tag of it.
+    # Turning the picture is left to the caller, which knows its tag.
     unwanted = (254, 255, 274, 330)
     tags = {tag: values for tag, values in page.tags.items() if tag not in unwanted}
     entries, contents = [], b""

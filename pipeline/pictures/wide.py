@@ -1,6 +1,6 @@
-"""Wide colours of PNG, PPM and JPEG 2000, of which Pillow gives the high bytes.
+"""Wide colours of PNG, PPM and JPEG 2000, of which Pillow gives only the high bytes.
 
-They are read whole where the high bytes hold too little of the picture: ten bits in sixteen.
+They are read completely if the high bytes have too little of the picture: ten bits in sixteen.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from pipeline.pictures.samples import Samples
 __all__ = ["wide_samples"]
 
 _BYTES = 40
-"""Bytes a pixel that reading it whole takes: Pillow's image, two more, two wide arrays."""
+"""Bytes a pixel for reading it completely: Pillow's image, two more, two wide arrays."""
 _CHANNELS = {2: 3, 4: 2, 6: 4}
 
 
 def wide_samples(data: bytes, image: Image.Image, admit: Callable[[int], bool]) -> Samples | None:
-    """Return the 16-bit samples of a loaded picture, None where its own pixels are good enough.
+    """Return the 16-bit samples of a loaded picture; None if its own pixels are good enough.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def wide_samples(data: bytes, image: Image.Image, admit: Callable[[int], bool]) 
     image : PIL.Image.Image
         Loaded, at its first frame.
     admit : callable
-        Says whether so many bytes of memory may be taken, and takes them.
+        Takes so many bytes of memory if it may; returns whether it did.
     """
     needed = _BYTES * image.width * image.height + 2 * len(data)
     if image.format == "PNG" and data[24] == 16:
@@ -63,13 +63,13 @@ def _is_small(image: Image.Image) -> bool:
     if image.mode in ("LA", "RGBA"):
         shown = colours[colours[:, :, -1] > 0][:, :-1]
         colours = shown if shown.size else colours[:, :, :-1]
-    # A few pixels beyond (a dead one) do not decide here either.
+    # A few pixels outside (a dead one) do not decide here either.
     low, high = np.percentile(colours.reshape(-1)[:: max(1, colours.size >> 20)], (0.05, 99.95))
     return levels(colours) < 255 * SMALL_RANGE or bool(high - low < 255 * SMALL_RANGE)
 
 
 def _keyed_grey(image: Image.Image) -> Samples | None:
-    """Return grey of which one value is transparent."""
+    """Return grey in which one value is transparent."""
     key = image.info.get("transparency")
     if not isinstance(key, int):
         return None
@@ -94,7 +94,7 @@ def _png(data: bytes, channels: int, key: object) -> Samples:
 
 
 def _raw(data: bytes, mode: str, raw_mode: str) -> NDArray[np.uint8]:
-    """Decode a PNG with its bytes taken as others than its header says."""
+    """Decode a PNG with its bytes interpreted differently than its header says."""
     with _open(data) as image:
         image._mode = mode
         image.tile = [tile._replace(args=raw_mode) for tile in image.tile]
@@ -114,7 +114,7 @@ def _joined(high: NDArray[np.uint8], low: NDArray[np.uint8]) -> NDArray[np.uint1
 
 
 def _jpeg_2000(data: bytes, admit: Callable[[int], bool], needed: int) -> Samples | None:
-    """Read wide colours, of which Pillow rounds the lightest up to black."""
+    """Read wide colours, whose lightest values Pillow rounds up to black."""
     at = data.find(b"\xff\x4f\xff\x51") + 2
     channels, depth = int.from_bytes(data[at + 38 : at + 40], "big"), data[at + 40]
     bits = 1 + (depth & 0x7F)

@@ -1,4 +1,4 @@
-"""Suites that other packages run over what they add to Vantage; they need pytest."""
+"""Test suites for packages that extend Vantage; they need pytest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every extractor owes the pipeline, whatever it computes: a suite to inherit from.
+"""A test suite for extractors of all kinds, to inherit from.
 
 Examples
 --------
@@ -34,7 +34,7 @@ _ODD_SHAPES = [(1, 1), (1, 700), (3, 2), (40, 40), (1024, 1)]
 class ExtractorContract:
     """Tests of everything that `pipeline.extraction.base.Extractor` promises.
 
-    Override the fixture `extractor`; `pictures` too, where drawn ones are not to its liking.
+    Override the fixture `extractor`; `pictures` too, if drawn ones do not suit it.
 
     Attributes
     ----------
@@ -53,11 +53,11 @@ class ExtractorContract:
 
     @pytest.fixture
     def pictures(self, extractor: Extractor) -> list[DecodedImage]:
-        """Return at least three different pictures in which there is something to describe."""
+        """Return at least three different pictures with keypoints."""
         return drawn_pictures(extractor.color)
 
     def test_it_says_what_it_is(self, extractor: Extractor) -> None:
-        """The attributes are there and of their types."""
+        """All attributes exist and have the right types."""
         assert isinstance(extractor, Extractor)
         assert isinstance(extractor.name, str)
         assert extractor.name
@@ -132,7 +132,7 @@ class ExtractorContract:
     def test_different_pictures_give_different_features(
         self, extractor: Extractor, pictures: list[DecodedImage]
     ) -> None:
-        """There is something to search by."""
+        """Features of different pictures differ."""
         first, *others = (extractor.extract(image, 400).descriptors for image in pictures)
         assert not any(np.array_equal(first, other) for other in others)
 
@@ -176,7 +176,7 @@ class ExtractorContract:
     def test_a_flat_picture_of_any_shape_is_no_error(
         self, extractor: Extractor, shape: tuple[int, int]
     ) -> None:
-        """Where there is nothing to describe there are no features, of the right form."""
+        """Without keypoints, the arrays are empty and have the right shapes."""
         image = from_array(np.full(shape, 90, np.uint8), max_side=1024, color=extractor.color)
         features = extractor.extract(image, 500)
         assert features.keypoints.shape == (len(features), len(KEYPOINT_COLUMNS))
@@ -186,7 +186,7 @@ class ExtractorContract:
     def test_features_survive_the_store(
         self, extractor: Extractor, pictures: list[DecodedImage]
     ) -> None:
-        """A container gives back what was put in."""
+        """A container returns what was stored."""
         done = [(f"{i:064x}", extractor.extract(p, 50)) for i, p in enumerate(pictures)]
         arrays, meta = container_arrays(done, [], extractor.dimensions)
         kept = dict(read_container(arrays, meta).items())

@@ -150,7 +150,7 @@ def test_a_local_index_that_was_stopped_goes_on_and_extracts_nothing_twice(
         out, err = process.communicate(timeout=600)
     if sign == signal.SIGINT:
         assert process.returncode == 130
-        assert "the same command goes on from here" in err
+        assert "the same command continues from here" in err
         assert "Traceback" not in err
         assert out == ""
     before = sum(extracted(home))

@@ -1,4 +1,4 @@
-"""One vector for an image, by any ONNX image network (docs/cnn.md)."""
+"""One vector for each image, from any ONNX image network (docs/cnn.md)."""
 
 from pipeline.extraction.cnn.extractor import MAX_DIMENSIONS, CnnExtractor, make_cnn
 from pipeline.extraction.cnn.model_file import model_sha256

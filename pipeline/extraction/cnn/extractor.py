@@ -1,4 +1,4 @@
-"""One vector for an image, by any ONNX image network."""
+"""One vector for each image, from any ONNX image network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CnnExtractor(Extractor):
         ONNX file.
     settings : CnnSettings
     threads : int
-        Threads one batch is computed with. Default 1: a worker has as many processes as cores.
+        Threads for a batch. Default 1: a worker has as many processes as cores.
 
     Raises
     ------
@@ -82,7 +82,7 @@ class CnnExtractor(Extractor):
         images : sequence of DecodedImage
             BGR pixels; grey ones for a network with one channel.
         max_features : int
-            Always enough: one is found.
+            Ignored: there is always one.
 
         Returns
         -------
@@ -105,7 +105,7 @@ class CnnExtractor(Extractor):
         return found
 
     def normalize(self, descriptors: NDArray[np.generic]) -> NDArray[np.float32]:
-        """Return rows of unit length, whose Euclidean distances rank as cosine similarity does."""
+        """Return rows of unit length, so that Euclidean distance ranks like cosine similarity."""
         return unit_rows(descriptors.astype(np.float32))
 
     def warm_up(self) -> None:
@@ -114,12 +114,12 @@ class CnnExtractor(Extractor):
         self.extract(DecodedImage(side, 8, 8), 1)
 
     def _network(self) -> TriedNetwork:
-        """Return the network; after a fork a new one, as threads do not survive it."""
+        """Return the network; after a fork a new one, because threads do not survive it."""
         process, network = self._loaded
         if process != os.getpid():
             with self._loading:
                 if self._loaded[0] != os.getpid():
-                    # Kept: to let go of it would wait for threads that did not come along.
+                    # Kept: deleting it would wait for threads that do not exist after the fork.
                     self._of_parents.append(self._loaded[1])
                     network = TriedNetwork(self._path, self._settings, self._threads)
                     self._loaded = (os.getpid(), network)
@@ -127,7 +127,7 @@ class CnnExtractor(Extractor):
         return network
 
     def _vector_length(self) -> int:
-        """Return D, refusing outputs that make no vector."""
+        """Return D; refuse outputs that cannot become a vector."""
         shape, settings = self._network().output_shape, self._settings
         if settings.pooling == "none" or len(shape) == 1:
             length = int(np.prod(shape))
@@ -157,7 +157,7 @@ class CnnExtractor(Extractor):
 
 
 def _row_bytes(dimensions: int) -> int:
-    """Return how many components are worth a byte: see `CnnSettings.row_bytes`."""
+    """Return the default number of components: see `CnnSettings.row_bytes`."""
     kept = min(512, max(min(dimensions, 128), dimensions // 4))
     return -(-kept // 64) * 64
 
@@ -170,7 +170,7 @@ def make_cnn(config: ExtractorConfig, open_model: Callable[[str], Path]) -> CnnE
     config : ExtractorConfig
         `model` is the file's SHA-256, `options` are `CnnSettings`.
     open_model : callable
-        Gives the local file of a model by its SHA-256.
+        Returns the local file of a model, given its SHA-256.
 
     Raises
     ------

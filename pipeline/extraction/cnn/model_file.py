@@ -1,7 +1,7 @@
-"""An ONNX file: what is in it, and the part of it that leads to one tensor.
+"""An ONNX file: its content, and its subgraph for one tensor.
 
-Runtimes compute a graph's declared outputs only. To get at an intermediate one, the graph is
-written anew with that tensor as its only output and without the nodes and weights behind it, which
+Runtimes compute only the declared outputs of a graph. To read an intermediate tensor, the graph is
+written again with that tensor as its only output, without the nodes and weights after it, which
 then cost nothing. This takes a few fields of the file (see `wire`), not the ``onnx`` package, whose
 31 MB would be needed for nothing else. Field numbers are those of onnx.proto3 (ONNX IR version 3
 to 13): https://github.com/onnx/onnx/blob/main/onnx/onnx.proto3
@@ -36,9 +36,9 @@ class TensorType:
     ----------
     name : str
     element : int
-        Element type; 0 where none is declared.
+        Element type; 0 if none is declared.
     shape : tuple of (int or str), or None
-        Lengths; free ones by name, "?" without. None where no shape is declared.
+        Lengths; free ones by name, or "?". None if no shape is declared.
     """
 
     name: str
@@ -85,14 +85,14 @@ class ModelFile:
     Attributes
     ----------
     inputs, outputs : tuple of TensorType
-        What the graph declares, weights left out.
+        Declared inputs and outputs, without weights.
     tensors : tuple of str
         Every tensor that a node makes, in the order of computation.
 
     Raises
     ------
     ConfigError
-        There is no such file, it is no ONNX model, or it keeps its weights in other files.
+        The file does not exist, is not an ONNX model, or has its weights in other files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -147,11 +147,11 @@ class ModelFile:
         output : str
             One of `tensors`.
         free_batch : bool
-            Declare the first length of the inputs free, whatever the file says: most networks
-            that were saved for one image take any number. The caller must try it.
+            Declare the first length of the inputs as free, whatever the file says: most networks
+            saved for one image take any number. The caller must try it.
         typed : bool
-            Declare the output as float32 of unknown shape, which OpenCV insists on. onnxruntime
-            finds out by itself, and objects to a wrong type.
+            Declare the output as float32 of unknown shape, which OpenCV requires. onnxruntime
+            determines the type itself, and refuses a wrong one.
         """
         nodes, names = self._leading_to(output)
         kept: list[Field | bytes] = []
@@ -173,7 +173,7 @@ class ModelFile:
         return message(head)
 
     def _leading_to(self, output: str) -> tuple[list[_Node], set[str]]:
-        """Return the nodes that a tensor is computed by, and the names they use."""
+        """Return the nodes that compute a tensor, and the names that they use."""
         names, kept = {output}, []
         for node in reversed(self._nodes):
             if names.intersection(node.outputs):
@@ -185,7 +185,7 @@ class ModelFile:
 def _node(field: Field) -> _Node:
     """Read the names of a node."""
     outputs = (f.text() for f in fields(field.value) if f.number == _NODE_OUTPUT)
-    # An output that nobody asked for has an empty name.
+    # An unused output has an empty name.
     return _Node(field, frozenset(_names_used(field.value)), tuple(filter(None, outputs)))
 
 
@@ -201,7 +201,7 @@ def _names_used(node: memoryview) -> Iterator[str]:
 
 
 def _names_in_graph(graph: memoryview) -> Iterator[str]:
-    """Yield the tensors that an inner graph reads; its own are among them, which does no harm."""
+    """Yield the tensors that an inner graph reads; these include its own, which does no harm."""
     for field in fields(graph):
         if field.number == _NODE:
             yield from _names_used(field.value)
@@ -260,7 +260,7 @@ def _with_free_batch(content: memoryview, path: Sequence[int] = (2, 1, 2)) -> by
 
 
 def _unreadable(path: Path, error: OSError) -> ConfigError:
-    """Say that a file cannot be read, and which there are."""
+    """Return the error for an unreadable file, with the existing ones."""
     if not isinstance(error, FileNotFoundError):
         return ConfigError("model", str(path), f"cannot be read ({error.strerror})")
     there = files_beside(path, ".onnx")

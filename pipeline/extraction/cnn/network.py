@@ -1,4 +1,4 @@
-"""A network as its settings describe it: checked against the file, tried, run in batches."""
+"""A network with its settings: checked against the file, tried, run in batches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _NAMES_SHOWN = 8
 
 
 class TriedNetwork:
-    """The part of a model that leads to the output that settings name.
+    """The subgraph of a model for the output in the settings.
 
     Parameters
     ----------
@@ -32,20 +32,20 @@ class TriedNetwork:
         The ONNX file.
     settings : CnnSettings
     threads : int
-        Threads one batch is computed with.
+        Threads for a batch.
 
     Attributes
     ----------
     output_shape : tuple of int
         Of one image.
     batch : int
-        Images that go through at once: the settings' number, or what the file is made for where
-        the network takes no other.
+        Images in a batch: the number in the settings, or that of the file if the network takes no
+        other.
 
     Raises
     ------
     ConfigError
-        The file is none, it does not fit the settings, or it cannot be computed.
+        The file is not a model, does not fit the settings, or cannot be computed.
     """
 
     def __init__(self, path: Path, settings: CnnSettings, threads: int) -> None:
@@ -72,7 +72,7 @@ class TriedNetwork:
         outputs: list[NDArray[np.float32]] = []
         for first in range(0, len(images), self.batch):
             some = images[first : first + self.batch]
-            # A network for a fixed number gets it, whatever there is to do.
+            # A network for a fixed number of images always gets so many.
             missing = self.batch - len(some) if self._fixed_batch else 0
             filled = [*some, *[np.zeros_like(some[0])] * missing]
             try:
@@ -82,10 +82,10 @@ class TriedNetwork:
         return outputs
 
     def _tried(self, threads: int) -> tuple[Network, int, tuple[int, ...]]:
-        """Load the network and try it; returns it, its batch and the shape of one output.
+        """Load the network and try it; return it, its batch and the shape of one output.
 
-        First as one for any number of images, whatever the file declares: most are. Where that
-        fails (numbers written into its operations), as the file says.
+        First it is tried with any number of images, whatever the file declares: most networks take
+        that. If that fails (numbers are built into its operations), the declared number is used.
         """
         declared = self._input.shape[0] if self._input.shape else "?"
         as_declared = declared if isinstance(declared, int) else 1
@@ -100,7 +100,7 @@ class TriedNetwork:
             except ConfigError:
                 raise
             except Exception as exc:
-                # Runtimes raise what they like.
+                # Runtimes raise all kinds of errors.
                 reason = first_line(exc)
         shape = " x ".join(map(str, self._one_shape))
         raise self._error(
@@ -111,19 +111,19 @@ class TriedNetwork:
         )
 
     def _loaded(self, threads: int, *, free_batch: bool) -> Network:
-        """Give the part of the model that is needed to the runtime."""
+        """Pass the needed subgraph to the runtime."""
         if self._settings.runtime == "opencv":
             return OpenCvNetwork(self._model.cut(self._output, free_batch=free_batch, typed=True))
         model = self._model.cut(self._output, free_batch=free_batch)
         return OnnxRuntimeNetwork(model, self._input.name, self._input.element, threads)
 
     def _try(self, network: Network, batch: int) -> tuple[int, ...]:
-        """Run two simple images, alone where that is possible and in a batch; returns the shape.
+        """Run two simple images in a batch, and alone if possible; return the shape.
 
         Raises
         ------
         ValueError
-            What comes out is not one output for each image, or depends on its neighbours.
+            The result is not one output for each image, or depends on the other images.
         """
         numbers = np.linspace(0, 1, int(np.prod(self._one_shape)), dtype=np.float32)
         ramp = numbers.reshape(self._one_shape)
@@ -205,7 +205,7 @@ class TriedNetwork:
 
 
 def _run(network: Network, images: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """Run a batch; every image must get an output of its own."""
+    """Run a batch; every image must get its own output."""
     output = network.run(np.stack(images))
     if output.ndim < 2 or len(output) != len(images):
         raise ValueError(f"its output has the shape {output.shape} for {len(images)} images")

@@ -1,4 +1,4 @@
-"""From an output of a network to a vector."""
+"""Pooling: from the output of a network to a vector."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ def pooled(output: NDArray[np.float32], settings: CnnSettings) -> NDArray[np.flo
     Parameters
     ----------
     output : ndarray of shape (C, h, w), (h, w, C) for ``NHWC``, or any with ``none``
-        What the network gives for the image, finite. One axis (C,) has no positions: nothing is
-        pooled.
+        The network's output for the image, finite. With one axis (C,) there are no positions to
+        pool.
     settings : CnnSettings
         `pooling`, `gem_power`, `layout`, `normalize`.
 
     Returns
     -------
     ndarray of shape (D,), float32
-        Of unit length where `normalize` says so; a vector of zeros stays one.
+        Of unit length if `normalize` is set; a vector of zeros stays zero.
     """
     vector = output.ravel()
     if settings.pooling != "none" and output.ndim > 1:
         if settings.layout == "NHWC":
             output = np.moveaxis(output, -1, 0)
-        # One image at a time, in one order: sums do not depend on what else is in a batch.
+        # One image at a time, in a fixed order: sums do not depend on the rest of the batch.
         vector = _pool(np.ascontiguousarray(output.reshape(len(output), -1)), settings)
     return unit_rows(vector[None])[0] if settings.normalize else vector
 

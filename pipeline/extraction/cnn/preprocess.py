@@ -1,4 +1,4 @@
-"""Pictures to the input of a network."""
+"""From pictures to the input of a network."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pipeline.extraction.cnn.settings import CnnSettings
 
 
 class Preprocessor:
-    """Brings pictures to a network's size and range.
+    """Converts pictures to a network's size and range.
 
     Parameters
     ----------
@@ -70,8 +70,8 @@ class Preprocessor:
             factor = max(settings.height / height, settings.width / width)
         tall = max(settings.height, round(height * factor))
         wide = max(settings.width, round(width * factor))
-        # Cut before, not after: the same pixels for less work, and the long side of a stripe would
-        # become huge. The cut falls between whole pixels, at most half of one off.
+        # Cut before resizing: the same pixels for less work, and the long side of a narrow strip
+        # would become huge. The cut is between whole pixels, at most half a pixel off.
         pixels = _middle(pixels, settings.height / tall, settings.width / wide)
         return _resize(pixels, settings.height, settings.width)
 

@@ -1,4 +1,4 @@
-"""What computes a network: onnxruntime, or OpenCV's own network module.
+"""Runtimes of networks: onnxruntime, or OpenCV's network module.
 
 docs/decisions/0007-cnn-runtime.md compares them.
 """
@@ -36,14 +36,14 @@ class OnnxRuntimeNetwork:
     element : int
         Element type of the input; see `input_dtype`.
     threads : int
-        Threads one `run` works with. With 1 it makes none: worker processes are as many as cores.
+        Threads of a `run`. With 1 it starts none: there are as many worker processes as cores.
 
     Raises
     ------
     ConfigError
         onnxruntime is not installed.
     Exception
-        It cannot load the model: its exceptions have no other common base.
+        It cannot load the model; its exceptions have no other common base.
     """
 
     def __init__(self, model: bytes, input_name: str, element: int, threads: int) -> None:
@@ -57,9 +57,9 @@ class OnnxRuntimeNetwork:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-        # Idle threads that spin take the core of a neighbour.
+        # Spinning idle threads would take a core from other work.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Errors come as exceptions; warnings are about the file, which nobody here can change.
+        # Errors are raised; warnings are about the file, which users cannot change.
         options.log_severity_level = 4
         self._dtype = input_dtype(element)
         self._name = input_name
@@ -105,7 +105,7 @@ def input_dtype(element: int) -> type[np.generic]:
     Raises
     ------
     ConfigError
-        Pictures cannot be given as that.
+        Pictures cannot be converted to this type.
     """
     if element not in _ELEMENTS:
         raise ConfigError(
@@ -122,5 +122,5 @@ def _as_type(batch: NDArray[np.float32], dtype: type[np.generic]) -> NDArray[Any
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a runtime's message, which goes on with source code places."""
+    """Return the first line of a runtime's message; the rest are source code locations."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

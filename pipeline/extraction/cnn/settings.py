@@ -1,4 +1,4 @@
-"""How a network is fed and read: the TOML file beside the model (see docs/cnn.md)."""
+"""Input and output settings of a network: the TOML file beside the model (see docs/cnn.md)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BOUNDS: dict[str, tuple[int, int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class CnnSettings:
-    """How pictures become the input of a network, and its output a vector.
+    """How pictures become the input of a network, and how its output becomes a vector.
 
     A component of the input is ``(pixel * scale - mean) / std``, pixels from 0 to 255.
 
@@ -49,7 +49,7 @@ class CnnSettings:
         centre is cut out; as most networks were trained. ``stretch``: height and width each.
         ``letterbox``: the whole picture, with margins of value 0 after normalisation.
     resize_to : int
-        For ``shorter``, pixels. Default 0: the picture covers the input just so.
+        For ``shorter``, pixels. Default 0: the picture just covers the input.
     channels : {"RGB", "BGR", "grey"}
         Order of the input's channels, and of `mean`, `std` and `scale`.
     mean, std, scale : float, or one for each channel
@@ -57,19 +57,18 @@ class CnnSettings:
     input : str
         Name of the input. Default "": the only one.
     output : str
-        Name of the tensor that is read, an intermediate one too. Default "": the network's only
-        output.
+        Name of the tensor to read, possibly an intermediate one. Default "": the only output.
     layout : {"NCHW", "NHWC"}
         Order of the axes of input and output.
     pooling : {"none", "average", "max", "gem"}
-        How the positions of an output with height and width become one vector. ``none``: not at
-        all, it is taken as it lies in memory. ``gem``: generalised mean, the `gem_power`-th root of
+        How the positions of an output with height and width become one vector. ``none``: no
+        pooling, all values in memory order. ``gem``: generalised mean, the `gem_power`-th root of
         the mean `gem_power`-th power (Radenovic, Tolias, Chum, "Fine-tuning CNN image retrieval
         with no human annotation", PAMI 2019); negative values count as 0.
     gem_power : float
         1 is the average, infinity the maximum. Default 3, where that paper's networks settle.
     normalize : bool
-        Store vectors of unit length. They are compared by the angle between them either way.
+        Store vectors of unit length. Either way, they are compared by the angle between them.
     whiten : bool
         PCA whitening, trained on the collection: see docs/cnn.md for when it helps.
     row_bytes : int

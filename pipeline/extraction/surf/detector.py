@@ -17,13 +17,13 @@ MAX_OCTAVES = 7
 bits in the brightest picture."""
 
 MAX_LAYERS = 8
-"""Most layers of an octave: 3 is usual, and each one more costs as much time as one of these."""
+"""Most layers of an octave: 3 is usual, and each additional one costs as much time."""
 
 MAX_THRESHOLD = 255 * 255
 """Largest threshold: no determinant of grey levels up to 255 comes near it."""
 
 MAX_PIXELS = 1 << 30
-"""Most pixels: 4 GiB of integral image; a larger picture is a mistake, or wants tiles."""
+"""Most pixels: 4 GiB of integral image; a larger picture is a mistake, or needs tiles."""
 
 
 def grey_pixels(image: object) -> NDArray[np.uint8]:
@@ -42,7 +42,7 @@ def grey_pixels(image: object) -> NDArray[np.uint8]:
     Raises
     ------
     InputError
-        No array, colour, no pixel or too many, another dtype, values outside 0 to 1, NaN.
+        Not an array, colour, no pixels or too many, another dtype, values outside 0 to 1, NaN.
     """
     if not isinstance(image, np.ndarray):
         raise InputError(f"SURF takes a numpy array of grey levels, not a {type(image).__name__}")

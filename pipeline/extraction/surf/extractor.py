@@ -58,7 +58,7 @@ class SurfExtractor(Extractor):
     extended : bool
         128 numbers instead of 64. Default False.
     upright : bool
-        Pictures are never turned: no directions. Default False.
+        Pictures are never turned: compute no orientations. Default False.
     variant : {"faithful", "interpolated"}
         Descriptor (see `pipeline.extraction.surf.descriptor`). Default: interpolated, which
         matches better.
@@ -152,7 +152,7 @@ class SurfExtractor(Extractor):
         Returns
         -------
         ndarray of shape (N, D), float32
-            A row of zeros, of a patch without any contrast, stays one.
+            A row of zeros (from a patch without contrast) stays zero.
         """
         rows = descriptors.astype(np.float32)
         lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]

@@ -28,7 +28,7 @@ from pipeline.extraction.surf.variants import Variant
 from pipeline.index.rows import read_only
 
 UPRIGHT_DEG = np.float32(270.0)
-"""OpenCV's angle of a keypoint whose direction is not looked for."""
+"""OpenCV's angle of a keypoint whose direction is not computed."""
 
 RADIUS = 6
 """Radius of the disc, in units of the keypoint's scale s."""
@@ -110,8 +110,8 @@ def assign_orientation(
     keypoints : ndarray of shape (N, 7), float32
         Rows of `KEYPOINT_COLUMNS`; x, y and size in pixels are read.
     upright : bool
-        Do not look for directions: every angle is 270 degrees, as in OpenCV. Off by default:
-        pictures are turned.
+        Do not compute directions: every angle is 270 degrees, as in OpenCV. Off by default, as
+        pictures may be turned.
     variant : {"faithful", "interpolated"}
         `FAITHFUL`, the default, or `STEADY`.
 
@@ -163,7 +163,7 @@ def _assign(integral, keypoints, upright, half_side, half_window, weights, angle
         fits[k] = _fits(int(np.rint(FAITHFUL_HALF * scale)), height, width)
         if upright or not fits[k]:
             continue
-        # The narrow filter where no wide one lies in the picture: the same keypoints for both.
+        # The narrow filter if no wide one fits into the picture: the same keypoints for both.
         for attempt in range(2):
             if attempt == 1:
                 half = int(np.rint(FAITHFUL_HALF * scale))
