@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.config import Settings
 from pipeline.metadata import compaction, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import JobRecord, PartRecord, WorkerRecord
+from pipeline.metadata.records import JobRecord, PartRecord, Snapshot
 from workers import searches
 from workers.context import Context
 from workers.job_messages import PASSING, broker_epoch, keep_up, replan, waits_its_turn
@@ -44,13 +44,14 @@ def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
         unfinished = [job for job in jobs.unfinished_jobs(session) if job.process is None]
         live = heartbeats.live_workers(session, now, timeout_s) if unfinished else []
         running = parts.running_parts(session) if unfinished else []
+    seen = Snapshot(live, epoch, now, patience_s)
     renewed = 0
     for job in unfinished:
         try:
             if job.state == "paused":
                 renewed += _resume(context, job)
                 continue
-            reason = _why_stopped(context, job, running, live, epoch, now, patience_s)
+            reason = _why_stopped(context, job, running, seen)
             if reason is not None:
                 renewed += replan(context, job, reason)
         except PASSING:
@@ -85,22 +86,21 @@ def _why_stopped(
     context: Context,
     job: JobRecord,
     running: Sequence[PartRecord],
-    live: Sequence[WorkerRecord],
-    epoch: str,
-    now: float,
-    patience_s: float,
+    seen: Snapshot,
 ) -> str | None:
     """Return why a job must be planned again, or None; read all its parts only if necessary."""
     mine = [part for part in running if (part.job_id, part.stage) == (job.id, job.stage)]
     # A job may legitimately wait behind another one's messages.
-    busy = any(part.job_id != job.id and parts.runs_on_live_worker(part, live) for part in running)
-    args = (live, epoch, now, patience_s)
-    if parts.needs_replanning(job, mine, *args, workers_busy=busy) is None:
+    busy = any(
+        part.job_id != job.id and parts.runs_on_live_worker(part, seen.live_workers)
+        for part in running
+    )
+    if parts.needs_replanning(job, mine, seen, workers_busy=busy) is None:
         return None
     put_off = waits_its_turn(context.redis, job.id)
     with session_scope(context.engine, write=False) as session:
         all_parts = parts.parts(session, job.id, job.stage)
-    return parts.needs_replanning(job, all_parts, *args, workers_busy=busy, put_off=put_off)
+    return parts.needs_replanning(job, all_parts, seen, workers_busy=busy, put_off=put_off)
 
 
 def _resume(context: Context, job: JobRecord) -> bool:

@@ -18,7 +18,7 @@ from pipeline.config import digest
 from pipeline.index.identities import Identities
 from pipeline.index.merge import Merge, SortedRows, segment_rows
 from pipeline.index.runs import GROWTH
-from pipeline.indexing.merge import store_segment
+from pipeline.indexing.merge import GroupMerge, store_segment
 from pipeline.indexing.publish import cell_stats
 from pipeline.indexing.train import sample_sizes
 from pipeline.job_kinds import COMPACT, DONE, REBUILD, Kind, Stage
@@ -186,7 +186,7 @@ def _merged(
     names = sorted(segment.key for segment in segments)
     left_out = [sorted(dropped.pairs())] if len(dropped) else []
     key = f"groups/{group}/{digest(tree.key, group, names, *left_out)}.npz"
-    return store_segment(resources, job, tree, group, key, inputs, dropped)
+    return store_segment(resources, job, GroupMerge(tree, group, key, inputs, dropped))
 
 
 def _open_segment(resources: Resources, segment: SegmentRecord) -> SortedRows:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pipeline.config import digest
@@ -37,7 +38,7 @@ def merge(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
     summary: PartResult = {"segment": None}
     if full:  # a group without rows gets no segment
         inputs = [partial(_open_assigned, resources, names, group, tree) for names in full]
-        summary["segment"] = store_segment(resources, job, tree, group, key, inputs)
+        summary["segment"] = store_segment(resources, job, GroupMerge(tree, group, key, inputs))
     with session_scope(resources.engine) as session:
         parts.finish_part(session, job.id, "merge", part.number, summary)
     return summary
@@ -50,52 +51,51 @@ def _open_assigned(
     return assigned_rows(resources.assigned(*names), group, tree.cells // tree.groups)
 
 
-def store_segment(
-    resources: Resources,
-    job: JobRecord,
-    tree: TreeRecord,
-    group: int,
-    key: str,
-    inputs: Sequence[Callable[[], SortedRows]],
-    dropped: Identities = NOBODY,
-) -> int:
-    """Merge rows of a group into the segment with that name, unless it exists, and record it.
+@dataclass(frozen=True)
+class GroupMerge:
+    """A merge of rows of a group into one segment.
 
-    Parameters
+    Attributes
     ----------
-    resources : Resources
-    job : JobRecord
     tree : TreeRecord
+        The tree of the rows.
     group : int
     key : str
+        Name of the segment.
     inputs : sequence of callable
         Each opens one input (`pipeline.index.merge.write_segment`).
     dropped : Identities
         Images whose rows are dropped.
-
-    Returns
-    -------
-    int
-        Id of the segment.
     """
-    checksum = resources.storage.find(key)
+
+    tree: TreeRecord
+    group: int
+    key: str
+    inputs: Sequence[Callable[[], SortedRows]]
+    dropped: Identities = NOBODY
+
+    def write(self, stream: BinaryIO, scratch: Path) -> None:
+        """Write the segment's file."""
+        first_cell = self.group * (self.tree.cells // self.tree.groups)
+        meta = {"group": self.group}
+        write_segment(stream, self.inputs, first_cell, meta, self.dropped, scratch=scratch)
+
+
+def store_segment(resources: Resources, job: JobRecord, wanted: GroupMerge) -> int:
+    """Merge rows of a group into a segment, unless it exists, and record it; return its id."""
+    storage, key = resources.storage, wanted.key
+    checksum = storage.find(key)
     if checksum is None:
-        first_cell = group * (tree.cells // tree.groups)
-
-        def fill(stream: BinaryIO) -> None:
-            scratch = resources.storage.scratch
-            write_segment(stream, inputs, first_cell, {"group": group}, dropped, scratch=scratch)
-
-        checksum = resources.storage.write(key, fill)
+        checksum = storage.write(key, partial(wanted.write, scratch=storage.scratch))
     segment = resources.open_segment(key, checksum)
     info = SegmentInfo(
-        tree_id=tree.id,
-        group_number=group,
+        tree_id=wanted.tree.id,
+        group_number=wanted.group,
         key=key,
         checksum=checksum,
         descriptor_count=segment.rows.size,
         image_count=segment.image_count,
-        byte_count=resources.storage.size(key),
+        byte_count=storage.size(key),
     )
     with session_scope(resources.engine) as session:
         return trees.add_segment(session, job.collection_id, info, job.id).id

@@ -19,6 +19,7 @@ from pipeline.metadata.records import (
     JobStage,
     PartRecord,
     PartResult,
+    Snapshot,
     WorkerRecord,
 )
 
@@ -275,10 +276,7 @@ def runs_on_live_worker(part: PartRecord, live_workers: Iterable[WorkerRecord]) 
 def needs_replanning(
     job: JobRecord,
     parts: Sequence[PartRecord],
-    live_workers: Sequence[WorkerRecord],
-    broker_epoch: str,
-    now: float,
-    patience_s: float,
+    seen: Snapshot,
     *,
     workers_busy: bool = False,
     put_off: bool = False,
@@ -290,14 +288,7 @@ def needs_replanning(
     job : JobRecord
     parts : sequence of PartRecord
         Parts of its present stage.
-    live_workers : sequence of WorkerRecord
-        See `pipeline.metadata.heartbeats.live_workers`.
-    broker_epoch : str
-        The present epoch of the broker.
-    now : float
-        Unix seconds.
-    patience_s : float
-        Seconds without progress after which messages count as lost.
+    seen : Snapshot
     workers_busy : bool
         Live workers have parts of other jobs (see `running_parts`), so this job may be waiting its
         turn: the patience is `BUSY_PATIENCE` times longer. Sending its messages again would only
@@ -312,23 +303,22 @@ def needs_replanning(
     """
     if job.state != "running":
         return None
-    if job.broker_epoch is not None and job.broker_epoch != broker_epoch:
+    if job.broker_epoch is not None and job.broker_epoch != seen.broker_epoch:
         return "the broker lost its messages"
     left = sum(
         part.state == "running"
         and (part.started_at or 0.0) >= job.attempt_at  # earlier ones have been sent again since
-        and not runs_on_live_worker(part, live_workers)
+        and not runs_on_live_worker(part, seen.live_workers)
         for part in parts
     )
     if left:
         return f"the worker of {left} unfinished parts has died"
-    idle_s = now - job.progress_at
-    if workers_busy:
-        patience_s *= BUSY_PATIENCE
+    idle_s = seen.now - job.progress_at
+    patience_s = seen.patience_s * (BUSY_PATIENCE if workers_busy else 1.0)
     if (
         put_off
         or idle_s <= patience_s
-        or any(runs_on_live_worker(part, live_workers) for part in parts)
+        or any(runs_on_live_worker(part, seen.live_workers) for part in parts)
     ):
         return None
     if job.broker_epoch is None:

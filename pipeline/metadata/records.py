@@ -555,3 +555,25 @@ class WorkerRecord:
     heartbeat_at: float
     started_at: float
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a supervisor sees at one moment.
+
+    Attributes
+    ----------
+    live_workers : sequence of WorkerRecord
+        See `pipeline.metadata.heartbeats.live_workers`.
+    broker_epoch : str
+        The present epoch of the broker.
+    now : float
+        Unix seconds.
+    patience_s : float
+        Seconds without progress after which messages count as lost.
+    """
+
+    live_workers: Sequence[WorkerRecord]
+    broker_epoch: str
+    now: float
+    patience_s: float

@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.job_params import IndexParams
 from pipeline.metadata.parts import needs_replanning, runs_on_live_worker
-from pipeline.metadata.records import JobRecord, PartRecord, WorkerRecord
+from pipeline.metadata.records import JobRecord, PartRecord, Snapshot, WorkerRecord
 
 NOW = 1000.0
 JOB = JobRecord(
@@ -36,13 +36,10 @@ def _part(state: Any = "planned", worker: str | None = None, started: float = 50
 
 
 def _decide(job: JobRecord = JOB, *parts: PartRecord, **changes: Any) -> str | None:
-    options: dict[str, Any] = {
-        "live_workers": [WORKER],
-        "broker_epoch": "e1",
-        "now": NOW,
-        "patience_s": 30.0,
-    }
-    return needs_replanning(job, parts, **{**options, **changes})
+    seen = Snapshot([WORKER], "e1", NOW, 30.0)
+    names = [field.name for field in dataclasses.fields(Snapshot) if field.name in changes]
+    seen = dataclasses.replace(seen, **{name: changes.pop(name) for name in names})
+    return needs_replanning(job, parts, seen, **changes)
 
 
 def test_messages_that_were_put_off_are_not_lost_but_a_dead_worker_is() -> None:
