@@ -127,7 +127,9 @@ class TestImagesAndBatches:
         done, failures = extract_batch(items, extractor, config, LIMITS)
         assert (done, [f.code for f in failures]) == ([], ["changed"])
 
-    def test_what_is_not_an_images_fault_stops_the_batch(self, extractor: Extractor) -> None:
+    def test_an_error_that_is_not_an_images_fault_stops_the_batch(
+        self, extractor: Extractor
+    ) -> None:
         def unmounted() -> bytes:
             raise MissingRootError("/photos")
 
@@ -248,7 +250,7 @@ class TestManyAtOnce:
 
 
 class TestRegistry:
-    def test_an_unknown_name_says_what_is_meant(self) -> None:
+    def test_an_unknown_name_gets_a_suggestion(self) -> None:
         with pytest.raises(UnknownNameError, match="did you mean 'sift'"):
             get_extractor(ExtractorConfig(name="shift"))
 
@@ -355,7 +357,7 @@ class TestSpec:
         assert config.config_id() != parse_extractor("surf", self.BASE)[0].config_id()
         assert get_extractor(config) is not get_extractor(ExtractorConfig(name="surf"))
 
-    def test_an_option_that_there_is_not_is_refused_when_it_is_made(self) -> None:
+    def test_an_unknown_option_is_refused_at_once(self) -> None:
         for spec in ("surf:variantt=faithful", "surf:upright=maybe", "sift:upright=true"):
             with pytest.raises(ConfigError, match="option"):
                 get_extractor(parse_extractor(spec, self.BASE)[0])
@@ -377,11 +379,11 @@ class TestSpec:
         with pytest.raises(ConfigError, match=sentence):
             get_extractor(parse_extractor(f"surf:{written}", self.BASE)[0])
 
-    def test_an_unknown_name_says_what_is_meant(self) -> None:
+    def test_an_unknown_name_gets_a_suggestion(self) -> None:
         with pytest.raises(UnknownNameError, match="did you mean 'surf'"):
             parse_extractor("surff", self.BASE)
 
-    def test_a_missing_model_names_what_is_there(self, tmp_path: Path) -> None:
+    def test_a_missing_model_lists_the_existing_ones(self, tmp_path: Path) -> None:
         def sentence(file: Path) -> str:
             with pytest.raises(ConfigError) as caught:
                 parse_extractor(f"cnn:{file}", self.BASE)

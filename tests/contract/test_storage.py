@@ -137,7 +137,7 @@ def test_a_damaged_local_copy_is_fetched_again(
     assert file_checksum(copy) == checksum
 
 
-def test_damage_of_the_store_itself_is_told(storage: Storage, url: str, tmp_path: Path) -> None:
+def test_damage_in_the_store_itself_is_reported(storage: Storage, url: str, tmp_path: Path) -> None:
     checksum = storage.write_arrays(KEY, ARRAYS, {})
     damage(storage, KEY)
     with pytest.raises(CorruptFileError):
@@ -167,7 +167,7 @@ def test_a_folder_is_deleted_with_all_that_is_in_it(storage: Storage) -> None:
     assert storage.exists("assignments/two/a.npz")
 
 
-def test_hosts_with_roots_of_their_own_share_the_store(
+def test_hosts_with_their_own_local_folders_share_the_store(
     storage: Storage, url: str, tmp_path: Path
 ) -> None:
     checksum = storage.write_arrays(KEY, ARRAYS, {})
@@ -193,7 +193,7 @@ def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path) ->
     assert np.array_equal(storage.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
 
 
-def test_stored_files_are_readable_for_whom_the_umask_allows(tmp_path: Path) -> None:
+def test_the_umask_decides_who_can_read_stored_files(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path / "store"), tmp_path / "local")
     before = os.umask(0o027)
     try:
@@ -284,7 +284,9 @@ class TestModels:
             storage.put_model(model, sha256)
         assert not storage.exists(model_key(sha256))
 
-    def test_a_lost_model_is_told_from_a_lost_store(self, storage: Storage, model: Path) -> None:
+    def test_a_lost_model_differs_from_an_unreachable_store(
+        self, storage: Storage, model: Path
+    ) -> None:
         sha256 = file_checksum(model)
         with pytest.raises(StorageUnavailableError):  # not even a folder
             storage.fetch_model(sha256)
@@ -306,7 +308,7 @@ def _other(storage: Storage) -> str:
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("refuses", [True, False], ids=["refuses", "overwrites"])
-def test_a_writer_tells_what_lies_there_whoever_wins(
+def test_a_writer_returns_the_checksum_of_the_stored_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, refuses: bool
 ) -> None:
     """On an object store, which may overwrite: another writes at the very moment of our put."""

@@ -126,7 +126,7 @@ def begin(collection: Collection, folder: Path, photographs: dict[str, bytes]) -
     collection.index([folder])
 
 
-def test_an_index_call_merges_by_itself_above_the_limit(
+def test_an_index_call_merges_automatically_above_the_limit(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=2)
@@ -249,7 +249,7 @@ def test_rows_of_removed_images_are_left_out_and_come_back_with_them(
     assert answers(collection, small_photographs) == everything
 
 
-def test_compaction_by_itself_keeps_the_rows_of_removed_images(
+def test_automatic_compaction_keeps_the_rows_of_removed_images(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=2)
@@ -323,7 +323,7 @@ def test_every_part_run_twice_gives_the_same_files_and_rows(
     assert answers(collection, small_photographs) == before
 
 
-def test_a_compaction_is_planned_anew_when_the_index_changed_under_it(
+def test_a_compaction_is_planned_again_when_the_index_has_changed(
     collection: Collection,
     folder: Path,
     small_photographs: dict[str, bytes],
@@ -412,7 +412,7 @@ def test_a_second_compaction_of_a_collection_is_refused_while_one_is_under_way(
 
 
 @pytest.mark.parametrize("damage", ["truncated", "changed"])
-def test_a_damaged_segment_is_named_with_what_mends_it(
+def test_a_damaged_segment_is_named_with_the_remedy(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings, damage: str
 ) -> None:
     with Collection.open("pictures", settings, local=True) as collection:
@@ -466,7 +466,7 @@ def test_trouble_with_merging_is_no_trouble_of_the_index_call(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_store_that_nobody_may_write_to_is_named(
+def test_a_read_only_store_is_named(
     collection: Collection, folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     add(collection, folder, small_photographs, "coffee", "page")
@@ -589,7 +589,7 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     assert all(one is not joined for one in resources._opened.values())
 
 
-def test_what_is_left_of_removed_images_is_told(
+def test_remaining_rows_of_removed_images_are_reported(
     collection: Collection,
     folder: Path,
     small_photographs: dict[str, bytes],
@@ -670,7 +670,7 @@ def test_a_rebuild_that_images_outrun_gives_up(
         assert status(collection).largest_group <= 2
 
 
-def test_trouble_with_looking_what_is_due_is_no_trouble_of_the_index_call(
+def test_an_error_in_upkeep_does_not_fail_the_index_call(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:
     limited = dataclasses.replace(settings, compact_above=2)

@@ -171,7 +171,7 @@ def test_rows_of_removed_images_are_left_out_by_workers_too(
         assert best.score > 0.5
 
 
-def test_the_watchman_begins_what_nobody_has_begun(
+def test_the_supervisor_begins_a_compaction_that_is_due(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
     many_segments(settings, "unbegun", folder)
@@ -319,7 +319,7 @@ def test_merges_leave_a_thread_to_searches(
             assert jobs.get_job(session, handle.id).attempt == 3  # one a stage, and the end
 
 
-def test_a_message_that_comes_again_leaves_a_part_to_whom_is_at_it(
+def test_a_repeated_message_leaves_a_part_to_its_worker(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
     job = begun(settings, context, "again", folder, broker_epoch(context.redis))

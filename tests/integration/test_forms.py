@@ -115,7 +115,7 @@ def test_a_collection_keeps_the_number_of_groups_that_it_was_made_with(
         assert answer(here.search(queries[0], plan="exhaustive")) == answer(result)
 
 
-def test_both_ways_to_search_refuse_what_is_no_query(
+def test_both_ways_to_search_refuse_invalid_queries(
     site: Site, indexed: str, tmp_path: Path, queries: list[Path]
 ) -> None:
     flat = cv2.imencode(".png", np.full((64, 64), 128, np.uint8))[1].tobytes()

@@ -132,7 +132,7 @@ def test_collections_that_are_searched_together_tell_of_each(
         assert [len(rows) for rows in both.failures()] == [1, 0]
 
 
-def test_what_was_closed_says_so_everywhere(settings: Settings, pictures: Path) -> None:
+def test_closed_objects_say_so(settings: Settings, pictures: Path) -> None:
     one = Collection.open("pictures", settings, local=True)
     both = FusedCollection.open(["pictures", "others"], settings, local=True)
     for opened in (one, both):
@@ -152,7 +152,7 @@ def test_what_was_closed_says_so_everywhere(settings: Settings, pictures: Path) 
             work()
 
 
-def test_what_was_opened_is_closed_when_a_later_check_raises(
+def test_connections_are_closed_if_opening_fails_later(
     settings: Settings, collection: Collection
 ) -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208

@@ -394,7 +394,7 @@ def _is_a_sentence(row: FailureRow) -> bool:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission_is_told(
+def test_an_unreadable_file_is_reported(
     site: Site, context: Context, photo_folder: Path, tmp_path: Path
 ) -> None:
     shutil.copy(photo_folder / "coffee.png", tmp_path)

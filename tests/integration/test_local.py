@@ -217,7 +217,7 @@ def test_an_empty_folder_is_no_error_and_gives_nothing_to_search(
         collection.search(np.zeros((50, 50), np.uint8))
 
 
-def test_a_missing_folder_is_told(collection: Collection, tmp_path: Path) -> None:
+def test_a_missing_folder_is_reported(collection: Collection, tmp_path: Path) -> None:
     with pytest.raises(MissingRootError, match="nowhere"):
         collection.index([tmp_path / "nowhere"])
 
@@ -251,7 +251,7 @@ def test_a_rebuild_after_additions_trains_on_all_images(
         assert found_names(collection.search(query))[0] == query.stem
 
 
-def test_a_rebuild_mends_damaged_segments_and_trees(
+def test_a_rebuild_repairs_damaged_segments_and_trees(
     collection: Collection, folder: Path, settings: Settings
 ) -> None:
     collection.index([folder]).wait()
@@ -274,7 +274,7 @@ def test_a_rebuild_mends_damaged_segments_and_trees(
     assert files_below(settings.store) == sound
 
 
-def test_a_rebuild_mends_files_that_differ_from_what_is_recorded(
+def test_a_rebuild_repairs_files_that_differ_from_the_recorded_ones(
     collection: Collection, folder: Path, settings: Settings
 ) -> None:
     """As if they had been lost and made again by a processor that rounds otherwise."""
@@ -301,9 +301,7 @@ def test_a_rebuild_mends_files_that_differ_from_what_is_recorded(
         assert other.index([folder]).wait().state == "done"
 
 
-def test_a_rebuild_that_runs_already_is_told_and_left_alone(
-    collection: Collection, folder: Path
-) -> None:
+def test_a_running_rebuild_is_reported_and_left_alone(collection: Collection, folder: Path) -> None:
     collection.index([folder]).wait()
     engine = collection._driver.resources.engine
     with session_scope(engine) as session:
@@ -379,7 +377,7 @@ def dump(resources: Resources) -> dict[str, list[tuple[Any, ...]]]:
         }
 
 
-def test_what_a_job_needed_for_a_while_is_gone_in_the_end(
+def test_temporary_files_of_a_job_are_deleted_at_the_end(
     collection: Collection, folder: Path, settings: Settings
 ) -> None:
     collection.index([folder]).wait()

@@ -251,7 +251,7 @@ def test_a_damaged_local_copy_of_a_model_is_fetched_again(
     assert copy.read_text() == "1"
 
 
-def test_a_store_that_is_gone_is_another_matter_than_a_model_that_is_gone(
+def test_an_unreachable_store_differs_from_a_lost_model(
     made: Collection, settings: Settings
 ) -> None:
     Path(settings.store).rename(Path(settings.store).with_name("unmounted"))

@@ -114,7 +114,7 @@ def test_answers_are_those_of_before(settings: Settings, asked: str) -> None:
     assert [match.score for match in answer.matches] == pytest.approx(scores)
 
 
-def test_a_job_that_was_stopped_assigns_anew_and_leaves_out_what_is_gone(
+def test_a_stopped_job_assigns_again_without_removed_images(
     resources: Resources,
 ) -> None:
     with session_scope(resources.engine, write=False) as session:

@@ -53,7 +53,7 @@ def _timed(search: Callable[[], SearchResult]) -> tuple[SearchResult, float]:
     return result, time.monotonic() - began
 
 
-def test_groups_that_nobody_serves_are_not_asked_and_are_named(
+def test_groups_without_a_worker_are_not_asked_and_are_named(
     site: Site,
     collection: Collection,
     whole: SearchResult,

@@ -121,7 +121,7 @@ def test_a_pass_is_one_message_a_group(
     assert [ticket.asked for ticket in begun] == [(0, 1, 2, 3)]
 
 
-def test_a_group_that_nobody_serves_is_missing_for_every_image(
+def test_a_group_without_a_worker_is_missing_for_every_image(
     site: Site, remote: Collection, queries: list[Path], eventually: Eventually
 ) -> None:
     site.second.stop()

@@ -145,9 +145,7 @@ class TestJobs:
         assert watch_jobs(context) == 0
         assert _messages(context, "reduce") == []
 
-    def test_a_job_that_nobody_touches_is_planned_again_after_a_while(
-        self, context: Context
-    ) -> None:
+    def test_a_job_without_progress_is_planned_again_after_a_while(self, context: Context) -> None:
         job = _job(context)
         assert watch_jobs(context, patience_s=0.0) == 1
         sent = _messages(context, "reduce")
@@ -163,7 +161,7 @@ class TestJobs:
         _beat(context, "reduce@test", "reduce", age_s=context.settings.host_timeout_s + 1)
         assert watch_jobs(context, patience_s=0.0) == 1
 
-    def test_a_worker_that_was_started_anew_has_forgotten_its_part(self, context: Context) -> None:
+    def test_a_restarted_worker_has_lost_its_part(self, context: Context) -> None:
         job = _job(context)
         with session_scope(context.engine) as session:
             parts.start_part(session, job.id, "register", 0, "reduce@test")
@@ -204,7 +202,7 @@ class TestJobs:
         assert watch_jobs(context, patience_s=0.0) == 1
         assert _messages(context, "reduce")[-1] == ("group.train", [job.id, moved.attempt + 1])
 
-    def test_a_job_that_cannot_be_planned_ends_and_holds_nobody_up(self, context: Context) -> None:
+    def test_a_job_that_cannot_be_planned_ends_and_blocks_no_other(self, context: Context) -> None:
         broken, sound = _job(context), _job(context)
         with session_scope(context.engine) as session:
             # Its stage needs the result of one that has left none.
@@ -302,7 +300,7 @@ class TestJobs:
         assert do_whole_stage(context, job.id, job.attempt, "register") == {"stage": "extract"}
         context.reduce_slots.release()
 
-    def test_of_two_supervisors_one_sends(self, context: Context) -> None:
+    def test_one_of_two_supervisors_sends(self, context: Context) -> None:
         job = _job(context)
         _messages(context, "reduce")
         stale = _read(context, job)
@@ -421,7 +419,7 @@ class TestSearches:
         assert (result.complete, result.missing_groups) == (False, (2,))
         assert Path(result.matches[0].locations[0]).stem == "coffee"
 
-    def test_a_search_that_nobody_blocks_on_is_tended_until_its_end(
+    def test_an_enqueued_search_is_watched_until_its_end(
         self, context: Context, query: bytes
     ) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
@@ -456,7 +454,7 @@ class TestSearches:
             handle.wait(timeout=1)
         assert context.redis.zcard(KEYS.in_flight) == 0
 
-    def test_every_caller_who_waits_for_one_search_gets_its_answer(
+    def test_all_callers_waiting_for_a_search_get_its_answer(
         self, context: Context, query: bytes
     ) -> None:
         ticket = self._begin(context, query, 60)  # nobody serves anything
@@ -468,7 +466,7 @@ class TestSearches:
         assert 500 < context.redis.ttl(KEYS.reply(ticket.id)) <= 600
         assert not first.complete
 
-    def test_what_is_over_or_unknown_is_left_alone(self, context: Context) -> None:
+    def test_finished_and_unknown_searches_are_left_alone(self, context: Context) -> None:
         assert "error" in searches.prepare(context, "unknown")
         assert "error" in searches.scan(context, "unknown", 0)
         assert searches.rank(context, "unknown") is None
@@ -476,7 +474,7 @@ class TestSearches:
         assert context.redis.keys("*unknown*") == []
 
     @pytest.mark.parametrize("deadline_s", [60.0, 5000.0])
-    def test_everything_that_a_search_leaves_goes_by_itself_but_not_before_its_deadline(
+    def test_keys_of_a_search_expire_but_not_before_its_deadline(
         self, context: Context, query: bytes, deadline_s: float
     ) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
@@ -494,7 +492,7 @@ class TestSearches:
         assert 500 < lives.pop("reply") <= 600
         assert {n: v for n, v in lives.items() if not deadline_s < v <= deadline_s + 600} == {}
 
-    def test_a_search_whose_collection_was_deleted_ends_and_holds_nobody_up(
+    def test_a_search_in_a_deleted_collection_ends_and_blocks_no_other(
         self, context: Context, query: bytes, photo_folder: Path
     ) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
@@ -541,7 +539,7 @@ class TestClient:
             Collection.open("photographs", settings)
         assert "hush" not in str(caught.value)
 
-    def test_a_redis_that_goes_is_told_by_every_call(
+    def test_every_call_reports_a_lost_redis(
         self, context: Context, photo_folder: Path, tmp_path: Path
     ) -> None:
         for kind in ("extract", "reduce", "query"):

@@ -117,7 +117,7 @@ def test_it_is_done_by_workers(context: Context, eventually: Eventually) -> None
 
 
 @pytest.mark.usefixtures("worker")
-def test_parts_whose_tries_are_used_up_are_planned_again_when_the_trouble_is_over(
+def test_parts_without_retries_left_are_planned_again_after_the_failure(
     context: Context, eventually: Eventually
 ) -> None:
     """Their worker lives all the time, so that nothing but the parts themselves can tell."""

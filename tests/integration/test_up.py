@@ -158,7 +158,7 @@ def test_flower_answers_on_the_loopback_address_alone_and_changes_nothing(stack:
     caught.value.close()
 
 
-def test_flower_with_a_password_lets_nobody_else_in(
+def test_flower_with_a_password_refuses_others(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Beside that: a folder of the user's that bears our name is not imported.
@@ -187,7 +187,7 @@ def test_flower_open_to_the_network_needs_a_password(settings: Settings) -> None
         run_up(settings)
 
 
-def test_a_process_that_cannot_start_brings_all_down_and_says_which(
+def test_a_process_that_cannot_start_stops_everything_and_is_named(
     settings: Settings,
 ) -> None:
     with socket.socket() as taken:

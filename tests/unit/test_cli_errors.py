@@ -59,7 +59,7 @@ def test_a_misspelt_path_is_answered_with_the_near_one(home: Path, tmp_path: Pat
     assert vantage_json(home, "collections") == {"collections": []}
 
 
-def test_without_redis_the_way_out_is_told(home: Path, tmp_path: Path) -> None:
+def test_without_redis_the_error_gives_the_remedy(home: Path, tmp_path: Path) -> None:
     result = vantage(home, "index", "some", tmp_path)
     assert result.exit_code == exits.TROUBLE
     assert "vantage up" in result.stderr
@@ -84,7 +84,7 @@ def test_a_database_of_another_schema_is_left_to_the_operator(home: Path) -> Non
     assert "vantage migrate" in result.stderr
 
 
-def test_an_error_is_raised_where_debugging_was_asked_for_wherever_that_stands(home: Path) -> None:
+def test_the_debug_option_works_anywhere_and_raises_the_error(home: Path) -> None:
     for args in (["--debug", "status", "nobody"], ["status", "nobody", "--debug"]):
         assert type(vantage(home, *args).exception).__name__ == "UnknownNameError"
 
@@ -108,5 +108,5 @@ def test_no_command_at_all_is_answered_with_the_help(home: Path) -> None:
     assert "Usage" in result.stdout
 
 
-def test_the_version_is_told(home: Path) -> None:
+def test_the_version_is_printed(home: Path) -> None:
     assert vantage(home, "--version").stdout.startswith("vantage ")

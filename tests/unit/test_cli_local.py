@@ -45,7 +45,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, photos: Path) -> Path:
     return home
 
 
-def test_index_tells_what_came_of_the_files(filled: Path, photos: Path) -> None:
+def test_index_says_what_became_of_the_files(filled: Path, photos: Path) -> None:
     again = vantage_json(filled, "index", "holiday", photos, "--local")
     assert again["collection"] == "holiday"
     assert again["version"] == 1
@@ -65,7 +65,7 @@ def test_index_for_people_names_the_numbers_and_the_way_to_the_failures(
     assert "extracting" in result.stderr
 
 
-def test_an_empty_folder_is_told(home: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_is_reported(home: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     result = vantage(home, "index", "none", empty, "--local")
@@ -91,7 +91,7 @@ def test_search_finds_the_photograph_itself_first(filled: Path, photos: Path, pl
         assert plan in ("auto", item["plan"]["kind"])
 
 
-def test_search_for_people_fits_80_columns_and_tells_the_plan(filled: Path, photos: Path) -> None:
+def test_search_output_fits_80_columns_and_names_the_plan(filled: Path, photos: Path) -> None:
     result = vantage(filled, "search", "holiday", photos / "coffee.png", "--local")
     assert result.exit_code == exits.OK
     lines = result.stdout.splitlines()
@@ -142,7 +142,7 @@ def test_plans_that_contradict_themselves_are_refused(
         assert result.stdout == ""
 
 
-def test_explain_tells_the_plan_its_cost_and_its_times(filled: Path, photos: Path) -> None:
+def test_explain_prints_the_plan_its_cost_and_its_times(filled: Path, photos: Path) -> None:
     names = [photos / "coffee.png", photos / "rocket.jpg"]
     result = vantage(filled, "search", "holiday", *names, "--local", "--explain", "--exact")
     assert result.exit_code == exits.OK
@@ -161,7 +161,7 @@ def test_explain_tells_the_plan_its_cost_and_its_times(filled: Path, photos: Pat
     assert "the probed plan, predicted" in text
 
 
-def test_what_is_explained_adds_up(filled: Path, photos: Path) -> None:
+def test_explained_figures_add_up(filled: Path, photos: Path) -> None:
     query = photos / "coffee.png"
     for options in (("--exact",), ("--effort", "0.3")):
         answer = vantage_json(filled, "search", "holiday", query, "--local", *options)
@@ -280,7 +280,7 @@ def test_status_can_follow_when_nothing_runs(filled: Path) -> None:
     assert vantage(filled, "status", "holiday", "--follow").exit_code == exits.OK
 
 
-def test_an_outgrown_collection_is_told_to_be_rebuilt_and_rebuild_does_it(
+def test_an_outgrown_collection_is_reported_and_rebuild_repairs_it(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VANTAGE_CELL_SIZE", "64")
@@ -354,7 +354,7 @@ def test_the_job_of_a_living_process_is_left_alone(home: Path, photos: Path) -> 
     resources.close()
 
 
-def test_an_unfinished_job_of_the_workers_is_told(home: Path, photos: Path) -> None:
+def test_an_unfinished_job_of_the_workers_is_reported(home: Path, photos: Path) -> None:
     settings = Settings.from_env({"VANTAGE_HOME": str(home)})
     with Collection.open("shared", settings, local=True) as collection:
         collection.index([photos / "coffee.png"])
@@ -465,7 +465,7 @@ def test_a_collection_is_made_with_the_extractor_that_is_asked_for(
         ("cnn:/none/such.onnx", "there is no such file"),
     ],
 )
-def test_what_is_no_extractor_is_refused_before_anything_is_made(
+def test_an_invalid_extractor_is_refused_before_anything_is_made(
     home: Path, photos: Path, spec: str, sentence: str
 ) -> None:
     result = vantage(home, "index", "odd", photos, "--local", "--extractor", spec)
@@ -474,7 +474,7 @@ def test_what_is_no_extractor_is_refused_before_anything_is_made(
     assert vantage_json(home, "collections")["collections"] == []
 
 
-def test_the_extractors_are_listed_with_what_is_known_of_patents(home: Path) -> None:
+def test_the_extractors_are_listed_with_their_patents(home: Path) -> None:
     found = {info["name"]: info for info in vantage_json(home, "extractors")["extractors"]}
     assert {"sift", "surf", "cnn"} <= set(found)
     assert "US 8,165,401 may still be in force" in found["surf"]["patents"]

@@ -61,11 +61,11 @@ def test_printable_keeps_our_own_newlines_only() -> None:
         (3723, "1:02:03 h"),
     ],
 )
-def test_times_are_told_in_the_unit_that_fits(value: float | None, text: str) -> None:
+def test_times_have_a_suitable_unit(value: float | None, text: str) -> None:
     assert seconds(value) == text
 
 
-def test_numbers_are_told_with_their_noun() -> None:
+def test_numbers_are_printed_with_their_noun() -> None:
     assert counted(1, "image") == "1 image"
     assert counted(2000, "image") == "2,000 images"
     assert counted(0, "query", "queries") == "0 queries"

@@ -270,7 +270,7 @@ class TestErrors:
         with pytest.raises(ConfigError, match=r"a\.onnx is 7: must be float32, float16 or uint8"):
             CnnExtractor(path, CnnSettings(size=6))
 
-    def test_an_operation_that_nobody_knows(self, tmp_path: Path) -> None:
+    def test_an_unknown_operation(self, tmp_path: Path) -> None:
         inputs = [helper.make_tensor_value_info("image", FLOAT, ["N", 3, 6, 6])]
         outputs = [helper.make_tensor_value_info("out", FLOAT, ["N", 3, 6, 6])]
         nodes = [helper.make_node("Frobnicate", ["image"], ["out"], domain="of.nobody")]

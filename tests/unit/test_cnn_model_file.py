@@ -35,7 +35,7 @@ class TestWire:
         "data",
         [b"\x80", b"\x0a\x05ab", b"\x0b", b"\x00\x01", b"\x09\x01\x02", b"\x08" + b"\xff" * 11],
     )
-    def test_what_is_no_message_is_refused(self, data: bytes) -> None:
+    def test_an_invalid_message_is_refused(self, data: bytes) -> None:
         with pytest.raises(ValueError):
             list(fields(data))
 
@@ -59,7 +59,7 @@ class TestReading:
         path = write_network(tmp_path / "a.onnx")
         assert model_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
 
-    def test_a_missing_file_says_what_is_there(self, tmp_path: Path) -> None:
+    def test_a_missing_file_lists_the_existing_ones(self, tmp_path: Path) -> None:
         write_network(tmp_path / "resnet.onnx")
         for read in (ModelFile, model_sha256):
             with pytest.raises(ConfigError, match=r"no such file; its folder holds resnet\.onnx"):

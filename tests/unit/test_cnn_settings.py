@@ -73,7 +73,9 @@ def test_the_same_numbers_are_the_same_settings_however_they_are_written() -> No
         ({"runtime": "torch"}, "one of onnxruntime, opencv"),
     ],
 )
-def test_wrong_values_are_refused_with_what_is_right(values: dict[str, Any], sentence: str) -> None:
+def test_wrong_values_are_refused_with_the_allowed_ones(
+    values: dict[str, Any], sentence: str
+) -> None:
     base = PLAIN if values and not {"sise"} & set(values) else {}
     with pytest.raises(ConfigError, match=sentence):
         CnnSettings.from_dict({**base, **values})

@@ -197,7 +197,7 @@ def test_a_setting_out_of_range_is_refused(config: Any, name: str, value: Any) -
         ({"plan": "probed"}, "probed", None),
     ],
 )
-def test_a_search_is_done_as_it_is_asked_for(options: Any, plan: str, effort: float | None) -> None:
+def test_a_request_decides_the_plan(options: Any, plan: str, effort: float | None) -> None:
     request = SearchRequest(**options, top=3, deadline_s=2.0)
     assert (request.kind, request.effort, request.top) == (plan, effort, 3)
     assert SearchRequest.from_dict(json.loads(json.dumps(request.to_dict()))) == request

@@ -115,7 +115,7 @@ def test_auto_does_not_ask_what_machine_it_is_on() -> None:
 
 
 @pytest.mark.parametrize("kind", ["probed", "exhaustive"])
-def test_what_is_predicted_is_what_is_counted(kind: str) -> None:
+def test_predictions_equal_the_counts(kind: str) -> None:
     """Pairs and bytes of the real scans: exactly when all is compared, nearly when cells differ."""
     codes = model().quantizer.encode(descriptors(77, 200))
     rows = sum(segment.rows.size for segment in segments())

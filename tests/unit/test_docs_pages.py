@@ -103,7 +103,7 @@ def test_recipes_are_good_shell(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_no_page_names_somebodys_machine(page: Path) -> None:
+def test_no_page_names_a_private_path(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert re.findall(r"(?<![\w.])/(?:work|tmp|root|Users)/\S*", text) == []
     assert set(re.findall(r"/home/(\w+)", text)) <= {"ana"}

@@ -24,7 +24,7 @@ def test_a_fresh_machine_is_fine_and_nothing_is_created_by_looking(settings: Set
     assert list(settings.home.iterdir()) == []
 
 
-def test_the_schema_of_the_database_is_told(settings: Settings) -> None:
+def test_the_schema_of_the_database_is_reported(settings: Settings) -> None:
     engine = create_metadata_engine(settings.database_url)
     upgrade(engine)
     engine.dispose()

@@ -132,7 +132,7 @@ def test_an_empty_index_answers_and_learns() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"exact": True}, {"effort": 0.5}])
-def test_one_vector_and_k_larger_than_what_there_is(kwargs: dict[str, float]) -> None:
+def test_one_vector_and_k_larger_than_the_index(kwargs: dict[str, float]) -> None:
     index = VantageIndex.build(vectors(1, 1), threads=1)
     distances, ids = index.search(vectors(1, 1), 4, **kwargs)  # type: ignore[arg-type]
     assert ids.tolist() == [[0, -1, -1, -1]]
@@ -239,7 +239,7 @@ def test_damage_to_a_saved_index_is_found_and_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_saving_where_nobody_may_write_says_so_and_leaves_the_old_file(tmp_path: Path) -> None:
+def test_saving_to_a_read_only_folder_raises_and_keeps_the_old_file(tmp_path: Path) -> None:
     index = VantageIndex.build(vectors(1, 30))
     index.save(tmp_path / "index")
     tmp_path.chmod(0o500)

@@ -79,7 +79,7 @@ def test_every_message_holds_what_it_is_about(kind: type[VantageError]) -> None:
 
 
 @pytest.mark.parametrize("kind", all_errors(), ids=lambda kind: kind.__name__)
-def test_every_error_says_by_its_kind_who_must_act(kind: type[VantageError]) -> None:
+def test_the_class_of_an_error_says_who_must_act(kind: type[VantageError]) -> None:
     if kind is VantageError:
         return
     families = [ConfigError, InputError, StateError, TransientError]
@@ -95,7 +95,7 @@ def test_every_error_says_by_its_kind_who_must_act(kind: type[VantageError]) -> 
         ([], "there are none yet"),
     ],
 )
-def test_an_unknown_name_is_answered_with_the_known_ones(known: list[str], said: str) -> None:
+def test_an_unknown_name_lists_the_known_ones(known: list[str], said: str) -> None:
     assert said in str(UnknownNameError("collection", "holidya", known))
 
 

@@ -185,7 +185,7 @@ class TestTiffCoding:
             (Tiff(20), "20-bit"),
         ],
     )
-    def test_what_nobody_reads_is_named(self, writer: Tiff, words: str) -> None:
+    def test_unsupported_variants_are_named(self, writer: Tiff, words: str) -> None:
         error = refusal(writer.file(coded(GREY, 16 if writer.bits > 16 else writer.bits, "u")))
         assert error.code == "unsupported-format"
         assert words in error.sentence
@@ -260,7 +260,7 @@ class TestBmp:
             (32, 11, (0, 0, 0), "compression 11"),
         ],
     )
-    def test_a_flavour_that_nobody_reads_is_named(
+    def test_an_unsupported_variant_is_named(
         self, bits: int, compression: int, masks: tuple[int, int, int], words: str
     ) -> None:
         pixels = bytes(48 * 40 * 8)
@@ -310,7 +310,7 @@ class TestJpeg:
             (0xF7, 8, "JPEG, 8-bit LS"),
         ],
     )
-    def test_a_flavour_that_nobody_reads_is_named(self, marker: int, bits: int, words: str) -> None:
+    def test_an_unsupported_variant_is_named(self, marker: int, bits: int, words: str) -> None:
         frame = struct.pack(">BBHBHHBBBB", 0xFF, marker, 11, bits, 40, 48, 1, 1, 0x11, 0)
         data = (
             b"\xff\xd8" + frame + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + b"\x55" * 99 + b"\xff\xd9"

@@ -80,7 +80,7 @@ def test_a_collection_that_knows_outweighs_one_that_does_not() -> None:
     assert ranked(fuse([answer("a", local), answer("b", looks)]))[:2] == ["right", "wrong"]
 
 
-def test_of_two_that_know_little_the_one_that_both_find_is_first() -> None:
+def test_with_weak_evidence_the_image_found_by_both_is_first() -> None:
     one = noise(100, 0.4, 0.6) | {"both": 0.7, "only one": 0.72}
     other = noise(100, 0.001, 0.003) | {"both": 0.006, "only other": 0.0062}
     assert ranked(fuse([answer("a", one), answer("b", other)]))[0] == "both"
@@ -123,7 +123,7 @@ def test_missing_groups_do_not_speak_against_an_image() -> None:
     )
 
 
-def test_what_is_not_listed_is_as_good_as_the_last() -> None:
+def test_an_unlisted_image_is_as_good_as_the_last() -> None:
     one = noise(50, 0.3, 0.5)
     last = "n000"
     other = {"m0": 0.5, "m1": 0.4, "m2": 0.3, "x": 0.2, last: 0.2}

@@ -411,7 +411,9 @@ class TestArraysAndQueries:
             (np.full((5, 5), np.nan), "from 0 to 1"),
         ],
     )
-    def test_a_wrong_array_says_what_is_right(self, array: NDArray[np.generic], part: str) -> None:
+    def test_the_error_of_a_wrong_array_says_what_is_allowed(
+        self, array: NDArray[np.generic], part: str
+    ) -> None:
         with pytest.raises(InputError, match=part):
             from_array(array, max_side=1024)
 

@@ -65,7 +65,7 @@ def test_a_job_that_moved_lately_needs_nothing() -> None:
     assert _decide(dataclasses.replace(JOB, progress_at=NOW - 30.0), _part()) is None
 
 
-def test_parts_that_nobody_works_on_are_sent_again() -> None:
+def test_parts_without_a_worker_are_sent_again() -> None:
     assert _decide(JOB, _part(), _part("done")) == "no worker has its 1 unfinished parts (31 s)"
 
 

@@ -236,7 +236,7 @@ def test_the_side_that_is_up_is_still_known(kind: str) -> None:
     assert decode_image(data, name="x", limits=ImageLimits(), max_side=99).width == 40
 
 
-def test_a_file_that_cannot_be_followed_stays_as_it_is() -> None:
+def test_a_file_of_unclear_structure_stays_the_same() -> None:
     for data in (
         b"",
         b"\xff\xd8",

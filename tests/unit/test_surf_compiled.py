@@ -52,7 +52,7 @@ def test_the_gil_is_released_and_what_is_compiled_is_kept(module: ModuleType) ->
         assert not function.targetoptions.get("fastmath")
 
 
-def test_whatever_is_given_no_second_version_is_compiled() -> None:
+def test_no_second_version_is_compiled_for_other_inputs() -> None:
     package.warm_up()
     image = np.random.default_rng(1).integers(0, 256, (120, 130), np.uint8)
     locked = image.copy()

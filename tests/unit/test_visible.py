@@ -170,7 +170,7 @@ class TestContrast:
             (np.add.outer(np.arange(250.0), np.zeros(250)), "smooth"),
         ],
     )
-    def test_what_was_the_matter_is_said(self, pixels: NDArray[np.float64], words: str) -> None:
+    def test_the_cause_is_reported(self, pixels: NDArray[np.float64], words: str) -> None:
         with pytest.raises(NoFeaturesError, match=words) as caught:
             features(encoded(Image.fromarray(pixels.astype(np.uint8)), "PNG"))
         assert type(caught.value)(*caught.value.args).sentence == caught.value.sentence

@@ -89,7 +89,7 @@ class TestWalk:
         assert names(list(listing), tmp_path) == ["a.jpg", "phone.HEIC"]
         assert (listing.skipped, listing.hidden) == (3, 4)
 
-    def test_what_is_given_itself_is_taken_whatever_its_name(self, tmp_path: Path) -> None:
+    def test_a_given_file_is_taken_whatever_its_name(self, tmp_path: Path) -> None:
         make(tmp_path, "photo.dat", ".hidden.jpg", ".cache/a.jpg", "z.jpg")
         given = [tmp_path / "z.jpg", tmp_path / ".cache", tmp_path / "photo.dat"]
         found = list(walk(given))
@@ -211,7 +211,7 @@ class TestLinks:
 
 
 class TestWhatCannotBeRead:
-    def test_a_missing_folder_and_a_missing_file_are_told_apart(self, tmp_path: Path) -> None:
+    def test_a_missing_folder_differs_from_a_missing_file(self, tmp_path: Path) -> None:
         with pytest.raises(MissingRootError, match="nothing here"):
             walk([tmp_path / "nothing here"])
         with pytest.raises(ImageReadError) as caught:
@@ -229,7 +229,7 @@ class TestWhatCannotBeRead:
             assert read_file(public_folder / "z.jpg", limits=LIMITS) == b"z.jpg"
         assert names(found, public_folder) == ["a.jpg", "secret.jpg", "z.jpg"]
 
-    def test_a_folder_without_permission_is_told_and_the_walk_goes_on(
+    def test_an_unreadable_folder_is_reported_and_the_walk_goes_on(
         self, public_folder: Path
     ) -> None:
         make(public_folder, "closed/a.jpg", "open/b.jpg")

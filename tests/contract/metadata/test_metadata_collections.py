@@ -56,13 +56,13 @@ def test_callers_that_create_a_collection_at_once_get_the_same(db: Database) -> 
     assert len({record.id for record in records}) == 1
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_one(db: Database) -> None:
+def test_an_unknown_name_suggests_the_nearest_one(db: Database) -> None:
     db.collection("covers")
     with pytest.raises(UnknownNameError, match="did you mean 'covers'"), db.read() as session:
         collections.collection_status(session, "cover")
 
 
-def test_status_and_list_count_what_there_is(db: Database) -> None:
+def test_status_and_list_count_the_rows(db: Database) -> None:
     collection = db.collection("covers")
     db.collection("empty")
     db.index(collection, file("/a"), file("/b"), file("/copy of a", "/a"), key="s1")

@@ -63,7 +63,7 @@ def _hear_nothing_of(db: Database, job: JobRecord, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["compact", "rebuild"])
-def test_a_local_job_that_says_nothing_any_more_holds_nobody_up(db: Database, kind: Any) -> None:
+def test_a_silent_local_job_blocks_no_other_job(db: Database, kind: Any) -> None:
     collection = db.collection()
     _grown(db, collection)
     db.register(collection, db.job(collection), file("/0", holds="something else"))
@@ -270,7 +270,7 @@ def test_no_rows_are_left_out_while_a_rebuild_is_unfinished(db: Database) -> Non
     assert _compact(db, job, before.segments, [merged], gone) is not None
 
 
-def test_a_collection_is_due_above_so_many_segments_until_somebody_begins(db: Database) -> None:
+def test_a_collection_is_due_above_so_many_segments_until_a_job_begins(db: Database) -> None:
     collection, other = db.collection(), db.collection("other")
     version = _grown(db, collection, 3)
     _grown(db, other, 1)

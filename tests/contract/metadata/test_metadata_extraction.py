@@ -256,7 +256,7 @@ def test_containers_are_listed_by_key_with_their_images_by_row(db: Database) -> 
     assert [[row for row, _ in part.args["rows"]] for part in planned] == [[0, 1]] * 3
 
 
-def test_the_record_of_a_part_that_is_gone_is_refused(db: Database) -> None:
+def test_the_result_of_a_deleted_part_is_refused(db: Database) -> None:
     job = db.job(db.collection())
     with pytest.raises(UnknownNameError, match="no part is named"), db.write() as session:
         extraction.record_extraction(session, job.id, 0, found("containers/k", []))

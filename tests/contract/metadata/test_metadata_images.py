@@ -222,6 +222,6 @@ def test_callers_that_register_the_same_files_at_once_make_one_row_each(db: Data
     assert len(db.rows()["locations"]) == 300
 
 
-def test_files_of_a_collection_that_is_gone_are_refused(db: Database) -> None:
+def test_files_of_a_deleted_collection_are_refused(db: Database) -> None:
     with pytest.raises(UnknownNameError, match="no collection id"), db.write() as session:
         images.register_files(session, 99, None, [file("/a")])

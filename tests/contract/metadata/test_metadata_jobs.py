@@ -175,7 +175,7 @@ def test_a_part_found_ready_counts_as_started_when_it_finished(db: Database) -> 
     assert done.started_at == done.finished_at
 
 
-def test_a_part_of_an_old_attempt_says_that_it_is_gone(db: Database) -> None:
+def test_a_deleted_part_of_an_old_attempt_raises(db: Database) -> None:
     job = db.job(db.collection())
     with pytest.raises(UnknownNameError, match="no part is named"), db.write() as session:
         parts.start_part(session, job.id, "merge", 0, "group@a")
@@ -200,7 +200,7 @@ def test_progress_counts_images_and_foresees_the_end(db: Database) -> None:
     assert progress.eta_s == pytest.approx(2.0)
 
 
-def test_the_rate_of_a_resumed_job_leaves_out_the_time_it_lay_still(db: Database) -> None:
+def test_the_rate_of_a_resumed_job_ignores_the_pause(db: Database) -> None:
     collection = db.collection()
     job = db.job(collection)
     db.register(collection, job, *[file(f"/{i}") for i in range(4)])
@@ -230,7 +230,7 @@ def test_stages_without_images_are_measured_in_parts(db: Database) -> None:
     assert (progress.rate_per_s, progress.eta_s) == (pytest.approx(0.5), pytest.approx(6.0))
 
 
-def test_parts_of_workers_that_are_gone_are_found(db: Database) -> None:
+def test_parts_of_dead_workers_are_found(db: Database) -> None:
     job, paused = db.job(db.collection("a")), db.job(db.collection("b"))
     with db.write() as session:
         for owner in (job, paused):

@@ -50,7 +50,7 @@ def _publish_nothing_new(db: Database, collection: CollectionRecord) -> VersionR
     return version
 
 
-def test_what_a_version_holds_is_known_of_every_version(db: Database) -> None:
+def test_every_version_knows_what_it_holds(db: Database) -> None:
     collection = db.collection()
     db.index(collection, file("/1", "a"), file("/2", "b"), key="s1")
     db.index(collection, file("/1", "c"), key="s2")  # a goes
@@ -94,7 +94,7 @@ def test_what_changed_between_two_versions_is_one_query(db: Database) -> None:
         assert changed(0, 1) == {a: "added", b: "added"}
 
 
-def test_versions_of_other_collections_are_their_own(db: Database) -> None:
+def test_versions_of_other_collections_are_independent(db: Database) -> None:
     collection, other = db.collection(), db.collection("other")
     db.index(collection, file("/1", "a"), key="s1")
     db.index(other, file("/2", "b"), key="s2")
@@ -108,7 +108,7 @@ def test_versions_of_other_collections_are_their_own(db: Database) -> None:
         assert holdings.held_contents(session, other.id, 1, []) == set()
 
 
-def test_images_without_a_single_row_make_a_version_of_their_own(db: Database) -> None:
+def test_images_without_any_row_make_a_version(db: Database) -> None:
     collection = db.collection()
     db.index(collection, file("/1", "a"), key="s1")
     job = db.job(collection)
@@ -180,7 +180,7 @@ def test_a_former_version_can_be_made_the_current_one_again(db: Database) -> Non
     assert _held(db, collection, 5) == _ids(db, "a", "b", "e")
 
 
-def test_rows_that_come_back_of_an_image_that_nobody_wants_are_passed_over(db: Database) -> None:
+def test_rows_of_a_removed_image_that_come_back_are_skipped(db: Database) -> None:
     collection = db.collection()
     db.index(collection, file("/1", "a"), file("/2", "b"), key="s1")
     second = db.index(collection, file("/1", "c"), key="s2")

@@ -117,7 +117,7 @@ def test_nothing_changes_until_it_is_published_and_then_everything(db: Database)
         assert versions.get_version(session, old.id) == old
 
 
-def test_what_was_indexed_meanwhile_is_taken_in_and_nothing_else_is_extracted_again(
+def test_only_images_indexed_meanwhile_are_extracted_again(
     db: Database,
 ) -> None:
     collection = db.collection()

@@ -333,7 +333,7 @@ def test_an_image_removed_during_a_rebuild_gets_a_tombstone(db: Database) -> Non
     assert version.tombstones == {_image(db, collection, "x")}
 
 
-def test_a_job_that_was_overtaken_by_a_rebuild_assigns_anew(db: Database) -> None:
+def test_a_job_overtaken_by_a_rebuild_assigns_again(db: Database) -> None:
     collection = db.collection()
     db.index(collection, file("/a"), key="s1")
     late, old = _ready(db, collection, "/b")
