@@ -339,7 +339,7 @@ def test_a_repeated_message_leaves_a_part_to_its_worker(
         with session_scope(context.engine, write=False) as session:
             return parts.get_part(session, job.id, "merge", number)
 
-    send(0, f"reduce@{settings.host}")  # lives
+    send(0, f"query@{settings.host}")  # lives
     send(1, f"extract@{settings.host}")  # lives, but its process may not
     eventually(lambda: part(1).state == "done")
     address = context.redis_address

@@ -20,16 +20,17 @@ from typing import Any
 
 import psutil
 import pytest
+from heavy import long_only
 
 from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError
-from pipeline.metadata.engine import create_metadata_engine, session_scope
+from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.heartbeats import groups_served, live_workers
 from workers.embedded import discover_redis_url
 from workers.environment import environment
 from workers.redis_url import RedisAddress
 from workers.stack import Stack
-from workers.up import read_procfile, run_up
+from workers.up import find_procfile, read_procfile, run_up
 
 Eventually = Callable[..., Any]
 
@@ -213,6 +214,36 @@ def test_only_the_given_groups_are_served_with_a_redis_of_others(
     client = RedisAddress.parse(redis_url).client()
     assert client.ping(), "a Redis that is not ours was stopped"
     client.close()
+
+
+@long_only
+def test_honcho_by_itself_runs_the_same_lines(
+    settings: Settings, redis_url: str, eventually: Eventually
+) -> None:
+    settings = dataclasses.replace(settings, redis_url=redis_url)
+    engine = create_metadata_engine(settings.database_url)
+    upgrade(engine)
+    engine.dispose()
+    with (settings.home / "console").open("wb") as console:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "honcho", "-f", str(find_procfile()), "start"],
+            env=environment(settings) | {"PYTHON": sys.executable},
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            start_new_session=True,
+        )
+    try:
+        eventually(
+            lambda: set(_pids(settings)) == {"extract", "group", "reduce", "query", "supervise"}
+        )
+        family = _family(process.pid)
+        process.send_signal(signal.SIGINT)
+        process.wait(600)
+        assert _left(family) == []
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
