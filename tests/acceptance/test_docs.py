@@ -30,8 +30,8 @@ ROOT = Path(__file__).parents[2]
 HOME_IN_DOCS = "/home/ana/.local/share/vantage"
 FOLDER_IN_DOCS = "/home/ana"
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FIRST_START = "Kernels: compiled"
-"""Begin of a line that only the first start on a machine prints."""
+NOT_ALWAYS = ("Kernels: compiled", "Still waiting for ")
+"""Begins of lines that only a first start prints, or a slow one."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Terminal:
 
         self._eventually(serves)
         lines = console.read_text().splitlines(keepends=True)
-        return "".join(line for line in lines if not line.startswith(FIRST_START))
+        return "".join(line for line in lines if not line.startswith(NOT_ALWAYS))
 
     def _difference(self, page: str, command: str, shown: str | None, printed: str) -> list[str]:
         if shown is None or not shown.strip():
