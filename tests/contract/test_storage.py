@@ -332,6 +332,21 @@ def test_a_writer_returns_the_checksum_of_the_stored_file(
     storage.delete(KEY)
 
 
+def test_a_directory_without_hard_links_keeps_the_first_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: Path, target: Path) -> None:
+        raise PermissionError("no hard links here")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    first = storage.write_arrays(KEY, ARRAYS, {})
+    assert storage.write_arrays(KEY, {"a": np.zeros(3)}, {}) == first == storage.checksum(KEY)
+    storage.open_arrays(KEY, first).verify()
+    folders = (tmp_path / "store", tmp_path / "local")
+    assert [sum(path.is_file() for path in folder.rglob("*")) for folder in folders] == [1, 1]
+
+
 def test_a_file_that_was_made_again_and_differs_takes_the_place_of_local_copies(
     storage: Storage, url: str, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -15,6 +16,8 @@ from gates import EXTRACTOR, Gate
 from numpy.typing import NDArray
 from PIL import Image
 from sites import Site, answer, found_names, make_settings
+from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from pipeline import indexing
 from pipeline.config import Settings
@@ -22,8 +25,9 @@ from pipeline.errors import ConfigError, MissingRootError, StateError
 from pipeline.extraction import registry
 from pipeline.extraction.base import Extractor
 from pipeline.images import DecodedImage
-from pipeline.metadata import jobs, parts, versions
+from pipeline.metadata import holdings, identities, jobs, parts, versions
 from pipeline.metadata.engine import session_scope
+from pipeline.metadata.models import Version
 from pipeline.metadata.records import JobRecord, PartRecord, VersionRecord
 from pipeline.records import Features
 from pipeline.resources import Resources
@@ -275,6 +279,55 @@ def test_a_missing_folder_fails_no_image(collection: Collection, folder: Path) -
     job = newest_job(collection)
     assert (job.state, job.params.folders) == ("paused", (str(folder),))
     assert current(collection).extractor.name == "sift"
+
+
+def test_every_version_holds_what_there_was_and_has_rows_of_no_other_image(
+    collection: Collection, tmp_path: Path, small_photographs: dict[str, bytes]
+) -> None:
+    """Whatever happens between: additions, removals, returns, compactions, other extractors."""
+    folder = tmp_path / "changing"
+    folder.mkdir()
+    lies: dict[str, str] = {}
+    wanted: dict[int, set[str]] = {}
+
+    def put(**contents: str) -> None:
+        for place, name in contents.items():
+            (folder / f"{place}.png").write_bytes(small_photographs[name])
+            lies[place] = hashlib.sha256(small_photographs[name]).hexdigest()
+        collection.index(folder)
+        look()
+
+    def look() -> None:
+        resources = collection._driver.resources
+        wanted[current(collection).number] = set(lies.values())
+        with session_scope(resources.engine, write=False) as session:
+            for version in session.execute(select(Version.number, Version.id)).all():
+                record = versions.get_version(session, version.id)
+                args = session, record.collection_id, version.number
+                held, rows = holdings.held_images(*args), holdings.images_with_rows(*args)
+                assert _contents(session, held) == wanted[version.number]
+                assert record.tombstones == rows - held
+                files = [resources.open_segment(s.key, s.checksum) for s in record.segments]
+                named = {sha256 for file in files for sha256, _ in file.table.pairs()}
+                assert named == _contents(session, rows)
+
+    put(a="page", b="text", c="rocket")
+    put(a="brick")  # the page goes
+    put(d="page", b="coffee")  # and comes back; the text goes
+    collection.rebuild(extractor="surf")
+    look()
+    put(c="text")  # the text comes back, the rocket goes
+    collection.compact()
+    look()
+    put(d="rocket")  # extracted anew; the page goes
+    collection.rebuild(extractor="sift")
+    look()
+    put(e="page")
+    assert sorted(wanted) == list(range(1, 10))
+
+
+def _contents(session: Session, image_ids: set[int]) -> set[str]:
+    return {sha256 for sha256, _ in identities.identities_of(session, sorted(image_ids))}
 
 
 def test_every_part_may_be_done_twice(
