@@ -4,7 +4,7 @@
 
 Three collections in one process get the same photographs: ``one call`` after a first call with the
 base, ``by itself`` one image a call with automatic compaction, ``never`` one image a call without.
-Searches go round the collections in turn; a time is that of a search less the extraction of its
+Searches take the collections in turn; the time is that of a search without the extraction of its
 query. At the end everything is compacted (``vantage compact``).
 """
 
@@ -66,13 +66,13 @@ def main() -> None:
 
 
 def _settings(home: Path, above: int) -> Settings:
-    """Return settings with a home of their own."""
+    """Return settings with a separate home."""
     own = Settings.from_env({"VANTAGE_HOME": str(home), "VANTAGE_FLOWER_PORT": "0"})
     return replace(own, compact_above=above)
 
 
 def _add_one_by_one(name: str, collection: Collection, files: Sequence[Path]) -> dict[str, object]:
-    """Add images one a call; returns what that took."""
+    """Add images one by one; return the times."""
     times = []
     for file in files:
         started = time.perf_counter()
@@ -116,7 +116,7 @@ def _compare(
 
 
 def _largest_group(collection: Collection) -> int:
-    """Return the number of segments of the group that has most."""
+    """Return the number of segments of the group with the most."""
     return collection.status().largest_group
 
 

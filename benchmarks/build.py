@@ -1,13 +1,13 @@
-"""What building an index takes: images a second by threads, memory of merging a large group.
+"""Cost of building an index: images a second by threads, memory of merging a large group.
 
     python -m benchmarks.build [--photos FOLDER] [--images 400] [--rows 4000000]
 
 The first table indexes the same photographs in fresh homes with one thread and with two; the stages
 are those of the job, ``cores`` is processor time over time (OpenCV has threads of its own). The
-second merges assignments of random rows into the segment of one group, each way in a process of its
-own: ``streamed`` as an index job does, ``at once`` with every row in memory, as it was done before.
-``allocated`` is the peak of Python's and NumPy's allocations, ``resident`` that of the process with
-the mapped files that the system may take back.
+second merges assignments of random rows into the segment of one group, each way in a separate
+process: ``streamed`` as an index job does, ``at once`` with every row in memory, as it was done
+before. ``allocated`` is the peak of Python's and NumPy's allocations, ``resident`` that of the
+process with the mapped files that the system may take back.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def write_assignments(folder: Path, rows: int) -> None:
 def merge_row(way: str, folder: Path) -> dict[str, object]:
     """Merge the assignments of a folder; returns time and memory."""
     files = sorted(folder.glob("*.npz"))
-    # The kernel's peak may be that of the process that started this one: it begins anew here.
+    # The kernel's peak may come from the parent process: reset it here.
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     before = _peak_kib()
     started = time.perf_counter()
@@ -140,7 +140,7 @@ def merge_row(way: str, folder: Path) -> dict[str, object]:
 
 
 def _peak_kib() -> int:
-    """Return the most memory that this process had resident, KiB."""
+    """Return the peak resident memory of this process, KiB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0])
 

@@ -1,4 +1,4 @@
-"""Chord latency over the bare Redis floor, for 1, 4 and 8 groups.
+"""Chord latency over that of bare Redis commands, for 1, 4 and 8 groups.
 
     python -m benchmarks.chords [--rounds 200]
 
@@ -74,7 +74,7 @@ def main() -> None:
     options = parser(str(__doc__).splitlines()[0])
     options.add_argument("--rounds", type=int, default=200)
     arguments = options.parse_args()
-    # Nobody but the echo worker may take the messages: this home serves no group of its own.
+    # Only the echo worker may take the messages: this home serves no group.
     with running(serve_groups=(15,)) as settings:
         context = Context(settings)
         address = context.redis_address

@@ -1,4 +1,4 @@
-"""What the benchmarks share: photographs, a running system, percentiles, a table."""
+"""Tools of the benchmarks: photographs, a running system, percentiles, a table."""
 
 from __future__ import annotations
 

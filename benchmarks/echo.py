@@ -8,7 +8,7 @@ from pipeline.config import Settings
 from workers.celery_settings import settings_of_environment
 from workers.context import Context
 
-# An app of its own with the same settings: these tasks have no place among the real ones.
+# A separate app with the same settings: these tasks do not belong among the real ones.
 app = Celery("bench")
 app.config_from_object(settings_of_environment())
 _context = Context(Settings.from_env())

@@ -5,10 +5,10 @@
 
 FOLDER is an evaluation data set (see `pipeline.evaluation.dataset`), CACHE a folder that keeps its
 extracted descriptors. A million SIFT descriptors of its photographs (RootSIFT, rotated and cut to
-64 numbers by the index's PCA; everybody gets these float32 rows) are searched for the 16 nearest of
-each of 250 descriptors of a photograph that is not among them: a batch. Every setting of every
-method takes its turn in every round, on the same batches, with two threads; times are medians.
-What the columns mean: `benchmarks.engine_measures`. The peers: ``pip install --group bench``.
+64 numbers by the index's PCA; all methods get these float32 rows) are searched for the 16 nearest
+of each of 250 descriptors of a photograph that is not among them: a batch. Every setting of every
+method takes its turn in every round, on the same batches, with two threads; times are medians. What
+the columns mean: `benchmarks.engine_measures`. The peers: ``pip install --group bench``.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ from pipeline.index.engine import CELL_SIZE
 
 THREADS = int(os.environ["OPENBLAS_NUM_THREADS"])
 SLOW_BATCHES = 3
-"""Batches of a round that the exhaustive methods take part in: they need no more, and much time."""
+"""Batches of a round for the exhaustive methods: they take long, and need no more."""
 
 AT_ONCE = 4
-"""Batches that a setting does in a row before the next one: its index is then in the caches as far
-as it fits, as in a process that searches."""
+"""Batches that a setting searches in a row, so that its index is in the caches as far as it fits,
+as in a searching process."""
 
 
 class Turn(NamedTuple):

@@ -32,7 +32,7 @@ PER_IMAGE = 1000
 DIMENSIONS = 64
 TRAINING_ROWS = 100_000
 PIECE = 100_000
-"""Rows normalised or copied at once: what is made on the way stays small."""
+"""Rows normalised or copied at once, so that temporary arrays stay small."""
 
 AMBIGUOUS = 0.9
 """A match counts as a candidate when its second best is farther by this factor. Loose on purpose:
@@ -49,7 +49,7 @@ Floats = NDArray[np.float32]
 
 
 def numbered_images(count: int) -> Identities:
-    """Return a table of images that are what their numbers say."""
+    """Return a table of images that are identified by their numbers."""
     hashes = np.zeros((count, 32), np.uint8)
     hashes[:, -4:] = np.arange(count, dtype=">u4").view(np.uint8).reshape(-1, 4)
     return Identities(hashes, np.zeros(count, np.uint32))
@@ -85,7 +85,7 @@ class Descriptors:
 
 @dataclass(frozen=True)
 class EngineData:
-    """What the methods are compared on.
+    """The data for comparing methods.
 
     Attributes
     ----------
@@ -95,7 +95,7 @@ class EngineData:
     pairs : sequence of tuple of str
         Query photographs, each with one of the database that shows the same thing.
     quantizer : Quantizer
-        What rotated the rows.
+        The quantizer that rotated the rows.
     descriptors : Descriptors
     """
 

@@ -1,8 +1,8 @@
-"""How well an index finds neighbours, and what it takes for that: pure functions.
+"""Measures of an index: how well it finds neighbours, and at what cost.
 
 ``index recall``
     Share of queries whose nearest *8-bit* row, by exhaustive scan of the same rows, comes back
-    first. What a search that skips cells loses, and nothing else.
+    first. It measures only the loss from skipping cells.
 ``1-recall@k``
     Share of queries whose nearest float32 row is among the k returned. Methods that store something
     else than 8-bit rows are compared by it.
@@ -93,7 +93,7 @@ def index_recall(distances: Floats, exact: Floats) -> float:
 def distance_ratio(rows: Floats, queries: Floats, ids: Ids, truth: Ids) -> float:
     """Return the mean ratio of the distance of the first returned row to the nearest row's.
 
-    Queries that lie on their nearest row, or to which nothing came back, are left out.
+    Queries equal to their nearest row, or without an answer, are ignored.
     """
     used = ids[:, 0] >= 0
     found = _distances(rows, queries[used], ids[used, 0])

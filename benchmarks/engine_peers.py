@@ -1,4 +1,4 @@
-"""The peers that the engine is compared with, each built and asked through the same few functions.
+"""The peers of the engine, all built and searched through the same few functions.
 
 All get the same float32 rows and the same number of threads, and the parameters their authors
 recommend; what a search needs beside the index (``nprobe``, ``ef``) is swept. A peer that is not

@@ -1,4 +1,4 @@
-"""What is compared in the end: times at equal recall, from all points."""
+"""The final comparison: times at equal recall, from all points."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare rules of rank fusion by what they do to the ranking of real photographs.
+"""Compare rules of rank fusion on the rankings of real photographs.
 
     python -m benchmarks.fusion FOLDER --extractor sift --extractor cnn:FILE [--cache FOLDER]
 
@@ -121,7 +121,7 @@ def fused(
 def read_rankings(folder: Path, dataset: Dataset, spec: str) -> dict[str, Ranking]:
     """Index the data set by one extractor and search with every query, or read it from the cache.
 
-    A query in which the extractor sees nothing has an empty ranking.
+    A query without keypoints has an empty ranking.
     """
     name = "".join(c if c.isalnum() else "-" for c in spec)[-40:].strip("-")
     cache = folder / f"{name}.json"

@@ -112,7 +112,7 @@ def prepare(
 
 
 def scan(collection: Collection, batch: Batch, path: str) -> None:
-    """Scan all groups one after the other, with a plan that nothing is known of yet."""
+    """Scan all groups one after the other, with a plan without cached values."""
     plan = replace(batch.plan)
     for segment in collection.segments:
         scan_opened(segment, plan, path=path)
@@ -359,7 +359,7 @@ def read_photographs(
 ) -> tuple[NDArray[np.generic], NDArray[np.uint32], list[NDArray[np.generic]]]:
     """Return rows (N, 128) of the database, their images' numbers, and rows of other photographs.
 
-    The database's images are in the order of their SHA-256, which mixes the assignments of the data
+    The database's images are in the order of their SHA-256, which mixes the subsets of the data
     set.
     """
     descriptors = read_data(folder, cache, 1, 1, 250, 2).descriptors

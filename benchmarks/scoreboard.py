@@ -1,8 +1,8 @@
-"""One line of docs/scoreboard.md: the figures that no change may worsen unsaid, from one run.
+"""One line of docs/scoreboard.md: the figures that no change may worsen silently.
 
 Start-up and idle memory as `benchmarks.startup` measures them; images a second and the median
-search on a running system, every query a picture that was never asked for; mAP of two subsets of a
-data set, where there is one; what the last `make test` took.
+search on a running system, with a new picture for every query; mAP of two subsets of a data set,
+where there is one; what the last `make test` took.
 """
 
 from __future__ import annotations

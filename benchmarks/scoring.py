@@ -1,4 +1,4 @@
-"""Compare rules of scoring by what they do to the ranking of real photographs.
+"""Compare rules of scoring on the rankings of real photographs.
 
     python -m benchmarks.scoring FOLDER [--subsets dvd,instre] [--only radius,score,probes]
 

@@ -1,4 +1,4 @@
-"""Parts of an evaluation data set, indexed and matched in memory, for `benchmarks.scoring`."""
+"""Subsets of an evaluation data set, indexed and matched in memory, for `benchmarks.scoring`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small files that ask much of a decoder, made by code."""
+"""Small files that are expensive to decode, made by code."""
 
 from __future__ import annotations
 

@@ -25,13 +25,13 @@ _LONGEST = ("test_recovery", "test_up", "test_compaction_by_workers", "test_docs
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take longest: none of them is left for one process at the end."""
+    """Begin with the files that take longest, so that none is left for one process at the end."""
     items.sort(key=lambda item: item.path.stem not in _LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing that the developer has set or indexed reaches a test, or is touched by one."""
+    """Tests neither see nor change what the developer has set or indexed."""
     with pytest.MonkeyPatch.context() as patch:
         for name in list(os.environ):
             if name.startswith("VANTAGE_"):
@@ -42,7 +42,7 @@ def _no_settings_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """An empty data directory; its name needs quoting wherever somebody forgot to."""
+    """An empty data directory, with a name that needs quoting, to find missing quotes."""
     path = tmp_path / "a home"
     path.mkdir()
     return path
@@ -50,7 +50,7 @@ def home(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(home: Path) -> Settings:
-    """Settings of an installation of its own, on its own home."""
+    """Settings of a separate installation, on its own home."""
     return Settings.from_env(
         {
             "VANTAGE_HOME": str(home),
@@ -82,7 +82,7 @@ def redis_url(_redis_server: str) -> str:
 def eventually() -> Callable[..., object]:
     """``eventually(look)`` returns the first true answer of `look`.
 
-    The limit is only there for what hangs: no test may say how fast something must be.
+    The limit only guards against hanging: no test may demand a speed.
     """
 
     def eventually(look: Callable[[], T], timeout_s: float = 600.0) -> T:

@@ -1,4 +1,4 @@
-"""A gate before extraction: a test decides how far a job comes, however fast the machine is.
+"""A gate before extraction: a test decides how far a job gets, however fast the machine is.
 
 The extractor ``gated`` of tests/packages takes an image when the gate is open or has a ticket left.
 """

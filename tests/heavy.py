@@ -1,4 +1,4 @@
-"""What is heavy: a small fixed sample of it in `make test`, all of it in `make test-long`."""
+"""Heavy tests: a small fixed sample in `make test`, all examples in `make test-long`."""
 
 from __future__ import annotations
 

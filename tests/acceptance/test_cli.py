@@ -83,7 +83,7 @@ def interruptible() -> None:
 
 @contextmanager
 def running(home: Path, *args: str | Path, **more: str) -> Iterator[subprocess.Popen[str]]:
-    """Start a command; it is gone afterwards whatever happens."""
+    """Start a command; it is ended afterwards in any case."""
     process = subprocess.Popen(
         [*VANTAGE, *map(os.fspath, args)],
         env=environment(home, **more),
@@ -157,7 +157,7 @@ def test_a_local_index_that_was_stopped_goes_on_and_extracts_nothing_twice(
     assert 0 < before < 24
     again = vantage_json(home, "index", "corners", photos, "--local", **one_by_one)
     assert again["state"] == "done"
-    # A part that was killed between its file and its row is found done: nobody counted it.
+    # A part that was killed between writing its file and its row is found done, but not counted.
     uncounted = (os.cpu_count() or 1) if sign == signal.SIGKILL else 0
     assert 24 - uncounted <= sum(extracted(home)) <= 24
     (status,) = vantage_json(home, "status", "corners")["collections"]

@@ -1,4 +1,4 @@
-"""`make demo`, as it is run: everything starts, photographs are found, nothing stays behind."""
+"""`make demo`: everything starts, photographs are found, nothing is left running."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What README and docs show is what happens: their commands and their Python are run.
+"""README and docs show what really happens: their commands and their Python are run.
 
 Every ``console`` block is typed into bash, one ``$`` line after the other, and what is printed is
 compared with what the page shows; every ``python`` block is run, and compared with the ``text``
@@ -113,7 +113,7 @@ def _is_near(shown: str, printed: str) -> bool:
 
 
 class Terminal:
-    """A shell in a folder of its own, on a home of its own, with one `vantage up` behind it."""
+    """A shell in its own folder, with its own home and a running `vantage up`."""
 
     def __init__(self, folder: Path, eventually: Callable[..., Any]) -> None:
         self.folder = folder / "ana"
@@ -231,7 +231,7 @@ def terminal(eventually: Callable[..., Any]) -> Iterator[Terminal]:
 
 @pytest.fixture(scope="module")
 def readme(terminal: Terminal) -> list[str]:
-    """Follow the README; the other pages go on with what is there then."""
+    """Follow the README; the other pages continue from its state."""
     return terminal.differences("README.md")
 
 

@@ -1,4 +1,4 @@
-"""The built wheel, in an environment of its own, from another directory."""
+"""The built wheel, in a separate environment, from another directory."""
 
 import json
 import os

@@ -172,7 +172,7 @@ class MeanColour(Extractor):
 
 
 class TestMeanColour(ExtractorContract):
-    """The contract holds for one that looks at colours, too."""
+    """The contract also holds for an extractor that uses colours."""
 
     @pytest.fixture
     def extractor(self) -> Extractor:
@@ -264,7 +264,7 @@ class TestRegistry:
         assert get_extractor(ExtractorConfig(max_side=512)) is not one
 
     def test_a_process_makes_its_own_after_a_fork(self) -> None:
-        """Networks have threads, and those stay behind."""
+        """Networks have threads, which a fork does not copy."""
         code = (
             "import os\n"
             "from pipeline.config import ExtractorConfig\n"

@@ -299,7 +299,8 @@ class TestModels:
 
 
 def _other(storage: Storage) -> str:
-    """Put other bytes under the name, as a writer does who rounds otherwise; return their sum."""
+    """Put other bytes under the name, as a writer that rounds differently does; return their
+    sum."""
     file = io.BytesIO()
     write_arrays(file, {"a": np.zeros(3)}, {})
     storage._fs.pipe_file(storage._address(KEY), file.getvalue())
@@ -311,7 +312,7 @@ def _other(storage: Storage) -> str:
 def test_a_writer_returns_the_checksum_of_the_stored_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str, refuses: bool
 ) -> None:
-    """On an object store, which may overwrite: another writes at the very moment of our put."""
+    """On an object store, which may overwrite: another writer writes at the moment of our put."""
     storage = Storage(f"memory://vantage-{uuid.uuid4().hex}", tmp_path / "local")
     put, others = storage._fs.put_file, []
 

@@ -1,6 +1,6 @@
-"""A Celery app with Vantage's own settings and three tasks that do nothing but can be held up.
+"""A Celery app with Vantage's settings and three tasks that do nothing but can be blocked.
 
-The tasks bear the names of real ones, so that queues and routes are the real ones too.
+The tasks have the names of real ones, so that queues and routes are the real ones too.
 """
 
 from __future__ import annotations

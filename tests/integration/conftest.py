@@ -110,7 +110,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Gate:
 def site(
     tmp_path_factory: pytest.TempPathFactory, gate: Gate, eventually: Eventually
 ) -> Iterator[Site]:
-    """Everything, for all tests that leave it as it was: start-up takes a while."""
+    """A running installation for all tests that do not change it, because start-up takes long."""
     settings = make_settings(tmp_path_factory.mktemp("site") / "home", serve_groups=(0, 1))
     stack = Stack(settings)
     with gate.installed():

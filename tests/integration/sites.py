@@ -1,4 +1,4 @@
-"""Real stacks to test on: `vantage up`, a second host, and a look at what they did."""
+"""Real installations for tests: `vantage up`, a second host, and helpers to inspect them."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ SECOND = "second"
 def make_settings(home: Path, **changes: Any) -> Settings:
     """Settings of a small installation: many small batches and cells.
 
-    A worker on a busy machine may be silent for long, and searches may take their time: whoever
-    wants to see one given up says so (`silence`, ``deadline_s``).
+    A worker on a busy machine may be silent for long, and searches may take long: a test that wants
+    one to fail says so (`silence`, ``deadline_s``).
     """
     home.mkdir(parents=True, exist_ok=True)
     values = {
@@ -69,7 +69,7 @@ def live_workers(settings: Settings) -> dict[str, WorkerRecord]:
 
 
 def served_groups(settings: Settings) -> set[int]:
-    """Return the groups that somebody serves now."""
+    """Return the groups that a worker serves now."""
     engine = create_metadata_engine(settings.database_url)
     try:
         with session_scope(engine, write=False) as session:
@@ -101,7 +101,7 @@ def silence(settings: Settings, role: str) -> None:
 
 @contextlib.contextmanager
 def frozen(settings: Settings, role: str | None = None) -> Iterator[None]:
-    """Hold up this host's worker with a role, or all workers: they neither work nor beat."""
+    """Freeze this host's worker with a role, or all workers: no work, no heartbeats."""
     workers = list(live_workers(settings).values())
     if role is not None:
         workers = [worker_of(settings, role)]
@@ -171,19 +171,19 @@ class SecondHost:
         self._eventually(self._serves)
 
     def _serves(self) -> bool:
-        """Tell whether this very process serves, not one that was killed a moment ago."""
+        """Tell whether this process serves, and not one that was just killed."""
         row = live_workers(self._first).get(f"group@{SECOND}")
         return row is not None and (row.pid, row.state) == (self.pid, "ready")
 
     def freeze(self) -> None:
-        """Stop it as a host that hangs: nothing is sent, received or told."""
+        """Freeze it like a hanging host: it sends and receives nothing."""
         os.kill(self.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it, as a power failure would."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()

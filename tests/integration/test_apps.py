@@ -1,6 +1,6 @@
 """Vantage beside other Celery apps, and two installations, in one process.
 
-What is of a process (the current app, signals) is looked at in processes of their own.
+Global state of a process (the current app, signals) is checked in separate processes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ THEIRS = """
 
 
 def _run(code: str, settings: Settings, cwd: Path, *arguments: str) -> Any:
-    """Run code in a process of its own and return the JSON it prints."""
+    """Run code in a separate process and return the JSON that it prints."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), *arguments],
         env=environment(settings),
@@ -58,7 +58,7 @@ def _run(code: str, settings: Settings, cwd: Path, *arguments: str) -> Any:
 
 @pytest.fixture
 def two_homes(tmp_path: Path) -> Iterator[list[Settings]]:
-    """Two installations, each with a Redis and a database of its own."""
+    """Two installations, each with its own Redis and database."""
     with contextlib.ExitStack() as stack:
         homes = []
         for name in ("one", "two"):
@@ -161,6 +161,6 @@ def test_a_worker_of_the_callers_own_app_runs_with_our_client_imported(
     finally:
         worker.terminate()
         worker.wait(timeout=600)
-    # It is no worker of ours: it has not beaten, and its log has Celery's own form.
+    # It is not our worker: it has no heartbeat, and its log has Celery's format.
     assert "[tasks]" in (folder / "log").read_text()
     assert re.search(r"^\[\d{4}-.*: INFO/MainProcess\]", (folder / "log").read_text(), re.M)

@@ -71,7 +71,7 @@ class Site:
 
 @pytest.fixture
 def visibility_timeout_s() -> int:
-    """So long that in a test nothing comes back by its age."""
+    """So long that no message is delivered again during a test."""
     return 300
 
 
@@ -129,7 +129,7 @@ def test_the_join_of_a_chord_is_kept_a_day_while_a_part_is_late(
         result = chord(header)(site.tasks.collect.s())
         backend = RedisAddress.parse(site.settings.redis_url or "").client()
         eventually(lambda: site.redis.llen(site.tasks.RUNS) == 2)
-        # The first part has come in, and the second is as late as anybody likes.
+        # The first part is done, and the second may be arbitrarily late.
         joined = eventually(lambda: [k for k in backend.keys("*") if k.endswith(b".j")])
         state = [k for k in backend.keys("*") if k.startswith(joined[0][:-2]) and k[-2:] != b".c"]
         assert len(state) >= 2

@@ -1,4 +1,4 @@
-"""Compaction in one process: answers stay, whatever is indexed or searched meanwhile."""
+"""Compaction in one process: answers stay the same, whatever is indexed or searched meanwhile."""
 
 from __future__ import annotations
 

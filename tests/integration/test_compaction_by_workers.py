@@ -1,4 +1,4 @@
-"""Compaction on workers: begun by itself and by hand, disturbed, killed, sent twice."""
+"""Compaction by workers: automatic and requested, disturbed, killed, sent twice."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def many_segments(settings: Settings, name: str, folder: Path) -> None:
 def begun(
     settings: Settings, context: Context, name: str, folder: Path, epoch: str | None = None
 ) -> JobRecord:
-    """A compaction of whose merges no worker was told; without `epoch` the supervisor tells."""
+    """A compaction whose merges were not sent; without `epoch` the supervisor sends them."""
     many_segments(settings, name, folder)
     with session_scope(context.engine) as session:
         found = collections.get_collection(session, name)
@@ -280,7 +280,7 @@ def test_indexing_and_searching_go_on_while_workers_merge(
 def test_a_compaction_goes_on_after_the_group_worker_was_killed(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
-    """Frozen first, so that the merges are in its hands, or on their way there, when it dies."""
+    """Frozen first, so that it has the merges, or their messages, when it dies."""
     many_segments(settings, "killed", folder)
     with Collection.open("killed", settings) as collection:
         before = answers(collection, folder)
@@ -346,7 +346,7 @@ def test_a_repeated_message_leaves_a_part_to_its_worker(
     with address.client(database=address.broker_db) as broker:
         eventually(lambda: not broker.exists("group.0") and not broker.hlen("unacked"))
     assert (part(0).state, part(0).starts) == ("running", 1)
-    # In another attempt it is begun anew, whoever has it; and so is what the dead have.
+    # In another attempt it is begun again, whichever worker has it; so are parts of dead workers.
     assert replan(context, job, "the test says so")
     eventually(lambda: part(0).state == "done")
 

@@ -1,4 +1,4 @@
-"""An image that kills the process that works on it is given up; the other images go on."""
+"""An image that kills its process is recorded as failed; the other images are indexed."""
 
 from __future__ import annotations
 

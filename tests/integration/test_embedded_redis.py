@@ -75,7 +75,7 @@ def test_it_dies_with_its_parent_even_by_kill_9(settings: Settings) -> None:
         assert discover_redis_url(settings) is not None
         parent.kill()
     server.wait(timeout=600)
-    # What it left behind leads nobody astray, and does not stop the next one.
+    # Its leftover files mislead no client, and do not stop the next server.
     assert (settings.home / "run" / "redis.json").exists()
     assert discover_redis_url(settings) is None
     with EmbeddedRedis(settings.home) as again:

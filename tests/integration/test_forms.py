@@ -1,4 +1,4 @@
-"""The form without a broker is the oracle of the Celery form: same files, same answers."""
+"""Local and by workers: the same files and the same answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a new user tries: one path, other forms of a query, closing, forking, wrong arguments."""
+"""Things that a new user tries: one path, forms of a query, closing, forking, wrong arguments."""
 
 from __future__ import annotations
 

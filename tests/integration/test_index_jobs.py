@@ -1,4 +1,4 @@
-"""Index jobs on workers: what is new is extracted, nothing is done twice, bad files are data."""
+"""Index jobs by workers: only new files are extracted, nothing twice, bad files are recorded."""
 
 from __future__ import annotations
 

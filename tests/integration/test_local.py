@@ -1,4 +1,4 @@
-"""Index and search in one process: the oracle of the distributed form must itself be right."""
+"""Index and search in one process, with which the workers are compared."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ def test_a_rebuild_repairs_damaged_segments_and_trees(
 def test_a_rebuild_repairs_files_that_differ_from_the_recorded_ones(
     collection: Collection, folder: Path, settings: Settings
 ) -> None:
-    """As if they had been lost and made again by a processor that rounds otherwise."""
+    """As if they had been lost and made again by a processor that rounds differently."""
     collection.index([folder]).wait()
     collection.rebuild().wait()
     expected = matches(collection, folder / "text.png")
@@ -353,13 +353,13 @@ def test_every_part_run_twice_gives_the_same_files_and_rows(
 
 
 def ignoring_fresh(summary: dict[str, Any]) -> dict[str, Any]:
-    """What a part did anew, and what it found new, differs by its nature."""
+    """What a part did itself, and what it found done, may differ."""
     varying = {"extracted", "files_unchanged", "images_new", "images_known"}
     return {name: value for name, value in summary.items() if name not in varying}
 
 
 def dump(resources: Resources) -> dict[str, list[tuple[Any, ...]]]:
-    """Everything in the tables that says what there is, without times."""
+    """The content of the tables, without times."""
     columns = {
         "images": "id, sha256, state, container_id, row_in_container, descriptor_count",
         "locations": "id, path, image_id, size, mtime_ns",

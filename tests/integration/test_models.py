@@ -110,7 +110,7 @@ def stored(settings: Settings) -> list[str]:
 
 
 def forget(settings: Settings) -> None:
-    """Let this process know no extractor any more, as a new one would."""
+    """Let this process forget all extractors, like a new one."""
     registry._made.clear()
     shutil.rmtree(settings.local, ignore_errors=True)
 

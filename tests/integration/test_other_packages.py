@@ -87,7 +87,7 @@ def test_the_example_of_the_page_passes_the_suite_that_ours_pass(site: Path, hom
 
 
 def test_the_suite_finds_what_is_wrong_with_an_extractor(site: Path, home: Path) -> None:
-    """One wrong thing at a time in the example."""
+    """The example with one error at a time."""
     wrong = {
         "dimensions = 256": "dimensions = 255",
         "row_bytes = 128": "row_bytes = 100",
@@ -142,7 +142,7 @@ def test_the_example_indexes_and_finds(
     query = photographs / "coffee.png"
     found = vantage(site, home, "search", "tiny", query, "--local", "--top", "3")
     assert found["searches"][0]["matches"][0]["locations"] == [str(query)]
-    # Without the package the collection cannot be searched, and that is what is said.
+    # Without the package the collection cannot be searched, and the error says so.
     bare = tmp_path / "bare"
     bare.mkdir()
     lost = vantage(bare, home, "search", "tiny", query, "--local", code=2)
@@ -193,7 +193,7 @@ def test_broken_packages_break_nothing_and_are_listed_with_the_reason(home: Path
     ours, theirs = sorted(listed["sift"], key=lambda info: not info["usable"])
     assert (ours["usable"], ours["dimensions"], theirs["usable"]) == (True, 128, False)
     assert "Vantage has an extractor of this name" in theirs["reason"]
-    # Everything else goes on, and who asks for a broken one is told.
+    # Everything else works, and using a broken one raises an error.
     assert run(site, home, "-m", "workers.doctor", "--warm").returncode == 0
     assert vantage(site, home, "collections")["collections"] == []
     asked = vantage(site, home, "extractors", "raises", code=2)

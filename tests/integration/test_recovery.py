@@ -92,7 +92,7 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, many_photographs: Path, gate: Gate
 ) -> dict[str, str]:
-    """The files that the same jobs leave when nothing happens to them."""
+    """The files of the same jobs when nothing disturbs them."""
     settings = _settings(tmp_path_factory.mktemp("undisturbed") / "home")
     _prepare(settings, many_photographs)
     for disturbance in DISTURBANCES:
@@ -226,7 +226,7 @@ def test_a_job_goes_on_after_the_group_worker_was_killed(
     eventually: Eventually,
     gate: Gate,
 ) -> None:
-    """Frozen first, so that the merges are in its hands, or on their way there, when it dies."""
+    """Frozen first, so that it has the merges, or their messages, when it dies."""
     job = Disturbed(settings, "group worker", many_photographs, eventually, gate)
     worker = _worker(settings, "group")
     worker.suspend()
@@ -304,8 +304,8 @@ def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
 ) -> None:
     """The workers find it again; what it has lost is sent again.
 
-    A worker of Celery may also end itself when its broker goes at the wrong moment; it is started
-    again then.
+    A Celery worker may also end when its broker fails at the wrong moment; then it is started
+    again.
     """
     stack.stop()
     port = free_port()

@@ -1,4 +1,4 @@
-"""Searches with groups that nobody serves, hang, or die: an answer in time that says what lacks."""
+"""Searches with groups that are not served, hang, or die: an answer in time that names them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workers.searches import Ticket
 DEADLINE_S = 8.0
 """Of searches that reach it, in which live groups must have answered on a busy machine too."""
 AT_ONCE_S = 200.0
-"""Less than a third of the deadline of searches that wait for nobody."""
+"""Less than a third of the deadline, for searches that need not wait."""
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def whole(collection: Collection, queries: list[Path]) -> SearchResult:
 
 @pytest.fixture
 def second(site: Site, eventually: Eventually) -> Iterator[SecondHost]:
-    """The second host, which the test may harm; everything serves again afterwards."""
+    """The second host, which the test may damage; everything serves again afterwards."""
     yield site.second
     site.second.stop()
     site.second.start()

@@ -1,4 +1,4 @@
-"""A batch that cannot end in one go: progress outlives a kill, slow files come last and alone."""
+"""A batch that takes several slices: progress survives a kill, slow files come last and alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A kind of job is one entry of the table and its functions: one more runs both ways."""
+"""A kind of job is one table entry and its functions: a new one runs locally and by workers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_it_is_done_by_workers(context: Context, eventually: Eventually) -> None
 def test_parts_without_retries_left_are_planned_again_after_the_failure(
     context: Context, eventually: Eventually
 ) -> None:
-    """Their worker lives all the time, so that nothing but the parts themselves can tell."""
+    """Their worker stays alive, so that only the parts themselves can show it."""
     trouble, tries = context.settings.home / TROUBLE, context.settings.home / TRIES
     trouble.touch()
     job = _job(context.resources, broker_epoch(context.redis))

@@ -1,4 +1,4 @@
-"""The Celery app of workers that know a kind of job more."""
+"""The Celery app of workers with one more kind of job."""
 
 from __future__ import annotations
 

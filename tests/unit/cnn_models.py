@@ -1,4 +1,4 @@
-"""Small real ONNX networks, and what they compute, by numpy."""
+"""Small real ONNX networks, and their results by numpy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Picture files of every flavour, written by hand: what common libraries do not write."""
+"""Picture files of many variants, written by hand, which common libraries do not write."""
 
 from __future__ import annotations
 

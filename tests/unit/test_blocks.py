@@ -1,4 +1,4 @@
-"""Blocks: of one query image and one segment, whatever is added, removed or filtered elsewhere."""
+"""Blocks depend on one query image and one segment, whatever is added, removed or filtered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells about means: what they are, and that the tree leads to them."""
+"""Cells around means, and the tree that leads to them."""
 
 from __future__ import annotations
 

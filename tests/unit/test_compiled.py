@@ -1,4 +1,4 @@
-"""The note that the kernels lie compiled holds for what they were compiled from, and no longer."""
+"""The note about compiled kernels is valid only for their sources and machine."""
 
 from __future__ import annotations
 

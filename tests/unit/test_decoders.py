@@ -1,4 +1,4 @@
-"""Decoding in child processes: the same pixels, and whatever a file does there, it does there."""
+"""Decoding in child processes: the same pixels, and bad files harm only the child."""
 
 from __future__ import annotations
 

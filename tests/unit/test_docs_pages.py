@@ -1,4 +1,4 @@
-"""Every page: what it links to and names is there, and it names nothing of anybody's machine."""
+"""Every page: its links and names exist, and it contains no private path."""
 
 from __future__ import annotations
 

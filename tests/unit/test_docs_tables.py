@@ -1,4 +1,4 @@
-"""The tables of docs/operations.md say what the program does: compared with the program."""
+"""The tables of docs/operations.md are compared with the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every depth, sign, layout and polarity gives the true pixels, or is refused by its name."""
+"""Every depth, sign, layout and polarity gives the true pixels, or is refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Following jobs: those that nobody works on, and those of this process between their parts."""
+"""Following jobs: those without a worker, and those of this process between their parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/formats.md says of every file what is in it: compared with files as they are written."""
+"""docs/formats.md describes every file; it is compared with files as written."""
 
 from __future__ import annotations
 

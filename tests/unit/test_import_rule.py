@@ -1,4 +1,4 @@
-"""The layers: who may import whom."""
+"""The layers: which modules may import which."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOUNDATION = {
     f"pipeline.{name}"
     for name in ("errors", "config", "records", "job_kinds", "job_params", "request")
 }
-# What a stage may use beside the foundation and itself.
+# Modules that a stage may use besides the foundation and itself.
 STAGES = {
     "pipeline.index": {"pipeline.arrays"},
     "pipeline.retrieval": {"pipeline.index"},

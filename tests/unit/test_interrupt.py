@@ -1,4 +1,4 @@
-"""An interrupt of `vantage up` that comes where Python ignores exceptions."""
+"""An interrupt of `vantage up` at a moment when Python ignores exceptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of the kinds of job: whole, and true to the functions and tasks that it names."""
+"""The table of the kinds of job is complete, and its functions and tasks exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The memory of a decode is what its header lets expect: no picture takes much more, or less."""
+"""The estimated memory of a decode is right: no picture takes much more, or less."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds no pixels never decides, whatever its size or damage."""
+"""Data without pixels has no influence, whatever its size or damage."""
 
 from __future__ import annotations
 

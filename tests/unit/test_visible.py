@@ -1,4 +1,4 @@
-"""What a viewer shows has features: artwork on any paper, low contrast, what follows a blank."""
+"""Visible pictures have features: artwork on any paper, low contrast, frames after a blank one."""
 
 from __future__ import annotations
 

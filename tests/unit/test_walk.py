@@ -1,4 +1,4 @@
-"""Listing and reading files: a complete, repeatable list, and no file that can stop a job."""
+"""Listing and reading files: a complete, repeatable list, and no file stops a job."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def without_privileges() -> Iterator[None]:
 
 @pytest.fixture
 def public_folder() -> Iterator[Path]:
-    """A folder whose parents every user may enter, which pytest's own are not."""
+    """A folder whose parents every user may enter, unlike pytest's."""
     folder = Path(tempfile.mkdtemp())
     folder.chmod(0o755)
     yield folder

@@ -1,4 +1,4 @@
-"""What a scan visits: each wanted cell once, with those that want it."""
+"""The work of a scan: each wanted cell once, with its queries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One suite for every database: SQLite always, PostgreSQL where a server is given."""
+"""One suite for every database: always SQLite, PostgreSQL if a server is given."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def postgresql_url() -> Iterator[str]:
-    """The server that was given, or one of our own."""
+    """The given server, or our own."""
     if POSTGRESQL_URL:
         yield POSTGRESQL_URL
         return

@@ -1,4 +1,4 @@
-"""A PostgreSQL of our own for the tests, where its programs are installed."""
+"""A local PostgreSQL for the tests, if its programs are installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from workers.processes import free_port
 
 USER = "nobody" if os.geteuid() == 0 else None
-"""Whom it runs as: it refuses to run as root."""
+"""The user that runs it: it refuses to run as root."""
 
 
 def find_programs() -> Path | None:

@@ -1,4 +1,4 @@
-"""What the metadata tests do again and again."""
+"""Helpers of the metadata tests."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ DATABASES = ["sqlite", "postgresql"] if POSTGRESQL_URL or LONG else ["sqlite"]
 
 
 class Database:
-    """A migrated, empty database and what the tests do with it again and again."""
+    """A migrated, empty database with helpers for the tests."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -77,7 +77,7 @@ class Database:
             }
 
     def together(self, *calls: Callable[[Session], Any]) -> list[Any]:
-        """Run calls at the same time, each in a thread and transaction of its own."""
+        """Run calls at the same time, each in its own thread and transaction."""
         barrier = Barrier(len(calls))
 
         def run(call: Callable[[Session], Any]) -> Any:
@@ -224,7 +224,7 @@ def found(
     checksum: str = "sum",
     extractor: ExtractorConfig | None = None,
 ) -> BatchOutcome:
-    """What came of a batch whose images have 100 descriptors each."""
+    """The outcome of a batch whose images have 100 descriptors each."""
     container = ContainerInfo(
         key=key,
         checksum=checksum,
@@ -278,7 +278,7 @@ def content(name: str) -> str:
 
 
 def file(path: str, holds: str | None = None, **changes: Any) -> RegisteredFile:
-    """A readable file that holds the content of that name (default: its own)."""
+    """A readable file with the named content (default: its own name)."""
     values: dict[str, Any] = {
         "path": path,
         "root": "/photos",

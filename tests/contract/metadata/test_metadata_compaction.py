@@ -76,7 +76,7 @@ def test_a_silent_local_job_blocks_no_other_job(db: Database, kind: Any) -> None
         assert len(_droppable(db, collection)) == (0 if rebuilt else 1)
     assert db.job(collection, kind).id != left.id
     _hear_nothing_of(db, left, 0.0)
-    # Workers' jobs are their supervisor's to mend, however long they take.
+    # The supervisor repairs jobs of workers, however long they take.
     theirs = db.job(collection, kind)
     _hear_nothing_of(db, theirs, 610.0)
     assert _due(db, 2) == []
@@ -252,7 +252,7 @@ def test_an_image_removed_meanwhile_keeps_its_rows_and_gets_a_tombstone(db: Data
 
 
 def test_no_rows_are_left_out_while_a_rebuild_is_unfinished(db: Database) -> None:
-    """Its segments may hold them: it has settled what it leaves out when it began to assign."""
+    """Its segments may have their rows: planning its assignment has fixed what it leaves out."""
     collection = db.collection()
     db.index(collection, file("/a", "x"), file("/b"), key="s1")
     rebuild = db.job(collection, "rebuild")

@@ -1,4 +1,4 @@
-"""What each version holds: one query, whatever comes, goes, comes back, is merged or undone."""
+"""What each version holds is one query, whatever is added, removed, restored, merged or undone."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_an_image_is_taken_out_on_purpose_and_put_back_without_touching_segments
 
 
 def test_a_former_version_can_be_made_the_current_one_again(db: Database) -> None:
-    """As a new version with its segments: those of before stay what they were."""
+    """As a new version with its segments; former versions do not change."""
     collection = db.collection()
     first = db.index(collection, file("/1", "a"), file("/2", "b"), key="s1")
     db.index(collection, file("/1", "c"), key="s2")

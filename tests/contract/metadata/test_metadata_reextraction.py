@@ -286,7 +286,7 @@ def test_a_collection_is_rebuilt_in_one_way_at_a_time(db: Database) -> None:
     plain = db.job(collection, "rebuild", process=this_process("gone"))
     with pytest.raises(StateError, match=plain.id):
         db.job(collection, "rebuild", PARAMS)
-    # One of which nothing was heard for long holds nobody up.
+    # A silent one blocks no other.
     long_ago = time.time() - 2 * jobs.LOCAL_SILENCE_S
     with db.write() as session:
         session.execute(update(Job).where(Job.id == plain.id).values(progress_at=long_ago))

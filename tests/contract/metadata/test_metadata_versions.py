@@ -19,7 +19,7 @@ def _current(db: Database, collection: CollectionRecord) -> VersionRecord:
 
 
 def _ready(db: Database, collection: CollectionRecord, *paths: str) -> tuple[JobRecord, TreeRecord]:
-    """A job whose images are extracted and that stands before its publication."""
+    """A job whose images are extracted and that is about to publish."""
     job = db.job(collection)
     db.register(collection, job, *[file(path) for path in paths])
     db.extract(job)
