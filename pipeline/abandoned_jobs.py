@@ -51,7 +51,7 @@ def end_abandoned_jobs(engine: Engine, collection_id: int, host: str) -> list[Jo
     ended = []
     for job in left:
         with session_scope(engine) as session:
-            sentence = "the process that worked on it has ended; index again to go on"
+            sentence = "the process that worked on it has ended; the same call goes on from there"
             ended.append(jobs.finish_job(session, job.id, "failed", sentence))
     return ended
 

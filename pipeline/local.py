@@ -217,7 +217,7 @@ class LocalDriver:
 def _reason(error: BaseException) -> str:
     """Return the reason why a job ended."""
     if isinstance(error, KeyboardInterrupt):
-        return "interrupted; index again to go on"
+        return "interrupted; the same call goes on from there"
     return str(error) if isinstance(error, VantageError) else f"{type(error).__name__}: {error}"
 
 

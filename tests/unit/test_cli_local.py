@@ -454,6 +454,15 @@ def test_a_collection_is_made_with_the_extractor_that_is_asked_for(
     message = " ".join(refused.stderr.split())
     assert "extractor is 'sift': collection 'views' was made with surf and keeps it" in message
     assert "index into a collection of another name" in message
+    # A rebuild changes it.
+    assert "`vantage rebuild views --extractor ...`" in message
+    shown = vantage(home, "rebuild", "views", "--local", "--extractor", "sift").stdout
+    assert "Rebuilt views in" in shown
+    assert "2 images extracted anew." in shown
+    assert "Searchable: 2 images, version 2." in shown
+    assert vantage_json(home, *small, "--extractor", "sift")["version"] == 2
+    unknown = vantage(home, "rebuild", "views", "--local", "--extractor", "surff")
+    assert (unknown.exit_code, "did you mean 'surf'?" in unknown.stderr) == (exits.USAGE, True)
 
 
 @pytest.mark.parametrize(
