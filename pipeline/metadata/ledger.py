@@ -104,9 +104,11 @@ def claim_pending(session: Session, collection_id: int, job_id: str) -> list[tup
     return sorted((row.sha256, row.id) for row in session.execute(mine))
 
 
-def waits_for(session: Session, job_id: str) -> bool:
+def waits_for(session: Session, collection_id: int, job_id: str) -> bool:
     """Say whether images of a job are pending, because they have lost their features."""
-    mine = and_(Image.job_id == job_id, Image.state == "pending")
+    # By the index of states: few images are pending, and a job has no index.
+    pending = and_(Image.collection_id == collection_id, Image.state == "pending")
+    mine = and_(pending, Image.job_id == job_id)
     return session.scalar(select(Image.id).where(mine).limit(1)) is not None
 
 

@@ -65,7 +65,7 @@ def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionR
         if reextraction.is_reextraction(job):
             reextraction.take_over(session, job, images)
     else:
-        if collection.tree_id != new.tree_id or ledger.waits_for(session, job_id):
+        if collection.tree_id != new.tree_id or ledger.waits_for(session, collection.id, job_id):
             return None
         kept = version_segment_ids(session, collection.current_version_id)
     ledger.index_images(session, list(assigned), images)
