@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from heavy import long_only
 from PIL import Image
 
 skimage = pytest.importorskip("skimage", reason="the sample photographs come with scikit-image")
@@ -70,6 +71,7 @@ def test_the_demonstration_finds_its_photographs_and_leaves_nothing(tmp_path):
     assert html.count(" ✓") >= 72
 
 
+@long_only
 def test_the_demonstration_works_with_the_users_own_photographs(tmp_path):
     photographs = tmp_path / "photographs"
     photographs.mkdir()

@@ -1,14 +1,21 @@
-"""The built wheel, in a separate environment, from another directory."""
+"""The built wheel, in a separate environment, from another directory.
+
+The long run installs all that the wheel asks for; the short one takes the packages of the
+environment that runs the tests, and the kernels that are compiled for it.
+"""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
+from heavy import LONG
 
 skimage = pytest.importorskip("skimage", reason="the sample photographs come with scikit-image")
 
@@ -29,12 +36,19 @@ def wheel(tmp_path_factory):
 def vantage(wheel, tmp_path_factory):
     """Install the wheel; returns a function that starts its command in another directory."""
     folder = tmp_path_factory.mktemp("clean")
-    subprocess.run([sys.executable, "-m", "venv", folder / "venv"], check=True, timeout=600)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=600
+    )
     python = folder / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", wheel]
-    subprocess.run(install, check=True, timeout=600)
-    # What `make` does on machines without libGL: the environment of these tests has it done.
-    subprocess.run([python, "-m", "workers.doctor", "--repair-opencv"], check=True, timeout=600)
+    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
+    install = [*pip, "install", "--quiet", wheel]
+    if LONG:
+        subprocess.run(install, check=True, timeout=600)
+        # What `make` does on machines without libGL: the environment of these tests has it done.
+        subprocess.run([python, "-m", "workers.doctor", "--repair-opencv"], check=True, timeout=600)
+    else:
+        subprocess.run([*install, "--no-deps"], check=True, timeout=600)
+        share_packages(folder / "venv")
     env = {name: value for name, value in os.environ.items() if not name.startswith("VANTAGE_")}
     env |= {"VANTAGE_HOME": str(folder / "home"), "VANTAGE_FLOWER_PORT": "0"}
     # However busy the machine is, no worker counts as dead and no answer is incomplete.
@@ -54,6 +68,20 @@ def vantage(wheel, tmp_path_factory):
         )
 
     return start
+
+
+def share_packages(environment):
+    """Let an environment see the packages of this one, and take over its compiled kernels."""
+    (packages,) = environment.glob("lib/python*/site-packages")
+    (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    for source in (ROOT / "pipeline").rglob("*.py"):
+        installed = packages / source.relative_to(ROOT)
+        if installed.read_bytes() == source.read_bytes():
+            shutil.copystat(source, installed)  # numba asks for the same time of change
+    for compiled in (ROOT / "pipeline").rglob("__pycache__/*.nb[ic]"):
+        copy = packages / compiled.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy2(compiled, copy)
 
 
 def run(process):
@@ -93,7 +121,7 @@ def test_the_installed_command_indexes_and_searches_without_broker(vantage, phot
 def test_celerys_own_settings_and_command_work_where_the_wheel_is_installed(vantage):
     code = "import celery, json; print(json.dumps(celery.current_app.conf.task_default_queue))"
     assert run(vantage("-c", code, program="python")) == "celery"
-    report = vantage("-A", "workers.app", "report", program="celery")
+    report = vantage("-m", "celery", "-A", "workers.app", "report", program="python")
     out, err = report.communicate(timeout=600)
     assert report.returncode == 0, out + err
     assert "no-queue-was-given" in out
