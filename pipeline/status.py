@@ -78,7 +78,7 @@ class SystemStatus:
     served : dict of int to list of str
         Workers by the group that they serve.
     unserved : tuple of int
-        Groups that the shown collections need and nobody serves.
+        Groups that the shown collections need and no worker serves.
     """
 
     home: str

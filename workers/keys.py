@@ -6,10 +6,10 @@ import time
 from dataclasses import dataclass
 
 KEEP_S = 600
-"""Time to live of what a search leaves in Redis, after its deadline."""
+"""Time to live of a search's keys in Redis, after its deadline."""
 
 PUT_OFF_KEEP_S = 15
-"""Time to live of the note that a job's merge was sent again."""
+"""Time to live of the note that a job's merge was postponed."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Keys:
 
     @property
     def epoch(self) -> str:
-        """The present life of the broker; kept until Redis loses its data."""
+        """The broker's epoch; kept until Redis loses its data."""
         return f"{self.prefix}:epoch"
 
     @property
     def in_flight(self) -> str:
-        """Sorted set of the searches that nobody blocks on: id -> when to look after it.
+        """Sorted set of the enqueued searches: id -> when to check it next.
 
         It has no time to live: a search is taken out when it ends.
         """
@@ -42,11 +42,11 @@ class Keys:
         return f"{self.prefix}:put-off:{job_id}"
 
     def request(self, search_id: str) -> str:
-        """What a search that is left to the workers asks for; kept `keep_s`."""
+        """The request of an enqueued search; kept `keep_s`."""
         return f"{self.prefix}:request:{search_id}"
 
     def image(self, search_id: str) -> str:
-        """The query image's bytes of such a search; kept `keep_s`."""
+        """The query image's bytes of an enqueued search; kept `keep_s`."""
         return f"{self.prefix}:image:{search_id}"
 
     def batch(self, search_id: str) -> str:
@@ -54,7 +54,7 @@ class Keys:
         return f"{self.prefix}:query:{search_id}"
 
     def ticket(self, search_id: str) -> str:
-        """How far a search has come; kept `keep_s`."""
+        """The ticket of a search; kept `keep_s`."""
         return f"{self.prefix}:search:{search_id}"
 
     def scan(self, search_id: str, group: int) -> str:

@@ -1,11 +1,11 @@
-"""One search on the workers: what lies in Redis for it, and how it always comes to an end.
+"""Searches by workers: their data in Redis, and how each always comes to an end.
 
 A search is a pass over the index for one query image or a batch of them.
 
-`workers.keys` names everything that lies there.
+`workers.keys` names all of these data.
 
-What computes (numba, OpenCV) is imported where it is used: whoever only looks after searches stays
-small.
+Modules that compute (numba, OpenCV) are imported where they are used, so that a process that only
+watches searches stays small.
 
 Scans never raise: their result may be an error. A late scan is sent again once; at the deadline the
 answer is made from the scans that are there and says which groups are missing.
@@ -60,7 +60,7 @@ RESEND_SHARE = 0.4
 """Share of the time to the deadline after which a late scan is sent again."""
 
 LOOK_EVERY_S = 0.5
-"""How often, at least, the supervisor looks after a search in flight, seconds."""
+"""The longest time between two checks of a search by the supervisor, seconds."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,11 @@ class Ticket:
     id : str
     version_id : int
     asked, missing : tuple of int
-        Groups a scan was sent to; groups without a live server.
+        Groups with a scan; groups without a live worker.
     sent_at, resend_at, deadline_at : float
         Unix seconds.
     resent : bool
-        Whether late scans were sent again.
+        Whether late scans have been sent again.
     """
 
     id: str
@@ -112,8 +112,7 @@ def begin(
 ) -> Ticket:
     """Store a prepared batch and send its chord.
 
-    Groups without a live server are not sent to; when there is none at all the answer is made at
-    once.
+    Groups without a live worker get no scan; if no group has one, the answer is made at once.
     """
     from pipeline.searching import searched_groups
 
@@ -148,7 +147,7 @@ def request(
 ) -> None:
     """Leave a search to the workers: store the image's bytes and send ``retrieve.prepare``.
 
-    The supervisor looks after the search from now on: nobody need wait for it.
+    From now on the supervisor watches the search, so nobody has to wait for it.
     """
     deadline_s = asked.seconds(context.settings.search_deadline_s)
     deadline_at = time.time() + deadline_s
@@ -163,7 +162,7 @@ def request(
 
 
 def prepare(context: Context, search_id: str) -> dict[str, Any]:
-    """Extract and plan a requested query and send its chord; an error is its outcome."""
+    """Extract and plan an enqueued query and send its chord; an error becomes its result."""
     redis = context.redis
     image = cast("bytes | None", redis.get(KEYS.image(search_id)))
     text = cast("bytes | None", redis.get(KEYS.request(search_id)))
@@ -222,7 +221,7 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
 
 
 def rank(context: Context, search_id: str) -> list[SearchResult] | None:
-    """Make the answers from the scans that are there (reduce); the first ones stay.
+    """Make the answers from the available scans (reduce); the first ones stay.
 
     Returns None when the search is not known any more.
     """
@@ -249,7 +248,7 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
 def pairs(
     context: Context, search_id: str, chosen: Sequence[str], number: int = 0
 ) -> dict[str, Pairs] | None:
-    """Return the pairs that one query image has with chosen images, from the scans that are there.
+    """Return the pairs of one query image with chosen images, from the available scans.
 
     Returns None when the search is not known any more.
 
@@ -274,7 +273,7 @@ def pairs(
 
 
 def _read_scans(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int]]:
-    """Return the scans that are there, and the groups without one."""
+    """Return the available scans, and the groups without one."""
     from pipeline.retrieval.blocks import GroupScan
 
     scans: list[GroupScan] = []
@@ -291,7 +290,7 @@ def _read_scans(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int
 
 
 def _store_result(redis: Redis, search_id: str, value: dict[str, Any]) -> None:
-    """Write a search's outcome, once, and wake whoever waits for it."""
+    """Write a search's result, once, and wake its callers."""
     if redis.set(KEYS.result(search_id), json.dumps(value, default=str), ex=KEEP_S, nx=True):
         pipe = redis.pipeline(transaction=False)
         pipe.rpush(KEYS.reply(search_id), b"1")
@@ -307,7 +306,7 @@ def store_error(redis: Redis, search_id: str, error: VantageError) -> None:
 
 
 def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
-    """Return a search's answers, in the order of its images; None while there are none.
+    """Return a search's answers, in the order of its images; None before they exist.
 
     Raises
     ------
@@ -325,10 +324,10 @@ def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
 
 
 def tend_all(context: Context) -> int:
-    """Look after the searches that nobody blocks on and that are due; returns how many.
+    """Check the enqueued searches that are due; return how many.
 
-    One whose query was not even prepared at its deadline ends with an error, and so does one that
-    cannot be answered any more (its collection was deleted).
+    A search whose query was not prepared by its deadline ends with an error, and so does one that
+    can no longer be answered (its collection was deleted).
     """
     redis = context.redis
     now = time.time()
@@ -346,7 +345,7 @@ def tend_all(context: Context) -> int:
 def look_after(context: Context, search_id: str, now: float) -> float | None:
     """Tend one search that was left to the workers: its late parts, its ranking, its deadline.
 
-    Called by the supervisor and by whoever waits for the search.
+    Called by the supervisor and by waiting callers.
 
     Returns
     -------
@@ -363,7 +362,7 @@ def look_after(context: Context, search_id: str, now: float) -> float | None:
     except (TransientError, RedisError):
         raise
     except Exception as exc:
-        # One search's trouble must not leave the others unwatched.
+        # An error in one search must not stop watching the others.
         _log.exception("search %s failed", search_id)
         store_error(context.redis, search_id, _as_ours(exc))
         return None
@@ -395,7 +394,7 @@ def _as_ours(error: Exception) -> VantageError:
 
 
 def _unanswered(redis: Redis, ticket: Ticket) -> Sequence[int]:
-    """Return the groups that were asked and whose scan is not there."""
+    """Return the groups whose scan is missing."""
     pipe = redis.pipeline(transaction=False)
     for group in ticket.asked:
         pipe.exists(KEYS.scan(ticket.id, group))
@@ -404,13 +403,13 @@ def _unanswered(redis: Redis, ticket: Ticket) -> Sequence[int]:
 
 
 def tend(context: Context, ticket: Ticket, now: float) -> Ticket:
-    """Do what is due for a search in flight: send late scans again, end it at the deadline.
+    """Do what is due for a running search: send late scans again, end it at the deadline.
 
-    Called by whoever waits for the search and by the supervisor, as often as they like.
+    Called by waiting callers and by the supervisor, as often as they like.
     """
     late = _unanswered(context.redis, ticket)
     if not late or now >= ticket.deadline_at:
-        # Complete without an answer: the chord's own ranking was lost or is about to run.
+        # Complete without an answer: the chord's ranking was lost or is about to run.
         if now >= ticket.resend_at:
             rank(context, ticket.id)
     elif now >= ticket.resend_at and not ticket.resent:

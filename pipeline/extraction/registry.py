@@ -1,7 +1,7 @@
 """Extractors by name: our own, and those that other packages register as entry points.
 
 An entry point of group `ENTRY_POINTS` gives a name and a factory. One that cannot be loaded breaks
-nothing: it is only said when somebody asks for it, or for the list.
+nothing: the error appears only when the extractor is used or listed.
 """
 
 from __future__ import annotations

@@ -93,13 +93,13 @@ class Identities:
         return cls(arrays["sha256"], arrays["frames"])
 
 
-NOBODY = Identities.of([])
-"""The empty table."""
+NO_IMAGES = Identities.of([])
+"""The empty table: no images."""
 
 
 def unite(tables: Iterable[Identities]) -> Identities:
     """Return the sorted table of all images of some tables, each once."""
-    keys = np.unique(np.concatenate([NOBODY.keys, *(table.keys for table in tables)]))
+    keys = np.unique(np.concatenate([NO_IMAGES.keys, *(table.keys for table in tables)]))
     both = np.ascontiguousarray(keys).view(np.uint8).reshape(-1, _KEY.itemsize)
     frames = np.ascontiguousarray(both[:, _HASH_BYTES:]).view(">u4")[:, 0].astype(np.uint32)
     return Identities(np.ascontiguousarray(both[:, :_HASH_BYTES]), frames)

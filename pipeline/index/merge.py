@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import ArrayFile, ArrayWriter
 from pipeline.errors import StateError
-from pipeline.index.identities import NOBODY, Identities, unite
+from pipeline.index.identities import NO_IMAGES, Identities, unite
 from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.index.simd import BLOCK
@@ -127,7 +127,7 @@ class Merge:
 
     inputs: Sequence[SortedRows]
     first_cell: int
-    dropped: Identities = NOBODY
+    dropped: Identities = NO_IMAGES
     piece_bytes: int = MERGE_BYTES
 
     @functools.cached_property
@@ -295,7 +295,7 @@ def write_segment(
     inputs: Sequence[Callable[[], SortedRows]],
     first_cell: int,
     meta: Mapping[str, Any],
-    dropped: Identities = NOBODY,
+    dropped: Identities = NO_IMAGES,
     fan_in: int = FAN_IN,
     scratch: Path | None = None,
 ) -> None:

@@ -795,10 +795,10 @@ def gather(laid, marks, query_list, start, filled, at_once, rows, limits):  # ty
             rows[slot, i] = laid[query, i]
         for kind in range(MARKS):
             limits[slot, kind] = marks[query, kind]
-    nobody = marks.shape[0] - 1
+    unused = marks.shape[0] - 1
     for slot in range(filled, -(-filled // at_once) * at_once):
         for kind in range(MARKS):
-            limits[slot, kind] = marks[nobody, kind]
+            limits[slot, kind] = marks[unused, kind]
 
 
 @numba.njit(nogil=True)

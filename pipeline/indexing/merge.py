@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pipeline.config import digest
-from pipeline.index.identities import NOBODY, Identities
+from pipeline.index.identities import NO_IMAGES, Identities
 from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.metadata import parts, trees
 from pipeline.metadata.engine import session_scope
@@ -72,7 +72,7 @@ class GroupMerge:
     group: int
     key: str
     inputs: Sequence[Callable[[], SortedRows]]
-    dropped: Identities = NOBODY
+    dropped: Identities = NO_IMAGES
 
     def write(self, stream: BinaryIO, scratch: Path) -> None:
         """Write the segment's file."""

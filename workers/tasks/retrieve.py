@@ -25,6 +25,6 @@ def scan(search_id: str, group: int) -> dict[str, Any]:
 
 @shared_task(name="retrieve.rank", ignore_result=True, **RETRY)
 def rank(search_id: str) -> dict[str, Any]:
-    """Make the answers from the scans that are there (reduce)."""
+    """Make the answers from the available scans (reduce)."""
     results = searches.rank(get_context(), search_id) or []
     return {"matches": sum(len(result.matches) for result in results)}
