@@ -1,4 +1,4 @@
-"""From an image's bytes to its features: decode, extract, and keep the failures as data."""
+"""From an image's bytes to its features: decode, extract, record failures."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ DECODED_AT_ONCE = 16
 batch."""
 
 DECODING_S = 5.0
-"""Seconds of decoding after which no more images join those that are decoded."""
+"""Seconds of decoding after which no more images are added to a group."""
 
 FEW_FEATURES = 40
 """An image of fewer keypoints and low contrast is stretched and tried again."""
 
 _SMALL_SIDE = 16
-"""Pixels of the shorter side below which a picture is too small for a keypoint."""
+"""A picture with a shorter side below so many pixels is too small for a keypoint."""
 
 _FLAT_LEVELS = 12
-"""Fewer levels of 255 are said to be nearly flat."""
+"""A picture with fewer of 255 levels is called nearly flat."""
 
 BatchItem = tuple[str, Callable[[], bytes], str]
 """SHA-256 of an image's bytes, a function that reads them, a name for messages."""
@@ -43,7 +43,7 @@ def extract_image(
     limits: ImageLimits,
     max_features: int | None = None,
 ) -> Features:
-    """Decode an image and take its features.
+    """Decode an image and extract its features.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def extract_image(
     ImageReadError
         It cannot be decoded.
     NoFeaturesError
-        It can, and has no keypoint.
+        It has no keypoint.
     """
     extractor = get_extractor(config)
     image = decode(data, name=name, limits=limits, max_side=config.max_side, color=extractor.color)
@@ -74,7 +74,7 @@ def extract_image(
 
 
 def extract_decoded(image: DecodedImage, extractor: Extractor, max_features: int) -> Features:
-    """Take the features of a decoded image.
+    """Extract the features of a decoded image.
 
     Raises
     ------
@@ -91,17 +91,17 @@ def extract_decoded(image: DecodedImage, extractor: Extractor, max_features: int
 
 @dataclass(frozen=True)
 class Extracted:
-    """What came of the first images of a batch.
+    """The outcome of the first images of a batch.
 
     Attributes
     ----------
     count : int
-        How many images these are.
+        Number of these images.
     done : list of (sha256, Features)
     failures : list of ImageFailure
         Images that cannot be used, and why.
     exceeded : list of ImageFailure
-        Images that took more than they were given to decode: worth another try, alone.
+        Images that exceeded their limits in decoding: worth another try, alone.
     """
 
     count: int
@@ -113,7 +113,7 @@ class Extracted:
 def _with_contrast(
     features: Features, image: DecodedImage, extractor: Extractor, max_features: int
 ) -> Features:
-    """Return the features of the stretched picture where an image of low contrast has few."""
+    """Return the features of the stretched picture if an image of low contrast has few."""
     if extractor.one_vector or len(features) >= FEW_FEATURES:
         return features
     pixels = stretched(image.pixels)
@@ -124,7 +124,7 @@ def _with_contrast(
 
 
 def _cause(image: DecodedImage) -> str:
-    """Say what was the matter with an image that has no keypoint."""
+    """Say why an image has no keypoint."""
     height, width = image.pixels.shape[:2]
     used = levels(image.pixels)
     if not used:
@@ -145,7 +145,7 @@ def extract_batch(
     limits: ImageLimits,
     at_once: int = DECODED_AT_ONCE,
 ) -> tuple[list[tuple[str, Features]], list[ImageFailure]]:
-    """Take the features of a batch of images; what takes long to decode comes last, alone.
+    """Extract the features of a batch of images; slow ones to decode come last, alone.
 
     Parameters
     ----------
@@ -155,8 +155,8 @@ def extract_batch(
     config : ExtractorConfig
     limits : ImageLimits
     at_once : int
-        Images that are decoded before the extractor gets them together. With 1 an image is done
-        with before the next one is read.
+        Images decoded before they go to the extractor together. With 1, an image is finished before
+        the next one is read.
 
     Returns
     -------
@@ -190,14 +190,14 @@ def extract_some(
     *,
     alone: bool = False,
 ) -> Extracted:
-    """Take the features of the first images of a batch, so few that it does not take long.
+    """Extract the features of the first images of a batch, few enough to be quick.
 
     Parameters
     ----------
     items, extractor, config, limits, at_once
         As for `extract_batch`; at least one item.
     alone : bool
-        A second try (see `pipeline.decoders.try_decode`); what exceeds it has failed.
+        A second try (see `pipeline.decoders.try_decode`); images that exceed its limits fail.
     """
     until = time.monotonic() + DECODING_S
     decoded: list[DecodedImage | InputError] = []
@@ -226,7 +226,7 @@ def _decode_item(
     limits: ImageLimits,
     alone: bool,
 ) -> DecodedImage | InputError:
-    """Return a decoded image, or why there is none."""
+    """Return a decoded image, or its failure."""
     sha256, read, name = item
     try:
         data = read()
@@ -242,11 +242,11 @@ def _decode_item(
 def _extract_each(
     images: Sequence[DecodedImage], extractor: Extractor, max_features: int
 ) -> list[Features | InputError]:
-    """Return the features of every image, or why there are none."""
+    """Return the features or the failure of every image."""
     try:
         together = extractor.extract_many(images, max_features) if images else []
     except InputError:
-        # One of them is not to the extractor's liking: find out which.
+        # The extractor refuses one of them: find out which.
         return [_extract_one(image, extractor, max_features) for image in images]
     found = [
         _with_contrast(features, image, extractor, max_features)

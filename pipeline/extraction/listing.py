@@ -1,4 +1,4 @@
-"""What there is to say of every extractor, for people who choose one."""
+"""Descriptions of all extractors, for users who choose one."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class ExtractorInfo:
     Attributes
     ----------
     name : str
-        As it is written after ``--extractor``.
+        As written after ``--extractor``.
     dimensions, row_bytes : int or None
-        Length of a descriptor, and of its stored row in bytes; None where a model says so.
+        Length of a descriptor, and of its stored row in bytes; None if it depends on the model.
     one_vector : bool or None
         One descriptor an image.
     licence, patents : str
@@ -36,7 +36,7 @@ class ExtractorInfo:
         The distribution it comes from.
     usable : bool
     reason : str
-        What keeps it from being used, or what it needs.
+        Why it cannot be used, or what it needs.
     """
 
     name: str
@@ -60,12 +60,12 @@ def list_extractors(specs: Sequence[str] = ()) -> list[ExtractorInfo]:
     Parameters
     ----------
     specs : sequence of str
-        Only these: names, or ``NAME:FILE`` to look at a model. Default: all names.
+        Only these: names, or ``NAME:FILE`` to check a model. Default: all names.
 
     Raises
     ------
     UnknownNameError, ConfigError
-        One of `specs` is no extractor, or has no such file.
+        One of `specs` is not an extractor, or its file does not exist.
     """
     if specs:
         return [_describe(spec, *parse_extractor(spec, ExtractorConfig())) for spec in specs]
@@ -110,7 +110,7 @@ def _describe(spec: str, config: ExtractorConfig, model: Path | None) -> Extract
 
 
 def _note(known: Registration, info: ExtractorInfo) -> ExtractorInfo:
-    """Put in what was said when the extractor was registered."""
+    """Add what was given when the extractor was registered."""
     return replace(
         info, licence=known.licence or info.licence, patents=known.patents or info.patents
     )

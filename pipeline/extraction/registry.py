@@ -23,7 +23,7 @@ ENTRY_POINTS = "vantage.extractors"
 """Entry point group: extractor name -> factory."""
 
 OpenModel = Callable[[str], Path]
-"""Returns the local file of a model, by its SHA-256."""
+"""Returns the local file of a model, given its SHA-256."""
 
 Factory = Callable[[ExtractorConfig, OpenModel], Extractor]
 """Makes the extractor of a configuration; its `model` and `options` say which."""
@@ -33,16 +33,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Registration:
-    """What is known of an extractor before it is made.
+    """Facts about an extractor before it is made.
 
     Attributes
     ----------
     name : str
     factory : callable
     needs_model : bool
-        There is none without a model file.
+        It needs a model file.
     licence, patents : str
-        As in `Extractor`, whose own words these replace where they are given.
+        As in `Extractor`; if given, they replace its values.
     origin : str
         The distribution that offers it.
     """
@@ -61,7 +61,7 @@ _making = threading.RLock()
 
 
 def _renew_lock() -> None:
-    """Let a forked process not wait for a thread that stayed behind."""
+    """Reset the lock in a forked process, where its owner's thread does not exist."""
     global _making
     _making = threading.RLock()
 
@@ -84,8 +84,8 @@ def register(
     name : str
         As in `ExtractorConfig.name`.
     factory : callable
-        Called with (config, open_model) when the extractor is first asked for, once per process
-        and configuration.
+        Called with (config, open_model) when the extractor is first used, once per process and
+        configuration.
     needs_model, licence, patents
         See `Registration`.
 
@@ -104,12 +104,10 @@ def registration(name: str) -> Registration:
 
     Raises
     ------
-    UnknownNameError
-        Nothing is.
-    ConfigError
+    UnknownNameError There is none. ConfigError
         Another package offers it and cannot be loaded.
     """
-    # Entry points are looked for only when a name is none of ours: it reads every distribution.
+    # Entry points are read only if a name is not built in: that reads every distribution.
     if name in _REGISTERED:
         return _REGISTERED[name]
     offers = _offers().get(name)
@@ -145,7 +143,7 @@ def get_extractor(config: ExtractorConfig, open_model: OpenModel | None = None) 
         It cannot be made: its package, its model or its options are not right.
     """
     found = registration(config.name)
-    # Not what was made before a fork: networks have threads, and these stay behind.
+    # Not an object made before a fork: networks have threads, which a fork does not copy.
     key = (os.getpid(), config.config_id())
     with _making:
         if key not in _made:
@@ -154,7 +152,7 @@ def get_extractor(config: ExtractorConfig, open_model: OpenModel | None = None) 
 
 
 def _make(found: Registration, config: ExtractorConfig, open_model: OpenModel) -> Extractor:
-    """Call a factory and look at what it made."""
+    """Call a factory and check its result."""
     if found.needs_model and not config.model:
         raise ConfigError(
             "extractor", found.name, f"needs its model: write {found.name}:FILE with a model file"
@@ -185,7 +183,7 @@ def _no_store(model: str) -> Path:
 
 
 def warm_up(config: ExtractorConfig, open_model: OpenModel | None = None) -> None:
-    """Compile, or load, what the extractor of a configuration needs, before anybody waits."""
+    """Compile or load what the extractor of a configuration needs, before it is used."""
     get_extractor(config, open_model).warm_up()
 
 
@@ -196,7 +194,7 @@ def warm_up_all() -> None:
             if not registration(name).needs_model:
                 warm_up(ExtractorConfig(name=name))
         except Exception as exc:
-            # Of another package: whatever is wrong there must not keep a worker from starting.
+            # From another package: its errors must not keep a worker from starting.
             if name in _REGISTERED:
                 raise
             _log.warning("extractor %s is left out: %s", name, exc)

@@ -1,4 +1,4 @@
-"""Which keypoints to keep when there are more than wanted."""
+"""Choosing keypoints when there are too many."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 def select_strongest(keypoints: NDArray[np.float32], max_features: int) -> NDArray[np.intp]:
     """Choose the keypoints with the greatest response times size.
 
-    Two thirds of SIFT's keypoints are the smallest there are, a pixel or two. They answer
-    strongly, crowd in fine texture and are lost in another photograph of the same thing. Weighted
-    by size, the chosen ones are found again more often and lie spread over the picture by
-    themselves, as large ones keep their distance (measured in
-    docs/decisions/0003-keypoint-selection.md).
+    Two thirds of SIFT's keypoints have the smallest size, a pixel or two. They have strong
+    responses, crowd in fine texture and are lost in another photograph of the same thing. Weighting
+    by size chooses keypoints that are found again more often and are spread over the picture,
+    because large ones keep their distance (measured in docs/decisions/0003-keypoint-selection.md).
 
     Parameters
     ----------

@@ -75,7 +75,7 @@ class SiftExtractor(Extractor):
         Returns
         -------
         ndarray of shape (N, 128), float32
-            A row of zeros, which SIFT does not make, stays one.
+            A row of zeros, which SIFT does not produce, stays zero.
         """
         values = descriptors.astype(np.float32)
         sums = values.sum(axis=1, keepdims=True)

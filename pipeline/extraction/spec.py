@@ -1,4 +1,4 @@
-"""``--extractor``: what people write, and the configuration that it means."""
+"""``--extractor``: from its text to a configuration."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def parse_extractor(spec: str, base: ExtractorConfig) -> tuple[ExtractorConfig, 
     Parameters
     ----------
     spec : str
-        Name of an extractor. What follows a colon is its model file, whose options stand beside it
-        in a TOML file of the same stem; of one that has no model, its options: ``name=value`` with
-        commas between, values as in JSON, where quotes of a text can be left out.
+        Name of an extractor. After a colon comes its model file, with options in a TOML file of the
+        same stem beside it. For an extractor without a model, options follow: ``name=value``,
+        separated by commas, values as in JSON (quotes may be omitted).
     base : ExtractorConfig
         Gives all other settings (sizes, counts).
 
