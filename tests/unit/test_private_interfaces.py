@@ -6,6 +6,7 @@ An upgrade that changes one fails here.
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import signal
 import threading
@@ -113,12 +114,15 @@ def test_a_command_that_cannot_be_started_stops_the_others(tmp_path: Path) -> No
     assert "long stopped (rc=-15)" in (tmp_path / "log").read_text()
 
 
-def _imports(path: Path) -> Iterator[str]:
+@functools.cache
+def _imports(path: Path) -> frozenset[str]:
+    found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(found)
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,8 @@ def evaluate(
     subsets: Annotated[
         str,
         typer.Option(
+            "--subsets",
+            "--parts",  # its former name, and that of the key in groundtruth.json
             metavar="NAME,NAME...",
             help="Only these subsets: their queries, their right answers, all distractors.",
             show_default=False,
