@@ -319,6 +319,7 @@ class Settings:
         home = (
             Path(env.text("VANTAGE_HOME", str(user_data_path("vantage")))).expanduser().absolute()
         )
+        # One flat list, in the order of the fields: easier to check than several shorter ones.
         settings = cls(
             home=home,
             store=env.text("VANTAGE_STORE", str(home / "store")),

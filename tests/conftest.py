@@ -21,12 +21,26 @@ hypothesis.settings.register_profile("short", derandomize=True, deadline=None, m
 hypothesis.settings.register_profile("long", print_blob=True, deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("long" if LONG else "short")
 
-_LONGEST = ("test_recovery", "test_up", "test_compaction_by_workers", "test_docs", "test_wheel")
+_LONGEST = (
+    "test_compaction_by_workers",
+    "test_docs",
+    "test_cli",
+    "test_recovery",
+    "test_up",
+    "test_compaction",
+    "test_rebuild_extractor",
+    "test_search_faults",
+    "test_index_jobs",
+    "test_demo_command",
+    "test_kernels",
+    "test_cli_local",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that none is left for one process at the end."""
-    items.sort(key=lambda item: item.path.stem not in _LONGEST)
+    place = {name: i for i, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 @pytest.fixture(scope="session", autouse=True)

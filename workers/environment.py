@@ -33,6 +33,7 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
     source = os.environ if base is None else base
     env = {name: value for name, value in source.items() if not name.startswith("VANTAGE_")}
     groups = settings.serve_groups
+    # One flat list, in the order of `Settings.from_env`.
     values: dict[str, object] = {
         "HOME": settings.home,
         "STORE": settings.store,

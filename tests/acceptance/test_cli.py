@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from gates import EXTRACTOR, Gate
+from heavy import long_only
 from PIL import Image
 from sqlalchemy.orm import Session
 
@@ -134,7 +135,9 @@ def job_states(home: Path) -> list[str]:
         return [job.state for job in list_jobs(session)]
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "sign", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=long_only)], ids=["Ctrl-C", "kill"]
+)
 def test_a_local_index_that_was_stopped_goes_on_and_extracts_nothing_twice(
     home: Path, photos: Path, eventually: Eventually, gate: Gate, sign: signal.Signals
 ) -> None:

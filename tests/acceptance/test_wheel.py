@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from heavy import LONG
+from heavy import LONG, long_only
 
 skimage = pytest.importorskip("skimage", reason="the sample photographs come with scikit-image")
 
@@ -127,6 +127,7 @@ def test_celerys_own_settings_and_command_work_where_the_wheel_is_installed(vant
     assert "no-queue-was-given" in out
 
 
+@long_only
 def test_the_installed_command_runs_everything_and_stops_on_ctrl_c(
     vantage, photographs, eventually
 ):

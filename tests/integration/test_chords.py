@@ -16,6 +16,7 @@ import psutil
 import pytest
 from celery import chord
 from celery.result import AsyncResult
+from heavy import long_only
 
 from pipeline.config import Settings
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
@@ -156,6 +157,7 @@ def test_a_chord_outlives_the_worker_that_is_killed_in_the_middle_of_a_part(
     assert site.redis.llen("collected") == 1
 
 
+@long_only
 def test_a_pool_process_that_dies_has_its_part_run_again_within_seconds(
     site: Site, eventually: Eventually
 ) -> None:
@@ -167,6 +169,7 @@ def test_a_pool_process_that_dies_has_its_part_run_again_within_seconds(
     assert site.redis.llen(site.tasks.RUNS) == 2
 
 
+@long_only
 def test_a_stopped_worker_puts_back_what_it_had_begun(site: Site, eventually: Eventually) -> None:
     with site.worker("pool", "extract", pool="prefork") as worker:
         result = chord([site.tasks.part.s(5, held=True)])(site.tasks.collect.s())
@@ -198,6 +201,7 @@ def test_a_worker_without_a_database_says_why_it_does_not_start(site: Site) -> N
     assert "VANTAGE_DATABASE_URL" in (site.settings.home / "w.log").read_text()
 
 
+@long_only
 def test_a_worker_ends_when_the_process_that_runs_everything_is_gone(
     site: Site, eventually: Eventually
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from heavy import long_only
 from sites import files_below, found_names, make_settings
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
@@ -198,6 +199,7 @@ def test_a_large_model_and_one_whose_rebuild_failed_are_not_trained_again(
         assert due[0] is COMPACT
 
 
+@long_only
 def test_a_model_of_as_many_descriptors_as_the_sample_takes_is_not_trained_again(
     folder: Path, small_photographs: dict[str, bytes], settings: Settings
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from heavy import long_only
 from sites import (
     Eventually,
     files_below,
@@ -134,6 +135,7 @@ def test_small_segments_are_merged_after_an_index_job_and_all_by_hand(
         assert answers(same, folder) == before
 
 
+@long_only
 def test_workers_train_a_model_of_the_first_images_alone_again(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
@@ -277,6 +279,7 @@ def test_indexing_and_searching_go_on_while_workers_merge(
             assert found_names(collection.search(folder / f"{name}.png"))[0] == name
 
 
+@long_only
 def test_a_compaction_goes_on_after_the_group_worker_was_killed(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
@@ -351,6 +354,7 @@ def test_a_repeated_message_leaves_a_part_to_its_worker(
     eventually(lambda: part(0).state == "done")
 
 
+@long_only
 def test_a_message_that_comes_again_does_what_a_dead_worker_had(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:

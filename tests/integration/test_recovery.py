@@ -218,6 +218,7 @@ def test_a_job_goes_on_after_the_extraction_worker_was_killed(
     job.assert_completes(undisturbed)
 
 
+@long_only
 def test_a_job_goes_on_after_the_group_worker_was_killed(
     stack: Stack,
     settings: Settings,
@@ -294,6 +295,7 @@ def _foreign_redis(port: int, log: Path) -> subprocess.Popen[bytes]:
         )
 
 
+@long_only
 def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
     stack: Stack,
     settings: Settings,

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bombs import many_scans
+from heavy import long_only
 from PIL import Image
 from sites import make_settings
 
@@ -213,6 +214,7 @@ def _registered_job(resources: Resources, folder: Path) -> str:
     return job.id
 
 
+@long_only
 def test_workers_hand_a_slow_batch_on_by_messages_and_end_it(
     tmp_path: Path, photographs: Path
 ) -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from heavy import long_only
 from sites import Eventually
 from toy_kind import TOY, TRIES, TROUBLE
 
@@ -116,6 +117,7 @@ def test_it_is_done_by_workers(context: Context, eventually: Eventually) -> None
     _require_done(_progress(context.resources, job))
 
 
+@long_only
 @pytest.mark.usefixtures("worker")
 def test_parts_without_retries_left_are_planned_again_after_the_failure(
     context: Context, eventually: Eventually

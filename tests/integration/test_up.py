@@ -26,7 +26,7 @@ from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.heartbeats import groups_served, live_workers
-from workers.embedded import discover_redis_url
+from workers.embedded import EmbeddedRedis, discover_redis_url
 from workers.environment import environment
 from workers.redis_url import RedisAddress
 from workers.stack import Stack
@@ -159,27 +159,51 @@ def test_flower_answers_on_the_loopback_address_alone_and_changes_nothing(stack:
     caught.value.close()
 
 
-def test_flower_with_a_password_refuses_others(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Beside that: a folder of the user's that bears our name is not imported.
-    (tmp_path / "workers").mkdir()
-    (tmp_path / "workers" / "__init__.py").write_text("raise SystemExit('theirs')")
-    monkeypatch.chdir(tmp_path)
-    settings = dataclasses.replace(settings, flower_password="to, the: point")
-    with Stack(settings) as stack:
-        assert stack.ready is not None
-        url = f"{stack.ready.flower_url}/api/tasks"
-        with pytest.raises(urllib.error.HTTPError) as caught:
-            urllib.request.urlopen(url, timeout=600)
-        assert caught.value.code == 401
-        caught.value.close()
-        token = base64.b64encode(b"vantage:to, the: point").decode()
-        request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})
-        with urllib.request.urlopen(request, timeout=600) as answer:
-            assert answer.status == 200
-        shown = [" ".join(p.cmdline()) for p in _family(stack.pid)]
-        assert [line for line in shown if "to, the" in line] == []
+@pytest.fixture(scope="module")
+def special(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """One with a password, a Redis of others and few groups, started beside a folder of our name.
+
+    The folder is not imported.
+    """
+    folder = tmp_path_factory.mktemp("special")
+    (folder / "workers").mkdir()
+    (folder / "workers" / "__init__.py").write_text("raise SystemExit('theirs')")
+    variables = {"VANTAGE_HOME": str(folder / "home"), "VANTAGE_FLOWER_PORT": "0"}
+    with EmbeddedRedis(folder) as server, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        settings = dataclasses.replace(
+            Settings.from_env(variables),
+            redis_url=server.url,
+            serve_groups=(2, 3),
+            flower_password="to, the: point",
+        )
+        with Stack(settings) as started:
+            yield started
+            started.stop()
+        assert server.pid is not None, "a Redis that is not ours was stopped"
+
+
+def test_flower_with_a_password_refuses_others(special: Stack) -> None:
+    assert special.ready is not None
+    url = f"{special.ready.flower_url}/api/tasks"
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(url, timeout=600)
+    assert caught.value.code == 401
+    caught.value.close()
+    token = base64.b64encode(b"vantage:to, the: point").decode()
+    request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        assert answer.status == 200
+    shown = [" ".join(p.cmdline()) for p in _family(special.pid)]
+    assert [line for line in shown if "to, the" in line] == []
+
+
+def test_only_the_given_groups_are_served_with_a_redis_of_others(special: Stack) -> None:
+    engine = create_metadata_engine(special.settings.database_url)
+    with session_scope(engine, write=False) as session:
+        assert set(groups_served(session, time.time(), 600)) == {2, 3}
+    engine.dispose()
+    assert not (special.settings.home / "run" / "redis.json").exists()
 
 
 def test_flower_open_to_the_network_needs_a_password(settings: Settings) -> None:
@@ -188,6 +212,7 @@ def test_flower_open_to_the_network_needs_a_password(settings: Settings) -> None
         run_up(settings)
 
 
+@long_only
 def test_a_process_that_cannot_start_stops_everything_and_is_named(
     settings: Settings,
 ) -> None:
@@ -198,22 +223,6 @@ def test_a_process_that_cannot_start_stops_everything_and_is_named(
         with pytest.raises(StateError, match=r"flower ended with .*; stopping everything"):
             Stack(settings).start()
     assert discover_redis_url(settings) is None
-
-
-def test_only_the_given_groups_are_served_with_a_redis_of_others(
-    settings: Settings, redis_url: str
-) -> None:
-    settings = dataclasses.replace(settings, redis_url=redis_url, serve_groups=(2, 3))
-    with Stack(settings) as stack:
-        engine = create_metadata_engine(settings.database_url)
-        with session_scope(engine, write=False) as session:
-            assert set(groups_served(session, time.time(), 600)) == {2, 3}
-        engine.dispose()
-        assert not (settings.home / "run" / "redis.json").exists()
-        stack.stop()
-    client = RedisAddress.parse(redis_url).client()
-    assert client.ping(), "a Redis that is not ours was stopped"
-    client.close()
 
 
 @long_only
