@@ -41,7 +41,6 @@ from workers.keys import KEEP_S, KEYS
 __all__ = ["WorkersDriver", "WorkersSearch"]
 
 _BLOCK_S = 1.0
-_LOOK_EVERY_S = 1.0
 
 
 class WorkersSearch:
@@ -77,7 +76,7 @@ class WorkersSearch:
             The search ended with this error (for instance, the image cannot be read).
         """
         until = time.monotonic() + timeout
-        look_at: float | None = time.time() + _LOOK_EVERY_S
+        look_at: float | None = time.time() + searches.LOOK_EVERY_S
         with _broker(self.context):
             while (results := searches.fetch_results(self.context.redis, self.id)) is None:
                 left = until - time.monotonic()
@@ -86,7 +85,7 @@ class WorkersSearch:
                 _block(self.context, self.id, left)
                 # As the supervisor does, which may be in a worker that has died.
                 if look_at is not None and (now := time.time()) >= look_at:
-                    look_at = now + _LOOK_EVERY_S
+                    look_at = now + searches.LOOK_EVERY_S
                     with contextlib.suppress(TransientError):
                         look_at = searches.look_after(self.context, self.id, now)
             return only(results)
