@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pipeline.errors import InputError, NoFeaturesError
+from pipeline.errors import InputError, NoFeaturesError, UnknownNameError
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.holdings import held_contents
 from pipeline.metadata.records import VersionRecord
@@ -16,7 +16,7 @@ from pipeline.records import FusedResult, SearchResult
 from pipeline.resources import Resources
 from pipeline.retrieval.fuse import fuse
 
-__all__ = ["answer_or_nothing", "fuse_answers", "fuse_images", "require_different"]
+__all__ = ["answer_or_error", "fuse_answers", "fuse_images", "require_different"]
 
 
 def require_different(names: Sequence[str]) -> None:
@@ -31,11 +31,13 @@ def require_different(names: Sequence[str]) -> None:
         )
 
 
-def answer_or_nothing(search: Callable[[], SearchResult]) -> SearchResult | NoFeaturesError:
-    """Return a collection's answer, or the error if its extractor finds no keypoint."""
+def answer_or_error(search: Callable[[], SearchResult]) -> SearchResult | InputError:
+    """Return a collection's answer, or the error if it cannot use the image."""
     try:
         return search()
-    except NoFeaturesError as error:
+    except UnknownNameError:
+        raise
+    except InputError as error:
         return error
 
 
@@ -69,21 +71,16 @@ def _fuse_image(
     top: int,
 ) -> FusedResult | InputError:
     """Fuse the answers to one image, or return the error if it cannot be used."""
-    usable: list[SearchResult | NoFeaturesError] = []
-    for answer in answers:
-        if not isinstance(answer, SearchResult | NoFeaturesError):
-            return answer
-        usable.append(answer)
     try:
-        return fuse_answers(resources, versions, usable, top)
-    except NoFeaturesError as error:
+        return fuse_answers(resources, versions, answers, top)
+    except InputError as error:
         return error
 
 
 def fuse_answers(
     resources: Resources,
     versions: Sequence[VersionRecord],
-    answers: Sequence[SearchResult | NoFeaturesError],
+    answers: Sequence[SearchResult | InputError],
     top: int,
 ) -> FusedResult:
     """Fuse the answers of several collections.
@@ -94,18 +91,22 @@ def fuse_answers(
         Tells which images a collection does not hold.
     versions : sequence of VersionRecord
         Of the collections, in their order.
-    answers : sequence of SearchResult or NoFeaturesError
+    answers : sequence of SearchResult or InputError
         A collection whose extractor finds no keypoint in the query counts as an empty answer.
     top : int
 
     Raises
     ------
-    NoFeaturesError
-        No extractor finds a keypoint.
+    InputError
+        The image cannot be used: no extractor finds a keypoint, say.
     """
     found_any = [answer for answer in answers if isinstance(answer, SearchResult)]
-    if not found_any:
-        raise next(answer for answer in answers if isinstance(answer, NoFeaturesError))
+    # A file that cannot be read is an error everywhere but where the collection has the same file.
+    known = any("error" in answer.query for answer in found_any)
+    passed_over = (InputError if known else NoFeaturesError) if found_any else ()
+    for answer in answers:
+        if isinstance(answer, InputError) and not isinstance(answer, passed_over):
+            raise answer
     results = [
         answer if isinstance(answer, SearchResult) else _nothing(version, found_any[0])
         for version, answer in zip(versions, answers, strict=True)
@@ -121,13 +122,14 @@ def fuse_answers(
 
 def _nothing(version: VersionRecord, other: SearchResult) -> SearchResult:
     """Return the empty answer of an extractor that finds no keypoint in the query."""
+    query = {name: value for name, value in other.query.items() if name != "error"}
     return SearchResult(
         matches=(),
         complete=True,
         missing_groups=(),
         plan={},
         timings={},
-        query={**other.query, "descriptors": 0},
+        query={**query, "descriptors": 0},
         collection=version.collection,
         version=version.number,
         extractor=version.extractor.name,

@@ -7,6 +7,7 @@ database and store: one can search what the other has indexed.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -21,7 +22,13 @@ from pipeline import indexing
 from pipeline.abandoned_jobs import end_abandoned_jobs, this_process
 from pipeline.config import Settings
 from pipeline.driver import JobHandle, Report
-from pipeline.errors import InputError, MissingRootError, StateError, VantageError
+from pipeline.errors import (
+    IndexNotBuiltError,
+    InputError,
+    MissingRootError,
+    StateError,
+    VantageError,
+)
 from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
 from pipeline.metadata import jobs, parts
@@ -37,6 +44,7 @@ from pipeline.searching import (
     only,
     scan_group,
     search_images,
+    search_unbuilt,
     searched_groups,
 )
 
@@ -143,7 +151,10 @@ class LocalDriver:
     ) -> list[SearchResult | InputError]:
         """Search for several images in one pass; the answer for an unusable image is its error."""
         resources, pool = self.resources, self._pool
-        version = resources.current_version(collection)
+        try:
+            version = resources.current_version(collection)
+        except IndexNotBuiltError:
+            return search_unbuilt(resources, collection, images)
 
         def answer(batch: Batch) -> list[SearchResult]:
             started = time.perf_counter()
@@ -159,7 +170,8 @@ class LocalDriver:
 
     def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> LocalSearch:
         """Begin a search in a thread and return at once."""
-        self.resources.current_version(collection)
+        with contextlib.suppress(IndexNotBuiltError):
+            self.resources.current_version(collection)
 
         def search() -> SearchResult:
             return only(self.search(collection, [image], request))

@@ -94,6 +94,9 @@ class Match:
     found_by : tuple of FoundBy
         In the answer of several collections (`FusedResult`): one for each, in their order; then
         `score` is the fused score and `votes` the sum. Empty in the answer of one collection.
+    same_file : bool
+        The image has the very bytes that were asked with. It comes first, whatever its score; the
+        score is 0 if the image has no features.
     """
 
     rank: int
@@ -104,6 +107,7 @@ class Match:
     width: int
     height: int
     found_by: tuple[FoundBy, ...] = ()
+    same_file: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-serialisable values; ``found_by`` only if it is not empty."""
@@ -115,6 +119,7 @@ class Match:
             "votes": self.votes,
             "width": self.width,
             "height": self.height,
+            "same_file": self.same_file,
         }
         if self.found_by:
             values["found_by"] = [asdict(found) for found in self.found_by]
@@ -144,7 +149,8 @@ class SearchResult:
     Attributes
     ----------
     matches : tuple of Match
-        Best first.
+        Best first; before all others the image that has the very bytes of the query
+        (`Match.same_file`).
     complete : bool
         False if a group did not answer before the deadline.
     missing_groups : tuple of int
@@ -156,7 +162,8 @@ class SearchResult:
         Milliseconds per stage. If several images were searched for together, only ``extract`` and
         ``plan`` belong to this image; the others belong to all.
     query : dict
-        ``descriptors`` (number), ``width``, ``height``, ``digest``.
+        ``descriptors`` (number), ``width``, ``height``, ``digest``. If the file has no features but
+        the collection has the same file: ``error``, which says why, and no plan.
     collection : str
     version : int
     extractor : str

@@ -48,6 +48,7 @@ class _Shown:
     thumbnail: str | None
     right: bool
     found_by: tuple[str, ...]
+    same_file: bool
 
 
 @dataclass(frozen=True)
@@ -267,6 +268,8 @@ def _facts(result: SearchResult) -> list[str]:
     """Say in a few words what the search did."""
     plan: dict[str, Any] = result.plan
     facts = []
+    if "error" in result.query:
+        facts.append(displayable(f"not searched further: {result.query['error']['message']}"))
     if "cells" in plan and "cells_probed" in plan:
         facts.append(f"{plan['cells_probed']:,.4g} of {plan['cells']:,} cells")
     if "scanned_share" in plan:
@@ -303,6 +306,7 @@ def _match(
             displayable(f"{label} {_said(found)}")
             for label, found in zip(labels, match.found_by, strict=False)
         ),
+        same_file=match.same_file,
     )
 
 

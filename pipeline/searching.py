@@ -1,8 +1,8 @@
 """The steps of a search: where extraction, index, retrieval and metadata meet.
 
-``extract_query``, ``plan_query`` for every image, ``join_batches`` -> ``scan_group`` for every
-group of the plan (map) -> ``finish_batch`` (reduce). `pipeline.local` calls them in a loop,
-`workers.tasks` one a message. A search of one image is a batch of one.
+``prepare_query`` for every image (``extract_query``, ``plan_query``), ``join_batches`` ->
+``scan_group`` for every group of the plan (map) -> ``finish_batch`` (reduce). `pipeline.local`
+calls them in a loop, `workers.tasks` one a message. A search of one image is a batch of one.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import ExtractorConfig, digest
-from pipeline.decoders import open_query
-from pipeline.errors import InputError, UnknownNameError
+from pipeline.decoders import QueryFile, decode_query, read_query
+from pipeline.errors import IndexNotBuiltError, InputError, UnknownNameError
 from pipeline.explain import explain
 from pipeline.extraction.features import extract_decoded
 from pipeline.index.kernels import PATH
@@ -36,6 +36,7 @@ from pipeline.retrieval.pairs import Pairs, pairs_of
 from pipeline.retrieval.plan import QueryPlan, make_plan
 from pipeline.retrieval.scan import scan_opened
 from pipeline.retrieval.score import make_matches, rank_images
+from pipeline.same_file import answer_same_file, answer_without_version, same_images
 
 Answer = TypeVar("Answer", SearchResult, FusedResult)
 ImageSource = str | Path | bytes | NDArray[Any]
@@ -68,16 +69,14 @@ class QueryFeatures:
     extract_ms: float
 
 
-def extract_query(
-    resources: Resources, wanted: ExtractorConfig, source: ImageSource
-) -> QueryFeatures:
+def extract_query(resources: Resources, wanted: ExtractorConfig, query: QueryFile) -> QueryFeatures:
     """Extract a query image's features.
 
     Parameters
     ----------
     resources : Resources
     wanted : ExtractorConfig
-    source : image
+    query : QueryFile
 
     Raises
     ------
@@ -87,12 +86,10 @@ def extract_query(
     started = time.perf_counter()
     extractor = resources.extractor(wanted)
     limits = resources.settings.image_limits
-    image, content = open_query(
-        source, limits=limits, max_side=wanted.max_side, color=extractor.color
-    )
+    image = decode_query(query, limits=limits, max_side=wanted.max_side, color=extractor.color)
     features = extract_decoded(image, extractor, wanted.query_max_features)
     return QueryFeatures(
-        digest(content, wanted.to_dict()),
+        digest(query.sha256, wanted.to_dict()),
         features.width,
         features.height,
         np.ascontiguousarray(features.keypoints[:, :4], np.float32),
@@ -107,6 +104,7 @@ def plan_query(
     query: QueryFeatures,
     request: SearchRequest,
     threads: int | None = None,
+    same: Sequence[int] = (),
 ) -> Batch:
     """Plan the search for a query image.
 
@@ -120,6 +118,8 @@ def plan_query(
     threads : int, optional
         Number of groups scanned at the same time, for the predicted time. Default: that of a group
         worker.
+    same : sequence of int
+        Images with the very bytes of the query (`pipeline.same_file`).
 
     Returns
     -------
@@ -136,7 +136,7 @@ def plan_query(
     threads = min(threads or resources.settings.group_threads, model.groups)
     return Batch(
         plan,
-        (QueryImage(query.digest, query.width, query.height, len(codes), timings),),
+        (QueryImage(query.digest, query.width, query.height, len(codes), timings, tuple(same)),),
         Workload(len(codes), rows, codes.shape[1], model.tree.cells, one_vector),
         request,
         Machine(PATH, max(1, threads)),
@@ -150,10 +150,28 @@ def prepare_query(
     source: ImageSource,
     request: SearchRequest,
     threads: int | None = None,
-) -> Batch:
-    """Extract a query image's features and plan its search; see `extract_query`, `plan_query`."""
-    query = extract_query(resources, version.extractor, source)
-    return plan_query(resources, version, query, request, threads)
+) -> Batch | SearchResult:
+    """Extract a query image's features and plan its search; see `extract_query`, `plan_query`.
+
+    A file without features is answered at once if the collection has the same file: this is found
+    out first, so that nothing that happens to the picture can hide it.
+
+    Raises
+    ------
+    InputError
+        The image cannot be used, and the collection does not have it.
+    """
+    query = read_query(source, resources.settings.image_limits)
+    same = same_images(resources, version.collection_id, version.number, query)
+    try:
+        features = extract_query(resources, version.extractor, query)
+    except UnknownNameError:
+        raise  # the extractor: no image can do anything about it
+    except InputError as error:
+        if not same:
+            raise
+        return answer_same_file(resources, version, same, error)
+    return plan_query(resources, version, features, request, threads, same)
 
 
 def search_images(
@@ -187,7 +205,7 @@ def search_images(
         In the order of the images; an image that cannot be used has its error instead.
     """
 
-    def prepare(source: ImageSource) -> Batch | InputError:
+    def prepare(source: ImageSource) -> Batch | SearchResult | InputError:
         try:
             return prepare_query(resources, version, source, request, threads)
         except UnknownNameError:
@@ -206,6 +224,34 @@ def search_images(
             for member, result in zip(members, results, strict=True):
                 prepared[places[member]] = result
         found += prepared
+    return found
+
+
+def search_unbuilt(
+    resources: Resources, collection: str, sources: Sequence[ImageSource]
+) -> list[SearchResult | InputError]:
+    """Answer in a collection without a version, which may know the files all the same.
+
+    Parameters
+    ----------
+    resources : Resources
+    collection : str
+    sources : sequence of image
+
+    Raises
+    ------
+    IndexNotBuiltError
+        It does not know one of the files.
+    """
+    queries: list[QueryFile | InputError] = []
+    for source in sources:
+        try:
+            queries.append(read_query(source, resources.settings.image_limits))
+        except InputError as error:
+            queries.append(error)
+    found = answer_without_version(resources, collection, queries)
+    if found is None:
+        raise IndexNotBuiltError(collection)
     return found
 
 
@@ -281,10 +327,14 @@ def finish_batch(
     started = time.perf_counter()
     top = batch.request.top
     rankings = rank_images([scan.block for scan in scans], batch.plan.radius, batch.offsets)
+    same = [_admitted(batch, image.same) for image in batch.images]
     wanted = {int(image) for ranking in rankings for image in ranking.candidates(top)}
+    wanted.update(*same)
     with session_scope(resources.engine, write=False) as session:
         rows = images.image_records(session, list(wanted))
-    matches = [make_matches(ranking, rows, top) for ranking in rankings]
+    matches = [
+        make_matches(ranking, rows, top, same) for ranking, same in zip(rankings, same, strict=True)
+    ]
     spent = {**timings, "rank": (time.perf_counter() - started) * 1e3}
     summary = _plan_summary(version, batch, scans)
     explained = explain(version, batch, scans)
@@ -340,6 +390,12 @@ def find_pairs(
     plan = batch.plan
     found = pairs_of(blocks, plan.radius[start:stop], batch.keypoints[start:stop], rows)
     return {rows[image_id].sha256: pairs for image_id, pairs in found.items()}
+
+
+def _admitted(batch: Batch, images: Sequence[int]) -> list[int]:
+    """Return which images may be answers."""
+    ids = np.array(images, np.uint32)
+    return (ids if batch.filter is None else ids[batch.filter.admits(ids)]).tolist()
 
 
 def _row_count(version: VersionRecord) -> int:

@@ -17,6 +17,7 @@ from pipeline.config import Settings
 from pipeline.driver import JobHandle, Report
 from pipeline.errors import (
     BrokerUnavailableError,
+    IndexNotBuiltError,
     InputError,
     NoWorkersError,
     StateError,
@@ -31,7 +32,7 @@ from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from pipeline.resources import Resources
 from pipeline.retrieval.batch import Batch
-from pipeline.searching import ImageSource, only, search_images
+from pipeline.searching import ImageSource, only, search_images, search_unbuilt
 from pipeline.sources import image_bytes
 from workers import searches
 from workers.context import Context
@@ -192,7 +193,10 @@ class WorkersDriver:
             Redis does not answer, or has lost its data meanwhile.
         """
         context = self.context
-        version = context.resources.current_version(collection)
+        try:
+            version = context.resources.current_version(collection)
+        except IndexNotBuiltError:
+            return search_unbuilt(context.resources, collection, images)
 
         def answer(batch: Batch) -> list[SearchResult]:
             deadline_at = time.time() + request.seconds(context.settings.search_deadline_s)

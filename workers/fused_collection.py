@@ -12,7 +12,7 @@ from typing import Self, Unpack
 from pipeline.config import Settings
 from pipeline.driver import Driver, SearchHandle
 from pipeline.errors import InputError
-from pipeline.fusing import answer_or_nothing, fuse_answers, fuse_images, require_different
+from pipeline.fusing import answer_or_error, fuse_answers, fuse_images, require_different
 from pipeline.metadata import collections
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, FailureRow, VersionRecord
@@ -80,7 +80,7 @@ class FusedSearchHandle:
         until = time.monotonic() + timeout
         return self._fuse(
             answers=[
-                answer_or_nothing(partial(handle.wait, max(0.0, until - time.monotonic())))
+                answer_or_error(partial(handle.wait, max(0.0, until - time.monotonic())))
                 for handle in self._handles
             ]
         )

@@ -24,7 +24,7 @@ from redis import Redis, RedisError
 
 from pipeline import errors
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.errors import TransientError, VantageError
+from pipeline.errors import IndexNotBuiltError, TransientError, VantageError
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.heartbeats import groups_served
 from pipeline.metadata.records import VersionRecord
@@ -171,17 +171,32 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
     wanted = json.loads(text)
     asked = SearchRequest.from_dict(wanted["request"])
     try:
-        from pipeline.searching import prepare_query
-
-        version = context.resources.current_version(wanted["collection"])
-        batch = prepare_query(context.resources, version, image, asked)
+        prepared = _prepare(context, wanted["collection"], image, asked)
     except Exception as exc:
         if not isinstance(exc, VantageError):
             _log.exception("search %s could not be prepared", search_id)
         store_error(redis, search_id, _as_ours(exc))
         return {"error": str(exc)}
+    if isinstance(prepared, SearchResult):
+        _store_result(redis, search_id, {"results": [prepared.to_dict()]})
+        return {"descriptors": 0}
+    version, batch = prepared
     begin(context, search_id, version, batch, wanted["deadline_at"])
     return {"descriptors": len(batch.plan.codes), "plan": batch.plan.kind}
+
+
+def _prepare(
+    context: Context, collection: str, image: bytes, asked: SearchRequest
+) -> tuple[VersionRecord, Batch] | SearchResult:
+    """Extract and plan a query, or answer at once with the same file."""
+    from pipeline.searching import only, prepare_query, search_unbuilt
+
+    try:
+        version = context.resources.current_version(collection)
+    except IndexNotBuiltError:
+        return only(search_unbuilt(context.resources, collection, [image]))
+    prepared = prepare_query(context.resources, version, image, asked)
+    return prepared if isinstance(prepared, SearchResult) else (version, prepared)
 
 
 def _read_batch(redis: Redis, search_id: str) -> Batch | None:

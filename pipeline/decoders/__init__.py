@@ -8,6 +8,14 @@ for callers that do other work before a large image gets its second try.
 
 from pipeline.decoders.decoder import decode, start_early, try_decode
 from pipeline.decoders.process import BudgetExceededError
-from pipeline.decoders.query import open_query
+from pipeline.decoders.query import QueryFile, decode_query, read_query
 
-__all__ = ["BudgetExceededError", "decode", "open_query", "start_early", "try_decode"]
+__all__ = [
+    "BudgetExceededError",
+    "QueryFile",
+    "decode",
+    "decode_query",
+    "read_query",
+    "start_early",
+    "try_decode",
+]

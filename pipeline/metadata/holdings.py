@@ -197,6 +197,39 @@ def held_contents(
     return found
 
 
+def same_content(
+    session: Session, collection_id: int, number: int | None, sha256: str
+) -> list[int]:
+    """Return the images of one content that a version holds, or that it lacks without features.
+
+    Parameters
+    ----------
+    session : Session
+    collection_id : int
+    number : int or None
+        Of the version; None: there is none yet.
+    sha256 : str
+
+    Returns
+    -------
+    list of int
+        Ids, by frame. An image that was registered but failed, or waits for its features or its
+        publication, is among them; one that was removed is not, unless the version still holds it.
+    """
+    held = exists().where(Holding.image_id == Image.id, _holds(number or 0))
+    return list(
+        session.scalars(
+            select(Image.id)
+            .where(
+                Image.collection_id == collection_id,
+                Image.sha256 == sha256,
+                or_(held, Image.state.in_(("pending", "extracted", "failed"))),
+            )
+            .order_by(Image.frame)
+        )
+    )
+
+
 def _open(collection_id: int) -> ColumnElement[bool]:
     """Condition for the holdings of a collection whose rows are in its segments now."""
     return and_(Holding.collection_id == collection_id, Holding.rows_until.is_(None))

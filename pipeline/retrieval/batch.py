@@ -42,6 +42,8 @@ class QueryImage:
     descriptors : int
     timings : dict of str to float
         Milliseconds spent on it alone.
+    same : tuple of int
+        Images of the collection with the very bytes of the query.
     """
 
     digest: str
@@ -49,6 +51,12 @@ class QueryImage:
     height: int
     descriptors: int
     timings: dict[str, float]
+    same: tuple[int, ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> QueryImage:
+        """Inverse of `dataclasses.asdict`, also after a way through JSON."""
+        return cls(**{**values, "same": tuple(values.get("same", ()))})
 
 
 def _no_keypoints() -> NDArray[np.float32]:
@@ -110,7 +118,7 @@ class Batch:
         only = meta.get("filter_only")
         return cls(
             QueryPlan.from_arrays(arrays, meta),
-            tuple(QueryImage(**image) for image in meta["images"]),
+            tuple(QueryImage.from_dict(image) for image in meta["images"]),
             Workload(**meta["workload"]),
             SearchRequest.from_dict(meta["request"]),
             Machine(**meta["machine"]),

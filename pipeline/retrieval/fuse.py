@@ -49,8 +49,9 @@ class _Evidence:
     Attributes
     ----------
     answer : SearchResult
-    listed : dict of str to (Match, float)
-        By SHA-256, with the evidence for the image, in deviations of the noise.
+    listed : dict of str to (Match, float or None)
+        By SHA-256, with the evidence for the image, in deviations of the noise; None for the file
+        that was asked with if it has no features here.
     unlisted : float or None
         Evidence for an image that the collection holds but does not list; None if unknown, because
         groups are missing or the answer is empty.
@@ -59,7 +60,7 @@ class _Evidence:
     """
 
     answer: SearchResult
-    listed: dict[str, tuple[Match, float]]
+    listed: dict[str, tuple[Match, float | None]]
     unlisted: float | None
     lacking: AbstractSet[str]
 
@@ -104,8 +105,9 @@ def fuse(
     Returns
     -------
     FusedResult
-        Ties are broken by SHA-256. A score is ``e / (e + HALF_EVIDENCE)`` of the fused evidence e,
-        0 for what does not stand out of the noise.
+        The file that was asked with is first. Ties are broken by SHA-256. A score is
+        ``e / (e + HALF_EVIDENCE)`` of the fused evidence e, 0 for what does not stand out of the
+        noise.
 
     References
     ----------
@@ -118,7 +120,8 @@ def fuse(
     weighed = [_weigh(result, lack) for result, lack in zip(results, lacks, strict=True)]
     images = {image for one in weighed for image in one.listed}
     evidence = {image: _combine([one.of(image) for one in weighed]) for image in images}
-    order = sorted(images, key=lambda image: (-evidence[image], image))
+    same = {match.image for one in results for match in one.matches if match.same_file}
+    order = sorted(images, key=lambda image: (image not in same, -evidence[image], image))
     matches = tuple(
         _match(image, rank, evidence[image], weighed)
         for rank, image in enumerate(order[:top], start=1)
@@ -153,22 +156,25 @@ def deviations(scores: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _weigh(result: SearchResult, lacking: AbstractSet[str]) -> _Evidence:
     """Turn an answer's scores into evidence."""
-    found = deviations(np.array([match.score for match in result.matches], np.float64))
-    listed = {
-        match.image: (match, float(evidence))
-        for match, evidence in zip(result.matches, found, strict=True)
+    # The file that was asked with is listed even if it has no features: that says nothing of noise.
+    ranked = [match for match in result.matches if match.votes or not match.same_file]
+    found = deviations(np.array([match.score for match in ranked], np.float64))
+    listed: dict[str, tuple[Match, float | None]] = {
+        match.image: (match, None) for match in result.matches
     }
-    knows = result.complete and result.matches
+    for match, evidence in zip(ranked, found, strict=True):
+        listed[match.image] = match, float(evidence)
+    knows = result.complete and ranked
     # An unlisted image is at most as good as the last listed one, and no better than noise.
     unlisted = min(0.0, float(found[-1])) if knows else None
     return _Evidence(result, listed, unlisted, lacking)
 
 
 def _combine(evidence: Sequence[float | None]) -> float:
-    """Return the combined evidence of the collections that have some; at least one has."""
+    """Return the combined evidence of the collections that have some; 0 if none has."""
     known = [value for value in evidence if value is not None]
     # An exactly rounded sum does not depend on the order of the collections.
-    return math.fsum(known) / math.sqrt(len(known))
+    return math.fsum(known) / math.sqrt(max(1, len(known)))
 
 
 def _match(image: str, rank: int, evidence: float, weighed: Sequence[_Evidence]) -> Match:
@@ -184,4 +190,5 @@ def _match(image: str, rank: int, evidence: float, weighed: Sequence[_Evidence])
         width=max(match.width for match in matches),
         height=max(match.height for match in matches),
         found_by=tuple(one.found_by(image) for one in weighed),
+        same_file=any(match.same_file for match in matches),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,6 +65,12 @@ class Ranking:
             return self.images
         tied: NDArray[np.uint32] = self.images[self.scores >= self.scores[top - 1]]
         return tied
+
+
+NOTHING_RANKED = Ranking(
+    np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0, np.int64), full_score=0
+)
+"""Of a query without features."""
 
 
 def rank_blocks(blocks: list[DistanceBlock], radius: NDArray[np.int32]) -> Ranking:
@@ -141,7 +147,9 @@ def voting_pairs(
     return merged.some(kept), gain[kept]
 
 
-def make_matches(ranking: Ranking, rows: Mapping[int, MatchedImage], top: int) -> tuple[Match, ...]:
+def make_matches(
+    ranking: Ranking, rows: Mapping[int, MatchedImage], top: int, same: Collection[int] = ()
+) -> tuple[Match, ...]:
     """Return the answer's images; ties are broken by SHA-256.
 
     Parameters
@@ -150,23 +158,26 @@ def make_matches(ranking: Ranking, rows: Mapping[int, MatchedImage], top: int) -
     rows : mapping of int to image row
         At least the ranking's `Ranking.candidates`; an image without a row is left out.
     top : int
+    same : collection of int
+        Images with the very bytes of the query: they come first, with a score of 0 if they have no
+        features. They too need rows.
     """
-    known = np.flatnonzero(np.isin(ranking.images, np.fromiter(rows, np.uint32, len(rows))))
-    entries = [
-        (-int(ranking.scores[i]), row.sha256, int(ranking.votes[i]), row)
-        for i in known
-        for row in [rows[int(ranking.images[i])]]
-    ]
-    entries.sort(key=lambda entry: entry[:2])
+    found = {
+        int(ranking.images[i]): (int(ranking.scores[i]), int(ranking.votes[i]))
+        for i in np.flatnonzero(np.isin(ranking.images, np.fromiter(rows, np.uint32, len(rows))))
+    }
+    found |= {image: found.get(image, (0, 0)) for image in same if image in rows}
+    order = sorted(found, key=lambda i: (i not in same, -found[i][0], rows[i].sha256))
     return tuple(
         Match(
             rank=rank,
-            image=sha256,
-            locations=row.locations,
-            score=-negative / ranking.full_score,
-            votes=votes,
-            width=row.width or 0,
-            height=row.height or 0,
+            image=rows[image].sha256,
+            locations=rows[image].locations,
+            score=found[image][0] / max(1, ranking.full_score),
+            votes=found[image][1],
+            width=rows[image].width or 0,
+            height=rows[image].height or 0,
+            same_file=image in same,
         )
-        for rank, (negative, sha256, votes, row) in enumerate(entries[:top], start=1)
+        for rank, image in enumerate(order[:top], start=1)
     )

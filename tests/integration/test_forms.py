@@ -152,3 +152,6 @@ def test_a_collection_without_a_usable_image_says_so(
             collection.search(queries[0])
         with pytest.raises(IndexNotBuiltError):
             collection.enqueue_search(queries[0]).wait()
+        known = collection.search(tmp_path / "broken.jpg")
+        assert [match.same_file for match in known.matches] == [True]
+        assert collection.enqueue_search(tmp_path / "broken.jpg").wait() == known

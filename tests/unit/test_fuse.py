@@ -258,3 +258,20 @@ def test_the_score_of_half_evidence_is_a_half() -> None:
     found = fuse([answer("a", scores)]).matches[0]
     assert found.image == "x"
     assert found.score == pytest.approx(0.5, abs=0.01)
+
+
+def test_the_same_file_is_first_and_says_nothing_of_the_noise() -> None:
+    scores = {**noise(30, 0.1, 0.2), "x": 0.9}
+    other = answer("b", scores)
+    known = Match(1, "s", ("/a/s.jpg",), 0.0, 0, 0, 0, same_file=True)
+    alone = replace(answer("a", {}), matches=(known,))
+    found = fuse([alone, other], 50)
+    assert ranked(found) == ["s", *ranked(fuse([other], 50))]
+    assert [match.same_file for match in found.matches[:2]] == [True, False]
+    assert [match.score for match in found.matches[1:]] == [
+        match.score for match in fuse([other], 50).matches
+    ]
+    # It has a low score in one collection and is not known to another.
+    low = Match(1, "n003", (), scores["n003"], 2, 0, 0, same_file=True)
+    moved = [low, *(match for match in other.matches if match.image != "n003")]
+    assert ranked(fuse([replace(other, matches=tuple(moved))], 50))[:2] == ["n003", "x"]

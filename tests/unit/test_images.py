@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from pipeline.config import ImageLimits
-from pipeline.decoders import open_query
+from pipeline.decoders import decode_query, read_query
 from pipeline.errors import ImageReadError, InputError
 from pipeline.images import (
     FAILURE_CODES,
@@ -121,7 +121,7 @@ class TestFormats:
         (tmp_path / "a.png").write_bytes(data)
         sources = [np.asarray(coloured()), data, tmp_path / "a.png"]
         pixels = [
-            open_query(source, limits=LIMITS, max_side=60, color=True)[0].pixels
+            decode_query(read_query(source, LIMITS), limits=LIMITS, max_side=60, color=True).pixels
             for source in sources
         ]
         assert pixels[0].shape == (40, 60, 3)
@@ -421,17 +421,18 @@ class TestArraysAndQueries:
         data = encode(coloured(), "PNG")
         path = tmp_path / "query é\n.png"
         path.write_bytes(data)
-        answers = [open_query(s, limits=LIMITS, max_side=64) for s in (path, str(path), data)]
-        assert {digest for _, digest in answers} == {hash_bytes(data)}
-        assert all(np.array_equal(image.pixels, answers[0][0].pixels) for image, _ in answers)
+        queries = [read_query(source, LIMITS) for source in (path, str(path), data)]
+        assert {query.sha256 for query in queries} == {hash_bytes(data)}
+        images = [decode_query(query, limits=LIMITS, max_side=64) for query in queries]
+        assert all(np.array_equal(image.pixels, images[0].pixels) for image in images)
 
     def test_the_digest_of_an_array_covers_shape_dtype_and_values(self) -> None:
         grey = np.zeros((4, 6), np.uint8)
         others = [grey.reshape(6, 4), grey + np.uint8(1), grey.astype(np.float32)]
-        digests = {open_query(a, limits=LIMITS, max_side=64)[1] for a in [grey, *others]}
+        digests = {read_query(array, LIMITS).sha256 for array in [grey, *others]}
         assert len(digests) == 4
         strided = np.zeros((4, 12), np.uint8)[:, ::2]
-        assert open_query(strided, limits=LIMITS, max_side=64)[1] in digests
+        assert read_query(strided, LIMITS).sha256 in digests
 
     def test_an_identity_is_the_sha256_of_the_bytes(self) -> None:
         assert hash_bytes(b"abc").startswith("ba7816bf8f01cfea414140de5dae2223b00361a3")

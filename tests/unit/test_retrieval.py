@@ -49,7 +49,7 @@ from pipeline.retrieval.plan import (
     plan_work,
 )
 from pipeline.retrieval.scan import scan_opened, scan_segment
-from pipeline.retrieval.score import Ranking, make_matches, rank_blocks
+from pipeline.retrieval.score import NOTHING_RANKED, Ranking, make_matches, rank_blocks
 
 
 def query_codes(seed: int = 15, count: int = 40) -> NDArray[np.int8]:
@@ -522,6 +522,15 @@ def test_ties_are_broken_by_sha256_also_at_the_end_of_the_answer() -> None:
 def test_an_image_without_a_row_is_left_out() -> None:
     matches = make_matches(ranking_of([50, 20, 10]), {0: Row("a"), 2: Row("b")}, 5)
     assert [(m.rank, m.image) for m in matches] == [(1, "a"), (2, "b")]
+
+
+def test_the_same_file_is_first_whatever_its_score_and_without_any() -> None:
+    rows = {number: Row(name) for number, name in enumerate("abcd")}
+    for same, wanted in ((2, ["c", "a"]), (3, ["d", "a"]), (9, ["a", "b"])):
+        matches = make_matches(ranking_of([50, 20, 10]), rows, 2, [same])
+        assert [match.image for match in matches] == wanted
+        assert [match.same_file for match in matches] == [same in rows, False]
+    assert make_matches(NOTHING_RANKED, rows, 5, [3])[0].score == 0
 
 
 def test_equal_images_tie() -> None:

@@ -45,6 +45,7 @@ curl -s https://example.org/photo.jpg | vantage search holiday -
     """
 Several images are searched for in one pass over the index. Score: 0 to 1, the share of the query's
 evidence that an image collects. Votes: how many features of the query match one of the image.
+The file that was asked with is first and marked "same file", whatever its score.
 With --fuse, the score says how far an image stands out of the noise of all answers together, and
 each extractor has a column with its rank and score ("-": the image is not among its best 200, or
 has no likeness). Exit code 4: some groups of the index did not answer.
@@ -241,15 +242,18 @@ def _said(found: FoundBy) -> str:
 
 
 def _places(match: Match) -> str:
-    """Return the first location of a match, and how many more there are."""
+    """Return the first location of a match, how many more there are, and what it is."""
     first = match.locations[0] if match.locations else f"(no file left) {match.image[:12]}"
     more = len(match.locations) - 1
-    return f"[+{more} more] {first}" if more > 0 else first
+    about = [*(["same file"] if match.same_file else []), *([f"+{more} more"] if more > 0 else [])]
+    return f"[{', '.join(about)}] {first}" if about else first
 
 
 def describe(result: SearchResult) -> str:
     """Return which plan ran, how much it computed, how long it took, and what is missing."""
     plan = result.plan
+    if "error" in result.query:
+        return f"not searched further: {displayable(result.query['error']['message'])}"
     if not plan:
         return "found no keypoint in the query"
     cells = (
