@@ -22,6 +22,7 @@ from typing import Any, Literal, Self, cast, get_args
 
 from platformdirs import user_data_path
 
+from pipeline.addresses import absolute_database, absolute_store, sqlite_address
 from pipeline.errors import ConfigError
 
 MAX_GROUPS = 16
@@ -322,9 +323,11 @@ class Settings:
         # One flat list, in the order of the fields: easier to check than several shorter ones.
         settings = cls(
             home=home,
-            store=env.text("VANTAGE_STORE", str(home / "store")),
+            store=absolute_store(env.text("VANTAGE_STORE", str(home / "store"))),
             local=Path(env.text("VANTAGE_LOCAL", str(home / "local"))).expanduser().absolute(),
-            database_url=env.text("VANTAGE_DATABASE_URL", f"sqlite:///{home / 'vantage.sqlite'}"),
+            database_url=absolute_database(
+                env.text("VANTAGE_DATABASE_URL", sqlite_address(home / "vantage.sqlite"))
+            ),
             redis_url=env.text("VANTAGE_REDIS_URL", "") or None,
             image_roots=env.folders("VANTAGE_IMAGE_ROOTS", "/"),
             host=env.text("VANTAGE_HOST", socket.gethostname()),

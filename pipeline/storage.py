@@ -25,6 +25,7 @@ import fsspec
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from pipeline.addresses import store_folder
 from pipeline.arrays import ArrayFile, write_arrays
 from pipeline.errors import ConfigError, CorruptFileError, StateError, StorageUnavailableError
 
@@ -82,7 +83,7 @@ class Storage:
     Parameters
     ----------
     store : str
-        Directory or fsspec URL shared by all hosts.
+        Directory or fsspec URL shared by all hosts; an absolute path is taken as it is written.
     local : Path
         Directory of this host.
 
@@ -94,8 +95,12 @@ class Storage:
 
     def __init__(self, store: str, local: Path) -> None:
         self.local = local
+        folder = store_folder(store)
         try:
-            self._fs, root = fsspec.core.url_to_fs(store)
+            if folder is None:
+                self._fs, root = fsspec.core.url_to_fs(store)
+            else:  # not by its name: fsspec would read ``::`` in it
+                self._fs, root = fsspec.filesystem("file"), folder
         except (ValueError, ImportError) as exc:
             allowed = f"must be a directory or a URL that fsspec can open here ({exc})"
             raise ConfigError("VANTAGE_STORE", store, allowed) from exc

@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
 from pipeline.errors import StateError, VantageError
 from workers.compiled import note_compiled
@@ -147,11 +148,11 @@ def _redis(settings: Settings) -> Iterator[Check]:
 
 
 def _database(settings: Settings) -> Iterator[Check]:
-    from pipeline.metadata.engine import create_metadata_engine, schema_revision
+    from pipeline.metadata.engine import create_metadata_engine, schema_revision, shown
     from pipeline.metadata.models import SCHEMA_REVISION
 
-    sqlite = settings.database_url.removeprefix("sqlite:///")
-    if sqlite != settings.database_url and not Path(sqlite).exists():
+    sqlite = sqlite_file(settings.database_url)
+    if sqlite and not Path(sqlite).exists():
         yield Check("database", True, f"none yet; `vantage up` makes {sqlite}")
         return
     engine = create_metadata_engine(settings.database_url)
@@ -159,7 +160,7 @@ def _database(settings: Settings) -> Iterator[Check]:
         found = schema_revision(engine)
     finally:
         engine.dispose()
-    detail = f"{engine.url.render_as_string(hide_password=True)}, schema {found or 'none'}"
+    detail = f"{shown(engine.url)}, schema {found or 'none'}"
     remedy = "" if found == SCHEMA_REVISION else f"this program needs {SCHEMA_REVISION}: "
     remedy += "run `vantage migrate`" if remedy else ""
     yield Check("database", not remedy, detail, remedy)
@@ -169,10 +170,10 @@ def _directories(settings: Settings) -> Iterator[Check]:
     """Home, store and local copies: writable, with free space."""
     places = {"home": str(settings.home), "store": settings.store, "local": str(settings.local)}
     for name, place in places.items():
-        if "://" in place and not place.startswith("file://"):
+        path = store_folder(place)
+        if path is None:
             yield Check(name, True, f"{place} (not checked from here)")
             continue
-        path = Path(place.removeprefix("file://"))
         existing = next(p for p in (path, *path.parents) if p.exists())
         try:
             with tempfile.TemporaryFile(dir=existing):
@@ -250,8 +251,8 @@ def _workers(settings: Settings) -> Iterator[Check]:
     from pipeline.metadata.engine import create_metadata_engine, session_scope
     from pipeline.metadata.heartbeats import live_workers
 
-    sqlite = settings.database_url.removeprefix("sqlite:///")
-    if sqlite != settings.database_url and not Path(sqlite).exists():
+    sqlite = sqlite_file(settings.database_url)
+    if sqlite and not Path(sqlite).exists():
         yield Check("workers", True, "none: `vantage up` starts them")
         return
     engine = create_metadata_engine(settings.database_url)

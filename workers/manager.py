@@ -68,7 +68,11 @@ class LogPrinter(Printer):
         super().__init__(output=self)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._handler = logging.handlers.RotatingFileHandler(
-            path, maxBytes=_LOG_BYTES, backupCount=_LOG_FILES, encoding="utf-8"
+            path,
+            maxBytes=_LOG_BYTES,
+            backupCount=_LOG_FILES,
+            encoding="utf-8",
+            errors="backslashreplace",  # a path may have bytes that are not UTF-8
         )
         self._handler.setFormatter(logging.Formatter("%(message)s"))
         self._say = say

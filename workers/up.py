@@ -27,7 +27,7 @@ from honcho.environ import parse_procfile
 
 from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError, VantageError
-from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
+from pipeline.metadata.engine import create_metadata_engine, session_scope, shown, upgrade
 from pipeline.metadata.heartbeats import live_workers
 from workers.compiled import are_compiled
 from workers.dashboard import check_flower_settings, flower_file
@@ -259,7 +259,7 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
         upgrade(engine)
     finally:
         engine.dispose()
-    say(f"Database: {engine.url.render_as_string(hide_password=True)}")
+    say(f"Database: {shown(engine.url)}")
 
 
 def _warm(settings: Settings, env: dict[str, str], say: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
+from pipeline.addresses import sqlite_file
 from pipeline.errors import ConfigError, DatabaseUnavailableError, SchemaVersionError, StateError
 from pipeline.metadata.models import SCHEMA_REVISION
 
@@ -44,7 +45,8 @@ def create_metadata_engine(url: str) -> Engine:
     Parameters
     ----------
     url : str
-        ``sqlite:///FILE`` (the file's folder is made) or ``postgresql://USER:PASSWORD@HOST/NAME``.
+        ``sqlite:///FILE`` (a path as it is written; its folder is made) or
+        ``postgresql://USER:PASSWORD@HOST/NAME``.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def create_metadata_engine(url: str) -> Engine:
     except ModuleNotFoundError as error:
         raise ConfigError(
             _SETTING,
-            parsed.render_as_string(),
+            shown(parsed),
             "needs the PostgreSQL driver: pip install 'vantage-cbir[postgresql]'",
         ) from error
 
@@ -80,18 +82,28 @@ def parse_url(url: str) -> URL:
         Not an address of a SQLite file or of PostgreSQL.
     """
     allowed = "must be sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME"
+    path = sqlite_file(url)
+    if path is not None:
+        if not path or path == ":memory:":
+            raise ConfigError(_SETTING, url, "must name a file: several processes share it")
+        return URL.create("sqlite+pysqlite", database=path)
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         # The text is not shown: it may contain a password that cannot be removed.
         raise ConfigError(_SETTING, "(not readable)", allowed) from None
-    if parsed.drivername in ("sqlite", "sqlite+pysqlite"):
-        if not parsed.database or parsed.database == ":memory:":
-            raise ConfigError(_SETTING, url, "must name a file: several processes share it")
-        return parsed.set(drivername="sqlite+pysqlite")
+    if parsed.get_backend_name() == "sqlite":
+        raise ConfigError(_SETTING, url, "must name a file: several processes share it")
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
-    raise ConfigError(_SETTING, parsed.render_as_string(), allowed)
+    raise ConfigError(_SETTING, shown(parsed), allowed)
+
+
+def shown(url: URL) -> str:
+    """Return an address for people, without its password; a path as it is written."""
+    if url.get_backend_name() == "sqlite":
+        return f"{url.drivername}:///{url.database}"
+    return url.render_as_string(hide_password=True)
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -101,7 +113,7 @@ def _sqlite_engine(url: URL) -> Engine:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            _SETTING, url.render_as_string(), f"its folder cannot be made ({error.strerror})"
+            _SETTING, shown(url), f"its folder cannot be made ({error.strerror})"
         ) from error
     # Connections are cheap and writers queue on the file, so threads never wait for the pool.
     engine = create_engine(
@@ -208,7 +220,7 @@ def _reason(engine: Engine, error: Exception) -> str:
     """Return the address without its password and the driver's first line."""
     cause = getattr(error, "orig", None) or error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return f"{engine.url.render_as_string()}: {lines[0]}"
+    return f"{shown(engine.url)}: {lines[0]}"
 
 
 def _found_revision(engine: Engine) -> str | None:

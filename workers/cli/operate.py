@@ -121,7 +121,12 @@ def doctor(
 
 def migrate(as_json: JsonOption = False) -> None:
     """Migrate the database to this program's schema."""
-    from pipeline.metadata.engine import create_metadata_engine, schema_revision, upgrade
+    from pipeline.metadata.engine import (
+        create_metadata_engine,
+        schema_revision,
+        shown,
+        upgrade,
+    )
 
     engine = create_metadata_engine(Settings.from_env().database_url)
     try:
@@ -130,7 +135,7 @@ def migrate(as_json: JsonOption = False) -> None:
         after = schema_revision(engine)
     finally:
         engine.dispose()
-    address = engine.url.render_as_string(hide_password=True)
+    address = shown(engine.url)
     if as_json:
         write_json({"database": address, "from": before, "to": after})
     elif before == after:
