@@ -64,9 +64,18 @@ class JobParams:
 
 @dataclass(frozen=True, kw_only=True)
 class IndexParams(JobParams):
-    """Folders and files to index, absolute."""
+    """What to index.
+
+    Attributes
+    ----------
+    paths : tuple of str
+        Folders and files, absolute.
+    reread : bool
+        Read every file, also those that look unchanged.
+    """
 
     paths: tuple[str, ...] = ()
+    reread: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:

@@ -21,6 +21,8 @@ def indexed(collection: str, counters: Mapping[str, int], took: float) -> list[s
         lines.append(f"{counted(count('skipped', 0), 'file')} without an image's suffix left out.")
     if count("images_removed", 0):
         lines.append(f"{counted(count('images_removed', 0), 'image')} gone: no file has it now.")
+    if count("files_gone", 0):
+        lines.append(f"{counted(count('files_gone', 0), 'file')} no longer there: answers say so.")
     bad = count("images_failed", 0) + count("unreadable", 0)
     if bad:
         lines.append(_unusable(collection, counted(bad, "file")))

@@ -395,7 +395,8 @@ def find_pairs(
 def _admitted(batch: Batch, images: Sequence[int]) -> list[int]:
     """Return which images may be answers."""
     ids = np.array(images, np.uint32)
-    return (ids if batch.filter is None else ids[batch.filter.admits(ids)]).tolist()
+    admitted = ids if batch.filter is None else ids[batch.filter.admits(ids)]
+    return [int(image) for image in admitted]
 
 
 def _row_count(version: VersionRecord) -> int:

@@ -47,14 +47,18 @@ class FoundFile:
         Bytes; 0 if unknown.
     mtime_ns : int
         Time of the last change, nanoseconds since 1970; 0 if unknown.
+    ctime_ns, inode : int
+        Time of the last change of content or status; number in its file system; 0 if unknown.
     error : ImageReadError or None
         Why it cannot be read, as far as the directory entry says.
     """
 
     path: str
     root: str
-    size: int
-    mtime_ns: int
+    size: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    inode: int = 0
     error: ImageReadError | None = None
 
 
@@ -70,7 +74,7 @@ class Walk:
         Files and folders skipped because of their names (dot names, thumbnail folders), so far.
     """
 
-    _given: list[tuple[str, bool]]
+    _given: list[tuple[str, bool | ImageReadError]]
     _roots: tuple[str, ...]
     skipped: int = 0
     hidden: int = 0
@@ -80,6 +84,11 @@ class Walk:
     def __post_init__(self) -> None:
         self._files = self._walk()
 
+    @property
+    def folders(self) -> list[str]:
+        """The given folders, absolute."""
+        return [path for path, is_folder in self._given if is_folder is True]
+
     def __iter__(self) -> Iterator[FoundFile]:
         return self
 
@@ -88,12 +97,14 @@ class Walk:
 
     def _walk(self) -> Iterator[FoundFile]:
         """Yield the given files, then those below the given folders."""
-        given_files = {path for path, is_folder in self._given if not is_folder}
+        given_files = {path for path, is_folder in self._given if is_folder is not True}
         for path, is_folder in self._given:
-            if not is_folder:
+            if isinstance(is_folder, ImageReadError):
+                yield _failed(path, path, is_folder)
+            elif not is_folder:
                 yield self._found(path, path)
         for path, is_folder in self._given:
-            if is_folder:
+            if is_folder is True:
                 for found in self._below(path):
                     if found.path not in given_files:
                         yield found
@@ -122,12 +133,12 @@ class Walk:
             elif entry.name.startswith(".") or entry.name in _CACHE_FOLDERS:
                 self.hidden += 1
             elif _is_folder(entry):
-                if entry.is_symlink():
+                if _is_link(entry):
                     linked.append(entry.path)
                 else:
                     stack.append(iter(self._entries(entry.path, root)))
             elif _has_image_suffix(entry.name):
-                yield self._found(entry.path, root, linked=entry.is_symlink())
+                yield self._found(entry.path, root, linked=_is_link(entry))
             else:
                 self.skipped += 1
 
@@ -153,14 +164,19 @@ class Walk:
             return _failed(path, root, _as_read_error(path, error))
         except ImageReadError as error:
             return _failed(path, root, error)
+        except (ValueError, OverflowError) as error:
+            sentence = f"the file system says something impossible of it: {error}"
+            return _failed(path, root, ImageReadError(path, "read-error", sentence))
         if linked and not is_below(path, self._roots):
             return _failed(path, root, outside_roots(path))
-        return FoundFile(path, root, status.st_size, status.st_mtime_ns)
+        return FoundFile(
+            path, root, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        )
 
 
 def _failed(path: str, root: str, error: ImageReadError) -> FoundFile:
     """Return a file that cannot be read."""
-    return FoundFile(path, root, 0, 0, error)
+    return FoundFile(path, root, error=error)
 
 
 def walk(paths: Iterable[str | Path], *, roots: Sequence[str] = ("/",)) -> Walk:
@@ -176,21 +192,22 @@ def walk(paths: Iterable[str | Path], *, roots: Sequence[str] = ("/",)) -> Walk:
     Returns
     -------
     Walk
-        Iterator of `FoundFile`; given files first, then folder by folder, sorted by name.
+        Iterator of `FoundFile`; given files first, then folder by folder, sorted by name. A given
+        path that cannot be used is among them, with its error: the others are not at fault.
 
     Raises
     ------
-    ImageReadError
-        A given path does not exist (``vanished``), is a loop of links (``symlink-loop``), may not
-        be read (``permission-denied``) or is outside `roots` (``outside-roots``).
     MissingRootError
         A given path that does not look like an image file does not exist.
     """
-    given: dict[str, bool] = {}
+    given: dict[str, bool | ImageReadError] = {}
     for path in paths:
         # abspath, not realpath: the caller's names are kept.
         name = os.path.abspath(os.fspath(path))  # noqa: PTH100
-        given[name] = _judge_given(name, roots)
+        try:
+            given[name] = _judge_given(name, roots)
+        except ImageReadError as error:
+            given[name] = error
     return Walk(list(given.items()), tuple(roots))
 
 
@@ -216,6 +233,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     except OSError:
         # A loop of links.
         return False
+
+
+def _is_link(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a link; yes if that cannot be known."""
+    try:
+        return entry.is_symlink()
+    except OSError:
+        return True
 
 
 def _has_image_suffix(name: str) -> bool:

@@ -124,9 +124,13 @@ class Collection(Opened):
         *,
         extractor: ExtractorConfig | None = None,
         index: IndexConfig | None = None,
+        reread: bool = False,
         report: Report | None = None,
     ) -> JobHandle:
         """Index a folder or file, or several.
+
+        A known file is read again only if the file system says that it has changed: its size, the
+        time of its last change, that of its status, or its inode.
 
         With `local` it returns when the job is done; otherwise at once: wait with the handle. If a
         group then has more segments than the settings allow, small ones are merged (or the index is
@@ -140,6 +144,8 @@ class Collection(Opened):
             Default: that of `open`. It must be that of an existing collection.
         index : IndexConfig, optional
             For a new collection; default from the settings.
+        reread : bool
+            Read every file again, also those that look unchanged.
         report : callable, optional
             Called with a `JobProgress` when the job begins and, with `local`, after every part,
             from any thread.
@@ -164,7 +170,7 @@ class Collection(Opened):
         driver.require(INDEX)
         chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
         record = open_collection(driver.resources, self.name, chosen, index)
-        return driver.begin(record, INDEX, IndexParams(paths=tuple(names)), report)
+        return driver.begin(record, INDEX, IndexParams(paths=tuple(names), reread=reread), report)
 
     def rebuild(
         self,

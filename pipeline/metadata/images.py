@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import Row, exists, select, union_all
+from sqlalchemy import ColumnElement, Row, exists, select, union_all, update
 from sqlalchemy.orm import Session
 
 from pipeline.metadata import ledger
 from pipeline.metadata.models import Image, Location, table
-from pipeline.metadata.records import FailureRow, ImageRecord, RegisterCounts, RegisteredFile
-from pipeline.metadata.sql import chunks, insert_into, lock_collection
+from pipeline.metadata.records import (
+    FailureRow,
+    FileStamp,
+    ImageRecord,
+    RegisterCounts,
+    RegisteredFile,
+)
+from pipeline.metadata.sql import changed_rows, chunks, insert_into, lock_collection
+from pipeline.metadata.types import signed64
 
 
 def register_files(
@@ -28,6 +35,7 @@ def register_files(
       location becomes ``removed``; the next version does not hold it.
     - A removed image whose content comes back gets its former state if its features are still in a
     container or in the index, else ``pending``.
+    - A location that was gone is there again.
     - An unreadable file keeps the image last seen there, with the error.
     - An image that failed stays ``failed``: the same bytes fail again.
 
@@ -68,6 +76,14 @@ def register_files(
         for path, row in before.items()
         if (sha256 := by_path[path].sha256) is not None and row.image_id != image_ids[sha256]
     ]
+    unchanged = [
+        path
+        for path, row in before.items()
+        if (sha256 := by_path[path].sha256) is not None
+        and row.image_id == image_ids[sha256]
+        and row.error_code is None
+        and row.image_error_code not in retry_codes
+    ]
     orphans = sorted({image_id for image_id in changed if image_id is not None})
     return RegisterCounts(
         new_images=len(new),
@@ -77,6 +93,7 @@ def register_files(
         unreadable=sum(file.sha256 is None for file in by_path.values()),
         removed_images=ledger.remove(session, _without_location(session, orphans)),
         returned_images=len(returned),
+        unchanged_locations=len(unchanged),
     )
 
 
@@ -102,6 +119,10 @@ def _locations_by_path(
         Location.image_id,
         Location.size,
         Location.mtime_ns,
+        Location.ctime_ns,
+        Location.inode,
+        Location.gone_at,
+        Location.job_id,
         Location.error_code,
         Image.error_code.label("image_error_code"),
     ).outerjoin(Image, Image.id == Location.image_id)
@@ -130,8 +151,8 @@ def _put_locations(
             "path": file.path,
             "root": file.root,
             "image_id": None if file.sha256 is None else image_ids[file.sha256],
-            "size": file.size,
-            "mtime_ns": file.mtime_ns,
+            **_stored(file.stamp)._asdict(),
+            "gone_at": None,
             "error_code": file.error_code,
             "error_message": file.error_message,
             "job_id": job_id,
@@ -162,36 +183,106 @@ def _without_location(session: Session, image_ids: Sequence[int]) -> list[int]:
     ]
 
 
+def _stored(stamp: FileStamp) -> FileStamp:
+    """Return a stamp as the database holds it."""
+    return FileStamp(
+        signed64(stamp.size),
+        signed64(stamp.mtime_ns),
+        None if stamp.ctime_ns is None else signed64(stamp.ctime_ns),
+        None if stamp.inode is None else signed64(stamp.inode),
+    )
+
+
 def unchanged_paths(
     session: Session,
     collection_id: int,
-    files: Iterable[tuple[str, int, int]],
+    files: Iterable[tuple[str, FileStamp]],
     *,
     retry_codes: Collection[str] = (),
+    job_id: str | None = None,
+    reread: bool = False,
 ) -> set[str]:
     """Return which of the files need not be hashed again.
 
     Parameters
     ----------
-    files : iterable of (path, size, mtime_ns)
+    files : iterable of (path, FileStamp)
     retry_codes : collection of str
         As for `register_files`: a file whose image failed with one of them is hashed again.
+    job_id : str, optional
+        A job that registers files: what it has read itself it does not read again, however young
+        the file was.
+    reread : bool
+        Only files that this job has read.
 
     Returns
     -------
     set of str
-        Paths known with the same size and time, with an image and without an error.
+        Paths known with the same stamp, with an image, without an error, and not gone.
     """
-    wanted = {path: (size, mtime_ns) for path, size, mtime_ns in files}
+    wanted = {path: _stored(stamp) for path, stamp in files}
     known = _locations_by_path(session, collection_id, list(wanted))
-    return {
-        path
-        for path, row in known.items()
-        if row.image_id is not None
-        and row.error_code is None
-        and row.image_error_code not in retry_codes
-        and (row.size, row.mtime_ns) == wanted[path]
-    }
+
+    def is_unchanged(path: str, row: Any) -> bool:
+        now, mine = wanted[path], job_id is not None and row.job_id == job_id
+        same = row.ctime_ns is not None and row.ctime_ns == now.ctime_ns and not reread
+        return (
+            (same or mine)
+            and (row.size, row.mtime_ns, row.inode) == (now.size, now.mtime_ns, now.inode)
+            and row.image_id is not None
+            and row.error_code is None
+            and row.gone_at is None
+            and row.image_error_code not in retry_codes
+        )
+
+    return {path for path, row in known.items() if is_unchanged(path, row)}
+
+
+def paths_below(
+    session: Session, collection_id: int, folder: str, after: str, limit: int
+) -> list[str]:
+    """Return known paths below a folder that are not gone yet, the first ones after a path.
+
+    The order is one of the database; give the last path to get the next ones.
+    """
+    path = cast("ColumnElement[str]", Location.path)
+    if session.get_bind().dialect.name == "postgresql":
+        path = path.collate("C")  # by bytes, as SQLite
+    below = folder.rstrip("/") + "/"
+    statement = (
+        select(Location.path)
+        .where(
+            Location.collection_id == collection_id,
+            path > (after or below),
+            path < below[:-1] + chr(ord("/") + 1),
+            Location.gone_at.is_(None),
+        )
+        .order_by(path)
+        .limit(limit)
+    )
+    return list(session.scalars(statement))
+
+
+def mark_gone(session: Session, collection_id: int, paths: Sequence[str], now: float) -> int:
+    """Note that no file lies at these paths any more; return how many are new.
+
+    Their images stay what they are: answers name where else they lie, and what is gone last.
+    """
+    lock_collection(session, collection_id)
+    locations = table(Location)
+    return sum(
+        changed_rows(
+            session,
+            update(locations)
+            .where(
+                locations.c.collection_id == collection_id,
+                locations.c.path.in_(some),
+                locations.c.gone_at.is_(None),
+            )
+            .values(gone_at=now),
+        )
+        for some in chunks(paths)
+    )
 
 
 def image_roots(session: Session, collection_id: int) -> list[str]:

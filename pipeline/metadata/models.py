@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipeline.metadata.types import PathText
 
-SCHEMA_REVISION = "0002"
+SCHEMA_REVISION = "0003"
 """The migration that creates exactly these tables (a test compares)."""
 
 NAMING_CONVENTION = {
@@ -173,7 +173,11 @@ class Image(Base):
 
 
 class Location(Base):
-    """A path where an image's content lies, or a file that could not be read."""
+    """A path where an image's content lies, or a file that could not be read.
+
+    ``ctime_ns`` is NULL if the file was too young when it was read to notice every later change.
+    ``gone_at``: when an index job found that the file is there no more.
+    """
 
     __tablename__ = "locations"
     __table_args__ = (
@@ -190,6 +194,9 @@ class Location(Base):
     image_id: Mapped[int | None] = mapped_column(ForeignKey("images.id"))
     size: Mapped[int] = mapped_column(BigInteger)
     mtime_ns: Mapped[int] = mapped_column(BigInteger)
+    ctime_ns: Mapped[int | None] = mapped_column(BigInteger)
+    inode: Mapped[int | None] = mapped_column(BigInteger)
+    gone_at: Mapped[float | None]
     error_code: Mapped[str | None] = mapped_column(String(64))
     error_message: Mapped[str | None] = mapped_column(PathText)
     job_id: Mapped[str | None] = mapped_column(String(32))

@@ -112,6 +112,28 @@ class CollectionStatus:
         return max(self.segments.values(), default=0)
 
 
+class FileStamp(NamedTuple):
+    """What the file system says of a file: while it stays the same, so does the content.
+
+    Attributes
+    ----------
+    size : int
+        Bytes.
+    mtime_ns : int
+        Time of the last change of its content, as programs may set it; nanoseconds since 1970.
+    ctime_ns : int or None
+        Time of the last change of content or status, which no program can set. None: not to be
+        relied on, because the file was changed just before it was read.
+    inode : int or None
+        Number of the file in its file system.
+    """
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int | None = None
+    inode: int | None = None
+
+
 @dataclass(frozen=True)
 class RegisteredFile:
     """A file as found and hashed; `sha256` is None if it could not be read."""
@@ -119,8 +141,7 @@ class RegisteredFile:
     path: str
     root: str
     sha256: str | None
-    size: int
-    mtime_ns: int
+    stamp: FileStamp
     error_code: str | None = None
     error_message: str | None = None
 
@@ -141,6 +162,8 @@ class RegisterCounts:
         Images that lost their last location.
     returned_images : int
         Removed images whose content came back.
+    unchanged_locations : int
+        Known paths with the content that they had.
     """
 
     new_images: int = 0
@@ -150,6 +173,7 @@ class RegisterCounts:
     unreadable: int = 0
     removed_images: int = 0
     returned_images: int = 0
+    unchanged_locations: int = 0
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,15 @@ def unescape_text(value: str) -> str:
     return _ESCAPE.sub(lambda m: chr(int(m[1], 16)) if m[1] else "\\", value)
 
 
+def signed64(value: int) -> int:
+    """Return a number as a database can hold it: of 64 bits, with a sign.
+
+    Larger ones (an inode above 2**63, a time after the year 2262 in nanoseconds) become negative;
+    two different ones of a file system stay different.
+    """
+    return (value + 2**63) % 2**64 - 2**63
+
+
 class PathText(TypeDecorator[str]):
     """TEXT that keeps every Python string exactly, also names that are not valid UTF-8."""
 

@@ -20,7 +20,7 @@ from pipeline.files import hash_bytes
 from pipeline.metadata import collections, parts
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.images import register_files
-from pipeline.metadata.records import JobProgress, RegisteredFile
+from pipeline.metadata.records import FileStamp, JobProgress, RegisteredFile
 from pipeline.walk import walk
 from vantage import Collection
 from workers.embedded import find_server
@@ -63,8 +63,7 @@ def _prepare(settings: Settings, photographs: Path) -> None:
             found.path,
             found.root,
             hash_bytes(Path(found.path).read_bytes()),
-            found.size,
-            found.mtime_ns,
+            FileStamp(found.size, found.mtime_ns, found.ctime_ns, found.inode),
         )
         for found in walk([photographs])
     ]

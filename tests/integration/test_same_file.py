@@ -119,11 +119,14 @@ def test_a_collection_without_features_knows_its_files(
         found = collection.search(folder / "flat.png")
         assert (first(found.matches), found.version) == ("flat.png", 0)
         assert first(collection.enqueue_search(folder / "flat.png").wait().matches) == "flat.png"
-        for query in ([folder / "brick.png"], [folder / "flat.png", folder / "brick.png"]):
+        nowhere = tmp_path / "nowhere.png"
+        for query in ([folder / "brick.png"], [folder / "flat.png", folder / "brick.png"], nowhere):
             with pytest.raises(IndexNotBuiltError):
                 collection.search_many(query)
-        with pytest.raises(ImageReadError):
-            collection.search(tmp_path / "nowhere.png")
+        known, unread = collection.search_many([folder / "flat.png", nowhere])
+        assert not isinstance(known, InputError)
+        assert first(known.matches) == "flat.png"
+        assert isinstance(unread, ImageReadError)
 
 
 def test_collections_together_put_it_first(

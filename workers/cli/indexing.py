@@ -39,9 +39,9 @@ vantage index covers a.jpg b.png more/ --json
 vantage index looks ~/Pictures/2024 --extractor cnn:resnet50.onnx
 """,
     """
-Folders are searched recursively. Known files are not read again: repeat the command with the
-same folder to add new files. Images that cannot be used are listed by `vantage failures`; the
-others are indexed. A collection keeps its extractor.
+Folders are searched recursively. Known files are not read again unless their size, inode or
+times have changed: repeat the command with the same folder to add new files. Images that cannot
+be used are listed by `vantage failures`; the others are indexed. A collection keeps its extractor.
 """,
 )
 
@@ -85,6 +85,10 @@ def index(
             "--elsewhere", help="The paths exist only on the workers' hosts: do not check them."
         ),
     ] = False,
+    reread: Annotated[
+        bool,
+        typer.Option("--reread", help="Read every file again, also those that look unchanged."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add the images of folders and files to a collection (made if there is none)."""
@@ -93,7 +97,7 @@ def index(
             _require_path(path)
     run_job(
         collection,
-        lambda opened, report: opened.index(paths, report=report),
+        lambda opened, report: opened.index(paths, reread=reread, report=report),
         extractor=extractor,
         local=local,
         wait=not no_wait,

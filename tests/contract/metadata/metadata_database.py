@@ -35,6 +35,7 @@ from pipeline.metadata.records import (
     ContainerInfo,
     ExtractedImage,
     FailedImage,
+    FileStamp,
     JobRecord,
     MergedSegments,
     NewSegments,
@@ -272,6 +273,10 @@ def merged_segments(
     )
 
 
+STAMP = FileStamp(10, 1_700_000_000_123_456_789, 1_700_000_001_000_000_000, 77)
+"""Of every file that is not said to have another."""
+
+
 def content(name: str) -> str:
     """SHA-256 of some content."""
     return sha256(os.fsencode(name)).hexdigest()
@@ -283,7 +288,6 @@ def file(path: str, holds: str | None = None, **changes: Any) -> RegisteredFile:
         "path": path,
         "root": "/photos",
         "sha256": content(holds or path),
-        "size": 10,
-        "mtime_ns": 1_700_000_000_123_456_789,
+        "stamp": STAMP,
     }
     return RegisteredFile(**{**values, **changes})

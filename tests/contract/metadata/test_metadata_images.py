@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
-from metadata_database import Database, content, file
+from metadata_database import STAMP, Database, content, file
 
 from pipeline.errors import UnknownNameError
 from pipeline.metadata import images
-from pipeline.metadata.records import FailureRow, RegisterCounts
+from pipeline.metadata.records import (
+    CollectionRecord,
+    FailureRow,
+    FileStamp,
+    RegisterCounts,
+)
 
 
 def test_registering_the_same_files_again_changes_nothing(db: Database) -> None:
@@ -18,7 +24,7 @@ def test_registering_the_same_files_again_changes_nothing(db: Database) -> None:
     before = db.rows()
     second = db.register(collection, job, *files)
     assert first == RegisterCounts(new_images=2, new_locations=3, unreadable=1)
-    assert second == RegisterCounts(known_images=2, unreadable=1)
+    assert second == RegisterCounts(known_images=2, unreadable=1, unchanged_locations=2)
     assert db.rows() == before
 
 
@@ -47,7 +53,7 @@ def test_names_come_back_exactly(db: Database) -> None:
     ]
     collection = db.collection()
     db.register(collection, None, *[file(name, root=names[3]) for name in names])
-    known = [(name, 10, file(name).mtime_ns) for name in names]
+    known = [(name, STAMP) for name in names]
     with db.read() as session:
         assert images.unchanged_paths(session, collection.id, known) == set(names)
         ids = [row["id"] for row in db.rows()["images"]]
@@ -95,8 +101,7 @@ def test_a_file_that_cannot_be_read_now_keeps_its_image(db: Database) -> None:
     assert db.register(collection, None, denied).unreadable == 1
     assert db.image_states(collection) == {content("/a"): "pending"}
     with db.read() as session:
-        key = ("/a", 10, file("/a").mtime_ns)
-        assert images.unchanged_paths(session, collection.id, [key]) == set()
+        assert images.unchanged_paths(session, collection.id, [("/a", STAMP)]) == set()
         assert images.failures(session, collection.id) == [
             FailureRow("/a", content("/a"), "permission-denied", "no right")
         ]
@@ -105,13 +110,76 @@ def test_a_file_that_cannot_be_read_now_keeps_its_image(db: Database) -> None:
         assert images.failures(session, collection.id) == []
 
 
-def test_only_files_of_the_same_size_and_time_are_unchanged(db: Database) -> None:
-    collection = db.collection()
-    db.register(collection, None, file("/a"), file("/b"), file("/c"))
-    time = file("/a").mtime_ns
-    asked = [("/a", 10, time), ("/b", 11, time), ("/c", 10, time + 1), ("/d", 10, time)]
+def unchanged(db: Database, collection: CollectionRecord, **asked: FileStamp) -> set[str]:
     with db.read() as session:
-        assert images.unchanged_paths(session, collection.id, asked) == {"/a"}
+        return images.unchanged_paths(session, collection.id, asked.items())
+
+
+def test_only_files_of_the_same_size_times_and_inode_are_unchanged(db: Database) -> None:
+    collection = db.collection()
+    names = ("same", *FileStamp._fields)
+    db.register(collection, None, *map(file, names))
+    other = {name: STAMP._replace(**{name: 1}) for name in FileStamp._fields}
+    assert unchanged(db, collection, same=STAMP, **other, unknown=STAMP) == {"same"}
+
+
+def test_numbers_beyond_64_bits_are_kept_apart(db: Database) -> None:
+    """A time after the year 2262 or before 1678, an inode of all bits."""
+    collection = db.collection()
+    odd = {
+        "late": FileStamp(1, 10_428_393_600 * 10**9, 5, 2**64 - 1),
+        "early": FileStamp(2**63 - 1, -(2**63) - 10**9, -5, 2**63),
+        "latest": FileStamp(0, 2**63 * 10**9, 2**63 * 10**9, 0),
+    }
+    db.register(collection, None, *(file(name, stamp=stamp) for name, stamp in odd.items()))
+    assert unchanged(db, collection, **odd) == set(odd)
+    moved = {name: stamp._replace(mtime_ns=stamp.mtime_ns + 1) for name, stamp in odd.items()}
+    assert unchanged(db, collection, **moved) == set()
+
+
+def test_a_young_file_is_read_again_but_not_by_the_same_job(db: Database) -> None:
+    collection = db.collection()
+    job = db.job(collection)
+    db.register(collection, job, file("/young", stamp=STAMP._replace(ctime_ns=None)), file("/old"))
+    asked = [("/young", STAMP), ("/old", STAMP)]
+
+    def known(**options: Any) -> set[str]:
+        with db.read() as session:
+            return images.unchanged_paths(session, collection.id, asked, **options)
+
+    assert known() == {"/old"}
+    assert known(job_id=job.id) == {"/young", "/old"}
+    assert known(reread=True, job_id="another") == set()
+    assert known(reread=True, job_id=job.id) == {"/young", "/old"}
+
+
+def test_what_is_gone_is_marked_and_comes_back(db: Database) -> None:
+    collection = db.collection()
+    odd = ["/p/a", "/p/b\n", "/p/\\", os.fsdecode(b"/p/\xff"), "/p/日本"]
+    beside = ["/p", "/p0", "/p.x", "/P/a", "/o", "/q/p/a"]
+    db.register(collection, None, *map(file, [*odd, *beside]))
+    db.register(db.collection("other"), None, file("/p/a"))
+
+    def below(folder: str, limit: int = 100) -> list[str]:
+        found: list[str] = []
+        with db.read() as session:
+            while some := images.paths_below(
+                session, collection.id, folder, found[-1] if found else "", limit
+            ):
+                found += some
+        return found
+
+    assert sorted(below("/p")) == sorted(below("/p/", 1)) == sorted(odd)
+    assert sorted(below("/", 2)) == sorted([*odd, *beside])
+    with db.write() as session:
+        assert images.mark_gone(session, collection.id, odd[:3], 5.0) == 3
+        assert images.mark_gone(session, collection.id, odd[:3], 6.0) == 0
+    assert sorted(below("/p")) == sorted(odd[3:])
+    asked = [(path, STAMP) for path in odd]
+    with db.read() as session:
+        assert images.unchanged_paths(session, collection.id, asked) == set(odd[3:])
+    db.register(collection, None, file(odd[0]))
+    assert sorted(below("/p")) == sorted([odd[0], *odd[3:]])
 
 
 def test_a_failed_image_stays_failed_unless_asked_to_retry(db: Database) -> None:
@@ -160,7 +228,7 @@ def test_an_image_whose_file_was_at_fault_is_tried_again_when_it_can_be_read(db:
     job = db.job(collection)
     db.register(collection, job, file("/a"), file("/b"))
     db.extract(job, bad=[content("/a"), content("/b")])  # with code "corrupt"
-    known = [(path, 10, file(path).mtime_ns) for path in ("/a", "/b")]
+    known = [(path, STAMP) for path in ("/a", "/b")]
     with db.read() as session:
         assert images.unchanged_paths(session, collection.id, known, retry_codes={"vanished"}) == {
             "/a",
@@ -203,7 +271,7 @@ def test_more_files_than_sqlite_takes_variables_fit_in_one_call(db: Database) ->
     files = [file(f"/{i}") for i in range(33_000)]
     assert db.register(collection, None, *files).new_images == len(files)
     with db.read() as session:
-        known = [(f.path, f.size, f.mtime_ns) for f in files]
+        known = [(f.path, f.stamp) for f in files]
         assert len(images.unchanged_paths(session, collection.id, known)) == len(files)
 
 
