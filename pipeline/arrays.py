@@ -6,6 +6,9 @@
   reader maps them into memory instead of copying.
 * **Checked**: the zip format's CRC-32 of every member is compared by `ArrayFile.verify`.
 
+Readers take nothing on trust: a member is stored, not compressed, lies within the file, and holds
+plain numbers. What the numbers mean is checked by those who take them (`pipeline.columns`).
+
 Any program that reads ``.npz`` can read them (``numpy.load``). A member ``meta.json`` holds a JSON
 object of plain values. See docs/formats.md.
 """
@@ -16,9 +19,8 @@ import contextlib
 import io
 import json
 import math
+import re
 import struct
-import threading
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -42,19 +44,24 @@ _PADDING_ID = 0xD935
 _LOCAL_HEADER = 30
 _ZIP64_EXTRA = 20
 _END_RECORD = 22
-# NumPy parses a header as Python; CPython before 3.11.8 may raise a SystemError when two threads
-# do that at once ("AST constructor recursion depth mismatch").
-_PARSING = threading.Lock()
-# What zipfile and NumPy raise for damaged bytes; RuntimeError: an "encrypted" member.
+# What zipfile raises for damaged bytes; RuntimeError: an "encrypted" member, JSON nested too deep.
 _DAMAGE = (
     zipfile.BadZipFile,
     zlib.error,
-    tokenize.TokenError,
     struct.error,
     KeyError,
     ValueError,
+    OverflowError,
     EOFError,
     RuntimeError,
+)
+_MAGIC = b"\x93NUMPY"
+_LONGEST_HEADER = 4096
+# As NumPy writes it. NumPy itself parses a header as Python, which takes longer and may fail in
+# many ways.
+_HEADER = re.compile(
+    rb"\{'descr': '([<|][biuf][1248])', 'fortran_order': (False|True), "
+    rb"'shape': \(((?:\d{1,18}, ?)*(?:\d{1,18})?)\), \} *\n"
 )
 
 
@@ -199,6 +206,72 @@ def _bytes_of(source: Path | bytes) -> NDArray[np.uint8]:
     return np.frombuffer(source, np.uint8)
 
 
+def _object(text: bytes) -> dict[str, Any]:
+    """Return the JSON object of a file."""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{META} holds no object")
+    return found
+
+
+def _members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
+    """Return the arrays of an archive of `size` bytes; all members are stored within it."""
+    names = set()
+    for info in archive.infolist():
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"{info.filename} is compressed")
+        if info.header_offset + info.file_size > size:
+            raise ValueError(f"{info.filename} is cut off")
+        if info.filename in names:
+            raise ValueError(f"{info.filename} is there twice")
+        names.add(info.filename)
+    return [info for info in archive.infolist() if info.filename.endswith(".npy")]
+
+
+def _array_of(member: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[Any]:
+    """Return the array that a member's bytes hold, without copying it."""
+    head = member[:_LONGEST_HEADER].tobytes()
+    begins = 10 if head[6:8] == b"\x01\x00" else 12
+    length = int.from_bytes(head[8:begins], "little")
+    found = _HEADER.fullmatch(head[begins : begins + length])
+    if head[:6] != _MAGIC or found is None:
+        raise ValueError(f"array {info.filename} has no header of plain numbers")
+    kind, fortran, sides = found.groups()
+    if fortran == b"True":
+        raise ValueError(f"array {info.filename} is in Fortran order")
+    shape = tuple(int(side) for side in sides.split(b",") if side.strip())
+    dtype = np.dtype(kind.decode())
+    data = member[begins + length :]
+    if math.prod(shape) * dtype.itemsize != data.size:
+        raise ValueError(f"array {info.filename} is cut off, or longer than its shape")
+    return data.view(dtype).reshape(shape)
+
+
+def read_member(stream: BinaryIO, name: str, file: str) -> NDArray[Any]:
+    """Return one array of a file, without reading the others.
+
+    Parameters
+    ----------
+    stream : seekable binary file
+    name : str
+        Of the array.
+    file : str
+        Its name, for messages.
+
+    Raises
+    ------
+    CorruptFileError
+    """
+    try:
+        size = stream.seek(0, io.SEEK_END)
+        with zipfile.ZipFile(stream) as archive:
+            _members(archive, size)
+            info = archive.getinfo(f"{name}.npy")
+            return _array_of(np.frombuffer(archive.read(info), np.uint8), info)
+    except _DAMAGE as exc:
+        raise CorruptFileError(file, str(exc) or type(exc).__name__) from exc
+
+
 class ArrayFile(Mapping[str, NDArray[Any]]):
     """A read-only file of named arrays, mapped into memory.
 
@@ -222,10 +295,10 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
         self._arrays: dict[str, NDArray[Any]] = {}
         try:
             with self._archive() as archive:
-                self.meta: dict[str, Any] = json.loads(archive.read(META))
-                for info in archive.infolist():
-                    if info.filename.endswith(".npy"):
-                        self._arrays[info.filename[:-4]] = self._view(info)
+                members = _members(archive, self._buffer.size)
+                self.meta: dict[str, Any] = _object(archive.read(META))
+            for info in members:
+                self._arrays[info.filename[:-4]] = self._view(info)
             self._require_every_member()
         except _DAMAGE as exc:
             raise CorruptFileError(self.name, str(exc) or type(exc).__name__) from exc
@@ -240,22 +313,7 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
         header = self._buffer[info.header_offset : info.header_offset + _LOCAL_HEADER].tobytes()
         name_size, extra_size = struct.unpack("<HH", header[26:30])
         start = info.header_offset + _LOCAL_HEADER + name_size + extra_size
-        head = io.BytesIO(self._buffer[start : start + 4096].tobytes())
-        version = npy.read_magic(head)
-        with _PARSING:
-            shape, fortran, dtype = (
-                npy.read_array_header_1_0(head)
-                if version == (1, 0)
-                else npy.read_array_header_2_0(head)
-            )
-        if fortran:
-            raise ValueError(f"array {info.filename} is in Fortran order")
-        start += head.tell()
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        data = self._buffer[start : start + size]
-        if data.size != size:
-            raise ValueError(f"array {info.filename} is cut off")
-        return data.view(dtype).reshape(shape)
+        return _array_of(self._buffer[start : start + info.file_size], info)
 
     def _require_every_member(self) -> None:
         """Compare the members with the archive's own count, which zipfile does not do."""

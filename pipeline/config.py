@@ -48,6 +48,11 @@ def canonical_json(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
+def model_key(sha256: str) -> str:
+    """Return the store name of a model file, by its SHA-256 (hex)."""
+    return f"models/{sha256}.onnx"
+
+
 def digest(*parts: object) -> str:
     """Return 32 hex digits that name the given JSON-serialisable values.
 

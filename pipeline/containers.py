@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.arrays import ArrayFile
+from pipeline.columns import column, plain_values, require, require_finite, require_offsets
 from pipeline.config import ExtractorConfig, digest
-from pipeline.records import Features, ImageFailure
+from pipeline.records import KEYPOINT_COLUMNS, Features, ImageFailure
 
 UNREADABLE_CODES = frozenset(
     {
@@ -102,16 +104,62 @@ def container_arrays(
 
 
 def read_container(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> Container:
-    """Inverse of `container_arrays`."""
-    offsets = arrays["offsets"]
+    """Inverse of `container_arrays`.
+
+    Raises
+    ------
+    CorruptFileError
+        The arrays are not those of a container.
+    """
+    sizes = column(arrays, "sizes", np.int32, None, 2)
+    require(not len(sizes) or sizes.min() > 0, arrays, "an image has a side of no pixels")
+    hashes = column(arrays, "sha256", np.uint8, len(sizes), 32)
+    keypoints, descriptors = _features(arrays)
+    offsets = require_offsets(arrays, "offsets", len(keypoints))
+    require(len(offsets) == len(sizes) + 1, arrays, f"{len(offsets)} offsets, {len(sizes)} images")
     features = tuple(
         Features(
-            arrays["keypoints"][offsets[i] : offsets[i + 1]],
-            arrays["descriptors"][offsets[i] : offsets[i + 1]],
+            keypoints[offsets[i] : offsets[i + 1]],
+            descriptors[offsets[i] : offsets[i + 1]],
             int(width),
             int(height),
         )
-        for i, (width, height) in enumerate(arrays["sizes"])
+        for i, (width, height) in enumerate(sizes)
     )
-    names = tuple(row.tobytes().hex() for row in arrays["sha256"])
-    return Container(names, features, tuple(ImageFailure(*f) for f in meta["failures"]))
+    names = tuple(row.tobytes().hex() for row in hashes)
+    return Container(names, features, read_failures(arrays, meta, "failures"))
+
+
+def check_container(file: ArrayFile) -> None:
+    """Refuse a file that is not a container.
+
+    Raises
+    ------
+    CorruptFileError
+    """
+    read_container(file, file.meta)
+
+
+def _features(
+    arrays: Mapping[str, NDArray[Any]],
+) -> tuple[NDArray[np.float32], NDArray[Any]]:
+    """Return keypoints and descriptors, which are bytes or float32."""
+    keypoints = column(arrays, "keypoints", np.float32, None, len(KEYPOINT_COLUMNS))
+    require_finite(arrays, "keypoints", keypoints)
+    floats = "descriptors" in arrays and arrays["descriptors"].dtype == np.float32
+    kind = np.float32 if floats else np.uint8
+    descriptors: NDArray[Any] = column(arrays, "descriptors", kind, len(keypoints), None)
+    if floats:
+        require_finite(arrays, "descriptors", descriptors)
+    return keypoints, descriptors
+
+
+def read_failures(
+    arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], name: str
+) -> tuple[ImageFailure, ...]:
+    """Return a list of ``[sha256, code, sentence]`` of a file's plain values."""
+    with plain_values(arrays):
+        failures = tuple(ImageFailure(*failure) for failure in meta[name])
+    texts = [text for one in failures for text in (one.sha256, one.code, one.sentence)]
+    require(all(isinstance(text, str) for text in texts), arrays, f"{name} are not texts")
+    return failures

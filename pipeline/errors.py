@@ -13,6 +13,7 @@
         SchemaVersionError
         MissingRootError
         CorruptFileError
+          LostFileError
           DamagedIndexError
         NoWorkersError
       TransientError                 retried with backoff
@@ -42,6 +43,7 @@ __all__ = [
     "ImageReadError",
     "IndexNotBuiltError",
     "InputError",
+    "LostFileError",
     "MissingRootError",
     "NoFeaturesError",
     "NoWorkersError",
@@ -183,6 +185,31 @@ class MissingRootError(StateError):
         )
 
 
+_REBUILD = "`vantage rebuild COLLECTION` makes it again, while everything runs"
+_REMEDIES = {
+    "groups": _REBUILD,
+    "trees": _REBUILD,
+    "containers": (
+        "take it from a backup, or have the photographs read again: `vantage rebuild COLLECTION "
+        "--extractor NAME`"
+    ),
+    "models": (
+        "take it from a backup, or run `vantage index COLLECTION FOLDER --extractor NAME:FILE` "
+        "with the same model file"
+    ),
+    "assignments": "the same command makes it again",
+}
+_OTHER_REMEDY = "`vantage verify` compares every file and says what to do"
+_MESSAGE_REMEDY = "try again"
+
+
+def file_remedy(path: str) -> str:
+    """Say how to get a file of the store back, by the folder in its path; or a message."""
+    folders = [part for part in path.replace("\\", "/").split("/")[:-1] if part in _REMEDIES]
+    other = _OTHER_REMEDY if "/" in path else _MESSAGE_REMEDY
+    return _REMEDIES[folders[-1]] if folders else other
+
+
 class CorruptFileError(StateError):
     """A stored file is damaged: its path or key, what is wrong."""
 
@@ -191,11 +218,15 @@ class CorruptFileError(StateError):
 
     def __str__(self) -> str:
         path, reason = self.args
-        return (
-            f"the stored file {path!r} is damaged ({reason}); `vantage rebuild COLLECTION` makes "
-            "damaged trees and segments again; a damaged container comes from a backup, or from "
-            "indexing its images into a new collection"
-        )
+        return f"the stored file {path!r} is damaged ({reason}); {file_remedy(path)}"
+
+
+class LostFileError(CorruptFileError):
+    """The store answers, but has no such file: its path, what the system says."""
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"the store has lost the file {path!r} ({reason}); {file_remedy(path)}"
 
 
 class DamagedIndexError(CorruptFileError):

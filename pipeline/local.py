@@ -164,7 +164,7 @@ class LocalDriver:
 
             scans = list(pool.map(scan, searched_groups(version, batch.plan)))
             timings = {"scan": (time.perf_counter() - started) * 1e3}
-            return finish_batch(resources, version, batch, scans, [], timings)
+            return finish_batch(resources, version, batch, scans, {}, timings)
 
         return search_images(resources, version, images, request, answer, pool.map, self._threads)
 

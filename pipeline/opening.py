@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
+from pipeline.containers import check_container
 from pipeline.errors import ConfigError, UnknownNameError, VantageError
 from pipeline.extraction.registry import get_extractor
 from pipeline.extraction.spec import parse_extractor
 from pipeline.job_params import RebuildParams
 from pipeline.metadata import collections, images
 from pipeline.metadata.engine import session_scope
+from pipeline.metadata.files import known_files
 from pipeline.metadata.records import CollectionRecord
 from pipeline.resources import Resources
 
@@ -126,7 +128,8 @@ def rebuild_params(
     resources : Resources
     record : CollectionRecord
     chosen : ChosenExtractor, optional
-        Default: the collection's own. The same one with other settings counts as another.
+        Default: the collection's own. The same one with other settings counts as another. With the
+        same one, images are extracted again if a container is lost or damaged.
 
     Raises
     ------
@@ -137,7 +140,7 @@ def rebuild_params(
         return RebuildParams()
     _try_model(chosen)
     _store_model(resources, chosen)
-    if chosen.config == record.extractor:
+    if chosen.config == record.extractor and _has_all_containers(resources, record):
         return RebuildParams()
     index = record.index
     if _rows_are_as_the_extractor_says(resources, record):
@@ -145,6 +148,14 @@ def rebuild_params(
     with session_scope(resources.engine, write=False) as session:
         roots = images.image_roots(session, record.id)
     return RebuildParams(extractor=chosen.config, index=index, roots=tuple(roots))
+
+
+def _has_all_containers(resources: Resources, record: CollectionRecord) -> bool:
+    """Say whether all features of a collection can be read; reads them."""
+    with session_scope(resources.engine, write=False) as session:
+        files = known_files(session, record.name, current=True)
+    keys = [file.key for file in files if file.kind == "container"]
+    return all(resources.storage.sound_checksum(key, check_container) for key in keys)
 
 
 def _rows_are_as_the_extractor_says(resources: Resources, record: CollectionRecord) -> bool:

@@ -152,7 +152,7 @@ class SearchResult:
         Best first; before all others the image that has the very bytes of the query
         (`Match.same_file`).
     complete : bool
-        False if a group did not answer before the deadline.
+        False if a group did not answer before the deadline, or could not search all that it has.
     missing_groups : tuple of int
         The groups that did not answer.
     plan : dict
@@ -171,6 +171,9 @@ class SearchResult:
     explain : dict
         Why this plan, what each group visited and compared, predicted against actual
         (`pipeline.explain`).
+    causes : tuple of str
+        Why the answer is not complete: a sentence for each group that did not answer, and for each
+        file that could not be read, with the remedy. Empty if it is complete.
     """
 
     matches: tuple[Match, ...]
@@ -183,6 +186,7 @@ class SearchResult:
     version: int = 0
     extractor: str = ""
     explain: dict[str, Any] = field(default_factory=dict)
+    causes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-serialisable values."""
@@ -192,6 +196,7 @@ class SearchResult:
             "extractor": self.extractor,
             "complete": self.complete,
             "missing_groups": list(self.missing_groups),
+            "causes": list(self.causes),
             "plan": self.plan,
             "timings": self.timings,
             "explain": self.explain,
@@ -223,6 +228,7 @@ class SearchResult:
             version=values["version"],
             extractor=values.get("extractor", ""),
             explain=values.get("explain", {}),
+            causes=tuple(values.get("causes", ())),
         )
 
 
@@ -260,6 +266,11 @@ class FusedResult:
         return {answer.collection: answer.missing_groups for answer in self.answers}
 
     @property
+    def causes(self) -> dict[str, tuple[str, ...]]:
+        """Why answers are not complete, by collection."""
+        return {answer.collection: answer.causes for answer in self.answers}
+
+    @property
     def timings(self) -> dict[str, dict[str, float]]:
         """Milliseconds per stage, by collection."""
         return {answer.collection: answer.timings for answer in self.answers}
@@ -285,6 +296,7 @@ class FusedResult:
             "versions": {answer.collection: answer.version for answer in self.answers},
             "complete": self.complete,
             "missing_groups": {name: list(found) for name, found in self.missing_groups.items()},
+            "causes": {name: list(said) for name, said in self.causes.items()},
             "plans": self.plans,
             "timings": self.timings,
             "explains": {answer.collection: answer.explain for answer in self.answers},

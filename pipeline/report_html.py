@@ -283,7 +283,7 @@ def _facts(result: SearchResult) -> list[str]:
         facts.append(f"version {result.version}")
     if result.complete:
         facts.append("complete")
-    return facts
+    return [*facts, *result.causes]
 
 
 def _match(

@@ -17,9 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from sqlalchemy import Engine
 
+from pipeline.arrays import ArrayFile
 from pipeline.config import ExtractorConfig, Settings, digest
 from pipeline.containers import Container, read_container
-from pipeline.errors import IndexNotBuiltError
+from pipeline.errors import (
+    CorruptFileError,
+    IndexNotBuiltError,
+    StorageUnavailableError,
+    VantageError,
+)
 from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor
 from pipeline.index.identities import Identities
@@ -31,6 +37,7 @@ from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.records import SegmentRecord, VersionRecord
 from pipeline.retrieval.open_segments import UNKNOWN, OpenSegment
 from pipeline.storage import Storage
+from pipeline.verified import Look, look_at
 
 T = TypeVar("T")
 
@@ -75,6 +82,16 @@ class _Recent:
                 self._values.popitem(last=False)
             return kept
 
+    def known(self, key: str) -> bool:
+        """Say whether there is a value for a key."""
+        with self._lock:
+            return key in self._values
+
+    def drop(self, key: str) -> None:
+        """Drop a value, if it is there."""
+        with self._lock:
+            self._values.pop(key, None)
+
     def values(self) -> list[Any]:
         """Return the kept values."""
         with self._lock:
@@ -110,6 +127,7 @@ class Resources:
         self._models = _Recent(KEPT_MODELS)
         self._segments = _Recent(KEPT_SEGMENTS)
         self._opened = _Recent(KEPT_SEGMENTS)
+        self._looks: dict[str, tuple[str, Look | None]] = {}
 
     def close(self) -> None:
         """Close the database connections."""
@@ -135,12 +153,15 @@ class Resources:
 
     def _drop_replaced(self, collection_id: int) -> None:
         """Drop what no new search needs."""
+        self.drop_changed()
         known: list[VersionRecord] = self._versions.values()
         mine = sorted(v.id for v in known if v.collection_id == collection_id)
         former = set(mine[:-KEPT_OF_COLLECTION])
         kept = [version for version in known if version.id not in former]
         self._versions.keep({str(version.id) for version in kept})
-        self._segments.keep({segment.key for version in kept for segment in version.segments})
+        self._segments.keep(
+            {_segment_key(segment) for version in kept for segment in version.segments}
+        )
         self._opened.keep(
             {
                 _opened_key(version, source)
@@ -149,6 +170,29 @@ class Resources:
                 for source in _sources(version, group)
             }
         )
+
+    def drop_changed(self) -> None:
+        """Drop open segments whose local copy was replaced or written to since it was opened.
+
+        One that is only gone stays: what is mapped outlives its name.
+        """
+        for name, (key, before) in list(self._looks.items()):
+            now = look_at(self.storage.local / key)
+            if not self._segments.known(name):
+                self._looks.pop(name, None)
+            elif now is not None and now != before:
+                self._looks.pop(name, None)
+                self._segments.drop(name)
+                self._opened.keep(())
+
+    def forget_file(self, key: str) -> None:
+        """Open a segment or tree again when it is needed next: its file was damaged."""
+        for name, (known, _) in list(self._looks.items()):
+            if known == key:
+                self._looks.pop(name, None)
+                self._segments.drop(name)
+        self._opened.keep(())
+        self._models.keep(())
 
     def current_version(self, collection: str) -> VersionRecord:
         """Return the version that a search of a collection uses now.
@@ -178,36 +222,71 @@ class Resources:
     def model(self, key: str, checksum: str | None = None) -> Model:
         """Return a trained model."""
         return self._models.get(
-            key, lambda: Model.from_arrays(self.storage.open_arrays(key, checksum))
+            f"{key}/{checksum}", lambda: Model.from_arrays(self.storage.open_arrays(key, checksum))
         )
 
-    def group_segments(self, version: VersionRecord, group: int) -> list[OpenSegment]:
+    def group_segments(self, version: VersionRecord, group: int) -> GroupSegments:
         """Return what a scan of a group visits: its segments, with the small ones joined.
 
-        Images added one by one have a segment each until they are compacted.
+        Images added one by one have a segment each until they are compacted. A segment that the
+        store has lost, or that is damaged, is left out and named.
         """
-        return [
-            self._opened.get(
-                _opened_key(version, source), partial(self._open, version.collection_id, source)
-            )
-            for source in _sources(version, group)
-        ]
+        found = GroupSegments([], {})
+        for source in _sources(version, group):
+            if not self._opened.known(_opened_key(version, source)):
+                source, lost = self._readable(version, source)
+                found.lost.update(lost)
+            if source.records:
+                key = _opened_key(version, source)
+                opened = self._opened.get(key, partial(self._open, version, source))
+                found.opened.append(opened)
+        return found
 
-    def _open(self, collection_id: int, source: _Source) -> OpenSegment:
-        """Open segments to be scanned as one; fetch them to this host if necessary."""
-        segments = [
-            self._segments.get(record.key, partial(self.open_segment, record.key, record.checksum))
-            for record in source.records
-        ]
+    def _readable(
+        self, version: VersionRecord, source: _Source
+    ) -> tuple[_Source, dict[str, VantageError]]:
+        """Return the segments of a source that can be read, and why the others cannot."""
+        lost: dict[str, VantageError] = {}
+        for record in source.records:
+            try:
+                self._segment(version, record)
+            except (CorruptFileError, StorageUnavailableError) as exc:
+                lost[record.key] = exc
+        left = tuple(record for record in source.records if record.key not in lost)
+        return _source_of(left) if lost else source, lost
+
+    def _segment(self, version: VersionRecord, record: SegmentRecord) -> Segment:
+        """Return a segment of a version, kept open; fetch it to this host if necessary."""
+
+        def read() -> Segment:
+            segment = self.open_segment(record.key, record.checksum)
+            cells = version.tree.cells // version.tree.groups
+            place = (segment.first_cell, len(segment.cell_offsets) - 1, segment.rows.dimensions)
+            wanted = (record.group_number * cells, cells, version.index.dimensions)
+            if place != wanted:
+                reason = f"first cell, cells and row bytes are {place}, not {wanted}"
+                raise CorruptFileError(record.key, reason)
+            self._looks[_segment_key(record)] = record.key, look_at(self.storage.local / record.key)
+            return segment
+
+        return self._segments.get(_segment_key(record), read)
+
+    def _open(self, version: VersionRecord, source: _Source) -> OpenSegment:
+        """Open segments to be scanned as one."""
+        segments = [self._segment(version, record) for record in source.records]
         segment = segments[0] if len(segments) == 1 else join_segments(segments)
         with session_scope(self.engine, write=False) as session:
-            found = identities.ids_of(session, collection_id, segment.table.pairs())
+            found = identities.ids_of(session, version.collection_id, segment.table.pairs())
         ids = [UNKNOWN if image_id is None else image_id for image_id in found]
         return OpenSegment(source.name, segment, np.array(ids, np.uint32))
 
     def open_segment(self, key: str, checksum: str | None = None) -> Segment:
         """Return a segment for one use (to merge or inspect it), fetched to this host."""
-        return Segment.from_arrays(self.storage.open_arrays(key, checksum), self._former)
+        return self.read_segment(self.storage.open_arrays(key, checksum))
+
+    def read_segment(self, file: ArrayFile) -> Segment:
+        """Return the segment that a file holds."""
+        return Segment.from_arrays(file, self._former)
 
     def _former(self, ids: NDArray[np.uint32]) -> Identities:
         """Return the images of database ids, which files had before they had tables."""
@@ -230,6 +309,20 @@ def _count_small(rows: Sequence[int]) -> int:
     return bisect.bisect_right(list(itertools.accumulate(rows[:small])), JOINED_IN_ALL)
 
 
+class GroupSegments(NamedTuple):
+    """What a scan of a group visits.
+
+    Attributes
+    ----------
+    opened : list of OpenSegment
+    lost : dict of str to VantageError
+        Why segments are not among them, by key.
+    """
+
+    opened: list[OpenSegment]
+    lost: dict[str, VantageError]
+
+
 class _Source(NamedTuple):
     """Segments that are scanned as one, and the name of their content."""
 
@@ -241,13 +334,24 @@ def _sources(version: VersionRecord, group: int) -> list[_Source]:
     """Return what a scan of a group opens, smallest first."""
     records = sorted(version.group_segments(group), key=lambda record: record.descriptor_count)
     small = _count_small([record.descriptor_count for record in records])
-    if small < 2:
-        return [_Source(record.key, (record,)) for record in records]
-    joined = tuple(sorted(records[:small], key=lambda record: record.key))
-    name = f"joined/{digest([record.key for record in joined])}"
-    return [_Source(name, joined), *(_Source(record.key, (record,)) for record in records[small:])]
+    joined = [_source_of(records[:small])] if small > 1 else []
+    return [*joined, *(_source_of([record]) for record in records[small if joined else 0 :])]
+
+
+def _source_of(records: Sequence[SegmentRecord]) -> _Source:
+    """Return segments, to be scanned as one; the name is that of their keys."""
+    ordered = tuple(sorted(records, key=lambda record: record.key))
+    if len(ordered) == 1:
+        return _Source(ordered[0].key, ordered)
+    return _Source(f"joined/{digest([record.key for record in ordered])}", ordered)
+
+
+def _segment_key(record: SegmentRecord) -> str:
+    """Return the cache key of a segment: a file that is made again may differ."""
+    return f"{record.key}/{record.checksum}"
 
 
 def _opened_key(version: VersionRecord, source: _Source) -> str:
     """Return the cache key of an opened segment: collections share files, but not ids."""
-    return f"{version.collection_id}/{source.name}"
+    content = digest([_segment_key(record) for record in source.records])
+    return f"{version.collection_id}/{content}"

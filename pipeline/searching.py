@@ -278,6 +278,8 @@ def scan_group(
 ) -> GroupScan:
     """Scan a group's segments for a batch (map); time is measured from when they are open.
 
+    Segments that cannot be read are left out; the scan says why.
+
     Parameters
     ----------
     resources : Resources
@@ -287,14 +289,16 @@ def scan_group(
     until : float, optional
         Time (as `time.time`) after which the scan is abandoned.
     """
-    segments = resources.group_segments(version, group)
+    segments, lost = resources.group_segments(version, group)
     started = time.perf_counter()
     sets = [ImageSet(version.tombstones)]
     if batch.filter is not None:
         sets.append(batch.filter)
     blocks = [scan_opened(segment, batch.plan, sets, until) for segment in segments]
     block = blocks[0] if len(blocks) == 1 else merge_blocks(blocks, batch.plan.neighbours)
-    return GroupScan(group, block, (time.perf_counter() - started) * 1e3, PATH)
+    spent_ms = (time.perf_counter() - started) * 1e3
+    said = [str(error).replace("COLLECTION", version.collection) for error in lost.values()]
+    return GroupScan(group, block, spent_ms, PATH, tuple(said))
 
 
 def searched_groups(version: VersionRecord, plan: QueryPlan) -> list[int]:
@@ -307,7 +311,7 @@ def finish_batch(
     version: VersionRecord,
     batch: Batch,
     scans: Sequence[GroupScan],
-    missing: Sequence[int],
+    missing: Mapping[int, str],
     timings: Mapping[str, float],
 ) -> list[SearchResult]:
     """Rank the images for each query image and look up their records (reduce).
@@ -319,8 +323,8 @@ def finish_batch(
     batch : Batch
     scans : sequence of GroupScan
         One for each group that answered; their order does not matter.
-    missing : sequence of int
-        Groups that did not answer.
+    missing : mapping of int to str
+        Groups that did not answer, and why.
     timings : mapping of str to float
         Milliseconds spent since the batch was prepared.
     """
@@ -337,12 +341,15 @@ def finish_batch(
     ]
     spent = {**timings, "rank": (time.perf_counter() - started) * 1e3}
     summary = _plan_summary(version, batch, scans)
+    causes = [f"group {group}: {missing[group]}" for group in sorted(missing)]
+    causes += dict.fromkeys(said for scan in scans for said in scan.lost)
     explained = explain(version, batch, scans)
     return [
         SearchResult(
             matches=found,
-            complete=not missing,
+            complete=not causes,
             missing_groups=tuple(sorted(missing)),
+            causes=tuple(causes),
             plan=summary,
             timings={k: round(v, 2) for k, v in {**image.timings, **spent}.items()},
             query={

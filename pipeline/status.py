@@ -25,6 +25,7 @@ from pipeline.metadata.records import (
     JobRecord,
     WorkerRecord,
 )
+from pipeline.store_check import FileTrouble, look_for_troubles
 from pipeline.text import seconds
 
 __all__ = ["JobLine", "SystemStatus", "collection_names", "read_failures", "read_status"]
@@ -79,6 +80,10 @@ class SystemStatus:
         Workers by the group that they serve.
     unserved : tuple of int
         Groups that the shown collections need and no worker serves.
+    files : tuple of FileTrouble
+        Files of the store that the shown collections need and that are not as they should be.
+    troubles : tuple of str
+        What else workers could not read, a sentence each.
     """
 
     home: str
@@ -86,6 +91,15 @@ class SystemStatus:
     jobs: tuple[JobLine, ...]
     workers: tuple[WorkerRecord, ...]
     served: dict[int, list[str]]
+    files: tuple[FileTrouble, ...] = ()
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What workers say that they cannot read, without what `files` says already."""
+        told = [text for worker in self.workers for text in worker.details.get("troubles", ())]
+        known = [file.key for file in self.files if file.key]
+        fresh = [text for text in told if not any(key in text for key in known)]
+        return tuple(dict.fromkeys(fresh))
 
     @property
     def unserved(self) -> tuple[int, ...]:
@@ -105,6 +119,8 @@ class SystemStatus:
             ],
             "groups_served": {str(group): names for group, names in self.served.items()},
             "groups_unserved": list(self.unserved),
+            "files": [file.to_dict() for file in self.files],
+            "troubles": list(self.troubles),
         }
 
 
@@ -126,11 +142,10 @@ def read_status(settings: Settings, engine: Engine, collection: str | None) -> S
     """
     now = time.time()
     with session_scope(engine, write=False) as session:
-        names = (
-            [summary.name for summary in list_collections(session)]
-            if collection is None
-            else [collection]
-        )
+        every = [summary.name for summary in list_collections(session)]
+    files = look_for_troubles(settings, engine, every if collection is None else [collection])
+    with session_scope(engine, write=False) as session:
+        names = every if collection is None else [collection]
         found = tuple(collection_status(session, name) for name in names)
         return SystemStatus(
             home=str(settings.home),
@@ -142,6 +157,7 @@ def read_status(settings: Settings, engine: Engine, collection: str | None) -> S
             ),
             workers=tuple(live_workers(session, now, settings.host_timeout_s)),
             served=groups_served(session, now, settings.host_timeout_s),
+            files=tuple(files),
         )
 
 

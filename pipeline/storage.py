@@ -4,49 +4,65 @@ The store is a directory or any fsspec URL. A file is written once under a name 
 and configuration and never changes: of several writers of one name the first wins, and all get the
 checksum of its file. In a directory a file appears whole or not at all; object stores promise the
 same. Where an object store cannot refuse to overwrite (S3, Google and Azure can), a second writer
-may win; so every writer returns the checksum of the file that is there after writing. A local copy
-is a hard link if both roots are on one file system.
+may win; so every writer returns the checksum of the file that is there after writing.
+
+A local copy is a hard link if both roots are on one file system: then it cannot replace a stored
+file that was damaged in place. A copy is compared with its SHA-256 when it is made, and again when
+its inode, size or times have changed (`pipeline.verified`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
 import tempfile
+import time
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from pipeline.addresses import store_folder
-from pipeline.arrays import ArrayFile, write_arrays
-from pipeline.errors import ConfigError, CorruptFileError, StateError, StorageUnavailableError
+from pipeline.arrays import ArrayFile, read_member, write_arrays
+from pipeline.config import model_key
+from pipeline.errors import (
+    ConfigError,
+    CorruptFileError,
+    LostFileError,
+    StorageUnavailableError,
+    VantageError,
+)
+from pipeline.verified import Look, VerifiedCopies, file_checksum, look_at
+
+__all__ = ["Storage", "file_checksum", "model_key", "safe_key"]
 
 _OTHER_CHECKSUM = "its SHA-256 is not the one recorded"
 
+REFUSED_S = 30.0
+"""Seconds for which a damaged file of a URL is not fetched again; on a disk, until it changes."""
 
-_MODEL_REMEDY = (
-    "run `vantage index COLLECTION FOLDER --extractor NAME:FILE` with the same model file, or take "
-    "it from a backup"
-)
-
-
-def model_key(sha256: str) -> str:
-    """Return the store name of a model file, by its SHA-256 (hex)."""
-    return f"models/{sha256}.onnx"
+_ONE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO}
+"""Errors that concern one file, if the store itself answers."""
 
 
-def file_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def safe_key(key: str) -> str:
+    """Return a name in the store; refuse one that could lead out of it.
+
+    Raises
+    ------
+    CorruptFileError
+        It is empty or absolute, or has an empty part, ``..``, or a character that no name has.
+    """
+    parts = key.split("/")
+    if not all(part not in ("", ".", "..") and part.isprintable() for part in parts) or "\\" in key:
+        raise CorruptFileError(key, "this is no name in the store")
+    return key
 
 
 def _sha256(source: Path | bytes) -> str:
@@ -77,6 +93,9 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+Reader = Callable[[ArrayFile], object]
+
+
 class Storage:
     """Named immutable files in the shared store, with local copies.
 
@@ -105,10 +124,16 @@ class Storage:
             allowed = f"must be a directory or a URL that fsspec can open here ({exc})"
             raise ConfigError("VANTAGE_STORE", store, allowed) from exc
         self._root = str(root)
-        # SHA-256 of the local copies that this process has checked.
-        self._checked: dict[str, str] = {}
+        self._verified = VerifiedCopies(local)
+        # Stored files that did not have a SHA-256: what they looked like, or until when.
+        self._refused: dict[tuple[str, str], tuple[Look | float, CorruptFileError]] = {}
         protocol = self._fs.protocol
         self._on_disk = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the store is a folder."""
+        return self._on_disk
 
     @property
     def scratch(self) -> Path:
@@ -116,15 +141,46 @@ class Storage:
         return self.local / "scratch"
 
     def _address(self, key: str) -> str:
-        return f"{self._root.rstrip('/')}/{key}"
+        return f"{self._root.rstrip('/')}/{safe_key(key)}"
 
     @contextlib.contextmanager
     def _driver(self, key: str) -> Iterator[None]:
-        """Turn the file system's errors into ours; the only place where that happens."""
+        """Turn the file system's errors into ours; here and in `_reading` alone."""
         try:
             yield
         except OSError as exc:
             raise StorageUnavailableError(key, f"{type(exc).__name__}: {exc}") from exc
+        except Exception as exc:
+            # Clients of object stores have errors of their own.
+            if self._on_disk or isinstance(exc, VantageError | MemoryError):
+                raise
+            raise StorageUnavailableError(key, f"{type(exc).__name__}: {exc}") from exc
+
+    @contextlib.contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        """As `_driver`; a file that is lost or unreadable differs from a store without answer."""
+        with self._driver(key):
+            try:
+                yield
+            except OSError as exc:
+                gone = isinstance(exc, FileNotFoundError | NotADirectoryError)
+                of_one = isinstance(exc, PermissionError | IsADirectoryError)
+                mine = str(exc.filename or "").startswith(str(self.local))
+                if mine or not (gone or of_one or exc.errno in _ONE_FILE) or not self._answers():
+                    raise
+                reason = exc.strerror or str(exc)
+                kind = LostFileError if gone else CorruptFileError
+                raise kind(self._address(key), reason) from exc
+
+    def _answers(self) -> bool:
+        """Tell whether the store can be listed and holds anything; an unmounted one is empty."""
+        try:
+            if self._on_disk:
+                with os.scandir(self._root) as entries:
+                    return next(entries, None) is not None
+            return bool(self._fs.ls(self._root, detail=False))
+        except Exception:
+            return False
 
     def exists(self, key: str) -> bool:
         """Tell whether the store holds a file of this name."""
@@ -133,30 +189,40 @@ class Storage:
 
     def size(self, key: str) -> int:
         """Return the size of a file in the store, bytes."""
-        with self._driver(key):
+        with self._reading(key):
             return int(self._fs.size(self._address(key)))
 
     def checksum(self, key: str) -> str:
         """Return the SHA-256 of a file in the store, hex."""
-        with self._driver(key), self._fs.open(self._address(key), "rb") as stream:
+        with self._reading(key), self._fs.open(self._address(key), "rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
-    def find(self, key: str) -> str | None:
+    def find(self, key: str, read: Reader | None = None) -> str | None:
         """Return the SHA-256 of an existing sound file of arrays, else None.
 
-        A file that contradicts its own checksums is deleted, so that the caller makes it again.
+        A file that is not sound is deleted, so that the caller makes it again.
+
+        Parameters
+        ----------
+        key : str
+        read : callable, optional
+            Makes what the file should hold of its arrays, and raises a `CorruptFileError` if they
+            are not of that kind.
         """
         if not self.exists(key):
             return None
-        checksum = self.sound_checksum(key)
+        checksum = self.sound_checksum(key, read)
         if checksum is None:
             self.delete(key)
         return checksum
 
-    def sound_checksum(self, key: str) -> str | None:
+    def sound_checksum(self, key: str, read: Reader | None = None) -> str | None:
         """Return the SHA-256 of a file that agrees with its own checksums, else None."""
         try:
-            self.read_arrays(key).verify()
+            arrays = self.read_arrays(key)
+            arrays.verify()
+            if read is not None:
+                read(arrays)
             return self.checksum(key)
         except CorruptFileError:
             return None
@@ -169,11 +235,11 @@ class Storage:
         Raises
         ------
         CorruptFileError
-            The file is damaged, or its SHA-256 is not `checksum`.
+            The file is lost, damaged or unreadable, or its SHA-256 is not `checksum`.
         StorageUnavailableError
-            The store does not answer or has no such file.
+            The store does not answer.
         """
-        with self._driver(key):
+        with self._reading(key):
             address = self._address(key)
             source = Path(address) if self._on_disk else self._fs.cat_file(address)
             if checksum is not None and checksum != _sha256(source):
@@ -181,14 +247,15 @@ class Storage:
             return ArrayFile(source, address)
 
     def read_array(self, key: str, name: str) -> NDArray[Any]:
-        """Return one array of a file in the store, without copying the rest."""
-        with self._driver(key), self._fs.open(self._address(key), "rb") as stream:
-            try:
-                with zipfile.ZipFile(stream) as archive, archive.open(f"{name}.npy") as member:
-                    array: NDArray[Any] = npy.read_array(member, allow_pickle=False)
-            except (zipfile.BadZipFile, KeyError, ValueError) as exc:
-                raise CorruptFileError(self._address(key), str(exc)) from exc
-            return array
+        """Return one array of a file in the store, without copying the rest.
+
+        Raises
+        ------
+        CorruptFileError, StorageUnavailableError
+            As `read_arrays`.
+        """
+        with self._reading(key), self._fs.open(self._address(key), "rb") as stream:
+            return read_member(stream, name, self._address(key))
 
     def write_arrays(
         self, key: str, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
@@ -249,27 +316,70 @@ class Storage:
         ------
         CorruptFileError
             The store's file does not have that checksum.
+        LostFileError
+            The store has no such file.
         StorageUnavailableError
-            The store does not answer or has no such file.
+            The store does not answer.
         """
-        path = self.local / key
-        if path.exists() and (checksum is None or checksum == self._local_checksum(key)):
+        path = self.local / safe_key(key)
+        look = look_at(path)
+        if look is not None and self._is_sound_copy(key, look, checksum):
             return path
-        with self._driver(key), _temporary_beside(path) as temporary:
+        self._raise_refused(key, checksum)
+        with self._reading(key), _temporary_beside(path) as temporary:
+            before = self._look_at_store(key)
             self._copy_to(key, temporary)
             found = file_checksum(temporary)
             if checksum is not None and found != checksum:
-                raise CorruptFileError(self._address(key), _OTHER_CHECKSUM)
+                error = CorruptFileError(self._address(key), _OTHER_CHECKSUM)
+                self._refused[key, checksum] = (before, error)
+                raise error
             temporary.replace(path)
-            self._checked[key] = found
+            # A rename changes the time of the last status change.
+            self._verified.note(key, found, look_at(path))
         return path
 
-    def _local_checksum(self, key: str) -> str | None:
-        """Return the SHA-256 of a local copy, computed once in a process; None if it is gone."""
-        if key not in self._checked:
-            with contextlib.suppress(FileNotFoundError):
-                self._checked[key] = file_checksum(self.local / key)
-        return self._checked.get(key)
+    def _is_sound_copy(self, key: str, look: Look, checksum: str | None) -> bool:
+        """Tell whether a local copy has this SHA-256; read it only if it looks different."""
+        if checksum is None:
+            return True
+        known = self._verified.checksum(key, look)
+        return checksum == (known or self.compare_copy(key, look))
+
+    def compare_copy(self, key: str, look: Look | None = None) -> str | None:
+        """Read a local copy whole and return its SHA-256; None if it is gone or unreadable."""
+        path = self.local / safe_key(key)
+        look = look or look_at(path)
+        try:
+            checksum = file_checksum(path)
+        except OSError:
+            return None
+        self._verified.note(key, checksum, look)
+        return checksum
+
+    def copy_is_link(self, key: str) -> bool:
+        """Tell whether the local copy is the stored file itself."""
+        look = look_at(self.local / safe_key(key))
+        return self._on_disk and look is not None and look == look_at(Path(self._address(key)))
+
+    def _look_at_store(self, key: str) -> Look | float:
+        """Return what a stored file looks like; of a URL, until when to believe that it is bad."""
+        look = look_at(Path(self._address(key))) if self._on_disk else None
+        # A link that was made and removed changes the time of the last status change.
+        return look._replace(changed_ns=0) if look else time.monotonic() + REFUSED_S
+
+    def _raise_refused(self, key: str, checksum: str | None) -> None:
+        """Raise again what was wrong with a stored file, unless it may have changed."""
+        if checksum is None or (key, checksum) not in self._refused:
+            return
+        look, error = self._refused[key, checksum]
+        if isinstance(look, float):
+            same = time.monotonic() < look
+        else:
+            same = look == self._look_at_store(key)
+        if same:
+            raise error
+        self._refused.pop((key, checksum), None)
 
     def put_model(self, path: Path, sha256: str) -> str:
         """Store a model file under a name made of its SHA-256, and return that name.
@@ -297,37 +407,23 @@ class Storage:
         return key
 
     def fetch_model(self, sha256: str) -> Path:
-        """Return a local copy of a model, compared with its SHA-256 once in a process.
+        """Return a local copy of a model, compared with its SHA-256.
 
         Raises
         ------
-        StateError
-            The store has no such model, or a damaged one.
+        CorruptFileError
+            The store has lost the model, or has a damaged one.
         StorageUnavailableError
             The store does not answer.
         """
-        key = model_key(sha256)
-        try:
-            return self.fetch(key, sha256)
-        except CorruptFileError as exc:
-            raise StateError(f"the model {key!r} in the store is damaged; {_MODEL_REMEDY}") from exc
-        except StorageUnavailableError as exc:
-            if self._is_lost(key):
-                message = f"the store holds no model {key!r} any more; {_MODEL_REMEDY}"
-                raise StateError(message) from exc
-            raise
-
-    def _is_lost(self, key: str) -> bool:
-        """Tell whether the store answers and has no such file."""
-        try:
-            return self.exists("") and not self.exists(key)
-        except StorageUnavailableError:
-            return False
+        return self.fetch(model_key(sha256), sha256)
 
     def _copy_to(self, key: str, target: Path) -> None:
         """Hard link, else copy, else download; copies are flushed to disk."""
         if self._on_disk:
             source = Path(self._address(key))
+            with source.open("rb"):  # an error of the source must name it
+                pass
             with contextlib.suppress(OSError):
                 target.hardlink_to(source)
                 return
@@ -340,31 +436,42 @@ class Storage:
     def open_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
         """Return a file of arrays, mapped from its local copy.
 
-        A process verifies an existing copy once: the kernels follow its offsets without checks. A
-        copy that is damaged, or was just removed by another process, is fetched again.
+        A copy that is damaged, or was just removed by another process, is fetched again.
+
+        Raises
+        ------
+        CorruptFileError, StorageUnavailableError
+            As `fetch`.
         """
         try:
-            arrays = ArrayFile(self.fetch(key, checksum))
-            if key not in self._checked:
-                arrays.verify()
-                self._checked[key] = file_checksum(self.local / key)
-            return arrays
-        except (CorruptFileError, FileNotFoundError):
+            return self._open_copy(key, checksum)
+        except (CorruptFileError, OSError):
             self.drop_local(key)
-            return ArrayFile(self.fetch(key, checksum))
+        with self._reading(key):
+            return self._open_copy(key, checksum)
+
+    def _open_copy(self, key: str, checksum: str | None) -> ArrayFile:
+        arrays = ArrayFile(self.fetch(key, checksum))
+        if checksum is None:
+            arrays.verify()
+        return arrays
 
     def drop_local(self, key: str) -> None:
         """Remove this host's copy, if it exists."""
-        self._checked.pop(key, None)
-        (self.local / key).unlink(missing_ok=True)
+        self._verified.forget(key)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._driver(key):
+            (self.local / safe_key(key)).unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
         """Remove a file and its local copy; a missing file is not an error."""
         self.drop_local(key)
+        for refused in [known for known in self._refused if known[0] == key]:
+            self._refused.pop(refused, None)
         with self._driver(key), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._address(key))
 
     def delete_folder(self, prefix: str) -> None:
         """Remove every file whose name begins with ``prefix/``, if there are any."""
+        safe_key(prefix)
         with self._driver(prefix), contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._address(prefix), recursive=True)

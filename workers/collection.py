@@ -29,6 +29,7 @@ from workers.opened import Opened, open_driver, require_name
 
 if TYPE_CHECKING:
     from pipeline.records import SearchResult
+    from pipeline.verifying import Verification
 
 __all__ = ["Collection"]
 
@@ -368,6 +369,28 @@ class Collection(Opened):
             The collection does not exist.
         """
         return read_failures(self._driver.resources.engine, self.name)
+
+    def verify(self) -> Verification:
+        """Read every file of the store that belongs to the collection, and compare its SHA-256.
+
+        Damaged copies on this host are removed, to be fetched again.
+
+        Returns
+        -------
+        Verification
+            With the files that are lost or damaged, and the remedy for each.
+
+        Raises
+        ------
+        UnknownNameError
+            The collection does not exist.
+        StorageUnavailableError
+            The store does not answer.
+        """
+        from pipeline.verifying import verify_files
+
+        resources = self._driver.resources
+        return verify_files(resources.engine, resources.storage, [self.name])
 
     def _record(self) -> CollectionRecord:
         """Return the collection, which must be there."""

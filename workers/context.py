@@ -11,6 +11,7 @@ from pipeline.config import Settings
 from pipeline.errors import BrokerUnavailableError
 from workers.embedded import discover_redis_url
 from workers.redis_url import RedisAddress
+from workers.troubles import Troubles
 
 if TYPE_CHECKING:
     import redis
@@ -46,12 +47,15 @@ class Context:
     reduce_slots : threading.BoundedSemaphore
         Messages of the queue ``reduce`` that this process may work on at once: two. The process
         answers searches too, with its other threads.
+    troubles : Troubles
+        What this process could not read of the store.
     """
 
     def __init__(self, settings: Settings, worker_app: Celery | None = None) -> None:
         self.settings = settings
         self._worker_app = worker_app
         self.pid = os.getpid()
+        self.troubles = Troubles()
         self.merge_slots = threading.BoundedSemaphore(max(1, settings.group_threads - 1))
         self.reduce_slots = threading.BoundedSemaphore(_REDUCE_AT_ONCE)
 

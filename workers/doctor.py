@@ -188,6 +188,33 @@ def _directories(settings: Settings) -> Iterator[Check]:
         yield Check(name, ok, f"{path}, {free / 2**30:.1f} GiB free", remedy)
 
 
+def _store_files(settings: Settings) -> Iterator[Check]:
+    """Name files that the store lacks, without reading them, and what workers cannot read."""
+    from pipeline.metadata.engine import create_metadata_engine, schema_revision
+    from pipeline.metadata.models import SCHEMA_REVISION
+    from pipeline.status import read_status
+    from pipeline.store_check import MOST_SHOWN
+
+    sqlite = settings.database_url.removeprefix("sqlite:///")
+    if sqlite != settings.database_url and not Path(sqlite).exists():
+        return
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        if schema_revision(engine) != SCHEMA_REVISION:
+            return
+        found = read_status(settings, engine, None)
+    finally:
+        engine.dispose()
+    for file in found.files[:MOST_SHOWN]:
+        what = f"{file.collection}: {file.kind} {file.key} is {file.state}" if file.key else ""
+        detail = f"{what} ({file.reason})" if what else file.reason
+        yield Check("store files", False, detail, file.remedy)
+    for sentence in found.troubles:
+        yield Check("store files", False, sentence, "see the message")
+    if not found.files and not found.troubles:
+        yield Check("store files", True, "all there; `vantage verify` compares every byte")
+
+
 def _image_roots(settings: Settings) -> Iterator[Check]:
     for root in settings.image_roots:
         ok = os.access(root, os.R_OK | os.X_OK)
@@ -272,6 +299,7 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Check]]], ...] = (
     ("redis", _redis),
     ("database", _database),
     ("directories", _directories),
+    ("store files", _store_files),
     ("image roots", _image_roots),
     ("kernels", _kernels),
     ("extractor", _extractor),

@@ -67,6 +67,8 @@ class Heartbeat:
         Groups this process serves.
     details : mapping, optional
         JSON-serialisable facts worth showing (queues, number of threads).
+    troubles : callable, optional
+        Returns sentences about what this process cannot do now, told with every beat.
 
     Raises
     ------
@@ -82,12 +84,14 @@ class Heartbeat:
         roles: Sequence[str],
         groups: Iterable[int] = (),
         details: Mapping[str, Any] | None = None,
+        troubles: Callable[[], list[str]] = list,
     ) -> None:
         create_metadata_engine(settings.database_url).dispose()
         self._settings = settings
         self._name, self._roles = name, tuple(roles)
         self._groups = tuple(sorted(groups))
         self._details = dict(details or {})
+        self._troubles = troubles
         self._started_at = time.time()
         self._pid = os.getpid()
         self._state: WorkerState = "starting"
@@ -158,7 +162,7 @@ class Heartbeat:
             state=self._state,
             heartbeat_at=time.time(),
             started_at=self._started_at,
-            details=self._details,
+            details={**self._details, "troubles": self._troubles()},
         )
 
 

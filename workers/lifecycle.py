@@ -24,7 +24,7 @@ from workers.celery_private import current_task
 from workers.context import get_context
 from workers.heartbeat import Heartbeat, write_between_beats
 from workers.job_messages import release
-from workers.placement import sync_groups
+from workers.placement import sync_groups, watch_copies
 from workers.processes import set_death_signal
 from workers.queues import EXTRACT, QUERY, REDUCE, group_of, unrouted
 from workers.supervise import supervise
@@ -36,6 +36,7 @@ SUPERVISE = "supervise"
 
 _heartbeat: Heartbeat | None = None
 _roles: tuple[str, ...] = ()
+_groups: tuple[int, ...] = ()
 _draining_began = threading.Event()
 
 
@@ -78,7 +79,7 @@ def _start(sender: Any, **_: object) -> None:
 
     Celery only logs an exception of a signal handler, so an error must end the process here.
     """
-    global _heartbeat, _roles
+    global _heartbeat, _roles, _groups
     _set_up_logging()
     lost = unrouted(sender.app.tasks)
     if lost:
@@ -86,6 +87,7 @@ def _start(sender: Any, **_: object) -> None:
     queues = sorted(sender.app.amqp.queues.consume_from)
     _roles = roles_of_queues(queues, sender.pool_cls)
     groups = sorted(group for group in map(group_of, queues) if group is not None)
+    _groups = tuple(groups)
     try:
         _heartbeat = Heartbeat(
             Settings.from_env(),
@@ -93,6 +95,8 @@ def _start(sender: Any, **_: object) -> None:
             roles=_roles,
             groups=groups,
             details={"queues": queues},
+            # The context of a worker whose pool is forked belongs to its processes.
+            troubles=get_context().troubles.told if groups else list,
         )
         _heartbeat.start()
         if groups or QUERY in queues:
@@ -150,6 +154,9 @@ def _ready(**_: object) -> None:
     if SUPERVISE in _roles:
         watch = (Settings.from_env(), _draining_began)
         threading.Thread(target=supervise, args=watch, name="supervisor", daemon=True).start()
+    if _groups:
+        copies = (get_context(), _groups, _draining_began)
+        threading.Thread(target=watch_copies, args=copies, name="copies", daemon=True).start()
     if _heartbeat is not None:
         _heartbeat.set_state("ready")
 

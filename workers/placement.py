@@ -1,19 +1,33 @@
-"""Data of groups on this host: copied here before a worker takes messages of the group."""
+"""Data of groups on this host: local copies of what the group worker serves.
+
+Before it takes messages, the worker fetches what it does not have yet. A file that the store has
+lost, or has damaged, is left out, and a store that does not answer is not waited for: everything
+else is served. A thread goes on from there. It compares all copies with their SHA-256, once, and
+tries again to fetch what is missing.
+"""
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
-from pipeline.errors import CorruptFileError, IndexNotBuiltError, TransientError, UnknownNameError
+from pipeline.errors import (
+    CorruptFileError,
+    IndexNotBuiltError,
+    StorageUnavailableError,
+    TransientError,
+    UnknownNameError,
+    VantageError,
+)
 from pipeline.metadata.collections import list_collections
 from pipeline.metadata.engine import session_scope
-from pipeline.metadata.records import SegmentRecord
+from pipeline.metadata.records import VersionRecord
 from pipeline.metadata.versions import current_version
 from workers.context import Context
 
-__all__ = ["sync_groups"]
+__all__ = ["compare_copies", "fetch_copies", "sync_groups", "watch_copies"]
 
 _log = logging.getLogger(__name__)
 _FIRST_WAIT_S = 0.5
@@ -21,49 +35,107 @@ _LONGEST_WAIT_S = 30.0
 
 
 def sync_groups(context: Context, groups: Collection[int]) -> int:
-    """Make a local, verified copy of every current segment of some groups.
+    """Fetch what can be fetched of the current segments of some groups; return how many are here.
 
-    If store or database do not answer yet, it waits for them. A segment that is damaged in the
-    store is logged and skipped; searches then say so, and other segments are served.
-
-    Parameters
-    ----------
-    context : Context
-    groups : collection of int
-
-    Returns
-    -------
-    int
-        Number of local segments.
+    It waits for the database, which alone says what is needed.
     """
     wait = _FIRST_WAIT_S
     while True:
         try:
-            return sum(_fetch(context, segment) for segment in _segments(context, groups))
+            return fetch_copies(context, groups)
         except TransientError as error:
             _log.warning("cannot fetch groups yet, trying again in %.1f s: %s", wait, error)
             time.sleep(wait)
             wait = min(_LONGEST_WAIT_S, wait * 2)
 
 
-def _segments(context: Context, groups: Collection[int]) -> Iterator[SegmentRecord]:
-    """Yield the segments of the groups in the current version of every collection."""
+def fetch_copies(context: Context, groups: Collection[int]) -> int:
+    """Try to fetch all current files of some groups; return how many segments are here.
+
+    What could not be fetched is noted in `Context.troubles`.
+
+    Raises
+    ------
+    DatabaseUnavailableError
+    """
+    here = 0
+    for version in _versions(context):
+        _fetch(context, version, [(version.tree.key, version.tree.checksum)], None)
+        for group in sorted(groups):
+            files = [(one.key, one.checksum) for one in version.group_segments(group)]
+            here += _fetch(context, version, files, group)
+    return here
+
+
+def _fetch(
+    context: Context, version: VersionRecord, files: Sequence[tuple[str, str]], group: int | None
+) -> int:
+    """Fetch some files of a version; return how many are here."""
+    errors: list[VantageError] = []
+    for key, checksum in files:
+        try:
+            context.storage.fetch(key, checksum)
+        except (CorruptFileError, StorageUnavailableError) as error:
+            if not context.troubles.knows(version.collection, group):
+                _log.error("not served: %s", error)
+            errors.append(error)
+    context.troubles.note(version.collection, group, errors)
+    return len(files) - len(errors)
+
+
+def _versions(context: Context) -> Iterator[VersionRecord]:
+    """Yield the current version of every collection."""
     with session_scope(context.engine, write=False) as session:
         names = [collection.name for collection in list_collections(session)]
     for name in names:
         try:
             with session_scope(context.engine, write=False) as session:
-                version = current_version(session, name)
+                yield current_version(session, name)
         except (IndexNotBuiltError, UnknownNameError):  # nothing published yet; deleted meanwhile
             continue
-        yield from (s for s in version.segments if s.group_number in groups)
 
 
-def _fetch(context: Context, segment: SegmentRecord) -> bool:
-    """Fetch one segment; False if the store's copy is damaged."""
-    try:
-        context.storage.fetch(segment.key, segment.checksum)
-    except CorruptFileError as error:
-        _log.error("segment not served: %s", error)
-        return False
-    return True
+def compare_copies(context: Context, groups: Collection[int], stop: threading.Event) -> int:
+    """Read all local copies of some groups whole; drop those that are damaged; return how many."""
+    damaged = 0
+    for version in _versions(context):
+        files = [(one.key, one.checksum) for one in version.segments if one.group_number in groups]
+        for key, checksum in [(version.tree.key, version.tree.checksum), *files]:
+            if stop.is_set():
+                return damaged
+            found = context.storage.compare_copy(key)
+            if found not in (None, checksum):
+                _log.error("the local copy of %r is damaged, it is fetched again", key)
+                context.storage.drop_local(key)
+                context.resources.forget_file(key)
+                damaged += 1
+    return damaged
+
+
+def watch_copies(context: Context, groups: Collection[int], stop: threading.Event) -> None:
+    """Compare all copies once; look again for what is missing until `stop` is set."""
+    compared = False
+    while not stop.is_set():
+        try:
+            if not compared:
+                compare_copies(context, groups, stop)
+                compared = True
+            _look_again(context, groups)
+        except TransientError as error:
+            _log.warning("local copies could not be looked after: %s", error)
+        except Exception:
+            _log.exception("the watch over local copies goes on")
+        stop.wait(_LONGEST_WAIT_S)
+
+
+def _look_again(context: Context, groups: Collection[int]) -> None:
+    """Fetch what is missing, and open again what a search could not open."""
+    fetch_copies(context, groups)
+    for name, group in context.troubles.met_by_searches():
+        try:
+            version = context.resources.current_version(name)
+        except (IndexNotBuiltError, UnknownNameError):
+            context.troubles.note_search(name, group, ())
+            continue
+        lost = context.resources.group_segments(version, group).lost
+        context.troubles.note_search(name, group, [str(error) for error in lost.values()])

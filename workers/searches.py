@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,7 +25,9 @@ from redis import Redis, RedisError
 
 from pipeline import errors
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.errors import IndexNotBuiltError, TransientError, VantageError
+from pipeline.columns import require
+from pipeline.config import MAX_GROUPS
+from pipeline.errors import CorruptFileError, IndexNotBuiltError, TransientError, VantageError
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.heartbeats import groups_served
 from pipeline.metadata.records import VersionRecord
@@ -94,13 +97,55 @@ class Ticket:
 
     @classmethod
     def load(cls, redis: Redis, search_id: str) -> Ticket | None:
-        """Read a ticket; None when the search was not begun or is long over."""
-        text = cast("bytes | None", redis.get(KEYS.ticket(search_id)))
+        """Read a ticket; None when the search was not begun or is long over.
+
+        Raises
+        ------
+        CorruptFileError
+            What Redis holds is no ticket of this search.
+        """
+        key = KEYS.ticket(search_id)
+        text = cast("bytes | None", redis.get(key))
         if text is None:
             return None
+        values = _read_json(key, text)
+        try:
+            groups = {name: tuple(values[name]) for name in ("asked", "missing")}
+            ticket = cls(**{**values, **groups})
+        except (TypeError, KeyError) as exc:
+            raise CorruptFileError(key, repr(exc)) from exc
+        if not ticket._is_sound(search_id):
+            raise CorruptFileError(key, "its values are not those of a search")
+        return ticket
+
+    def _is_sound(self, search_id: str) -> bool:
+        """Say whether values that were read are those of a search."""
+        times = (self.sent_at, self.resend_at, self.deadline_at)
+        known = set(range(MAX_GROUPS))
+        return (
+            self.id == search_id
+            and type(self.version_id) is int
+            and all(type(group) is int for group in (*self.asked, *self.missing))
+            and known >= {*self.asked, *self.missing}
+            and all(type(at) in (int, float) and math.isfinite(at) for at in times)
+            and type(self.resent) is bool
+        )
+
+
+def _read_json(key: str, text: bytes) -> dict[str, Any]:
+    """Return an object that Redis holds under a key.
+
+    Raises
+    ------
+    CorruptFileError
+    """
+    try:
         values = json.loads(text)
-        groups = {name: tuple(values[name]) for name in ("asked", "missing")}
-        return cls(**{**values, **groups})
+    except (ValueError, RecursionError) as exc:
+        raise CorruptFileError(key, str(exc)) from exc
+    if not isinstance(values, dict):
+        raise CorruptFileError(key, "it is no object")
+    return values
 
 
 def begin(
@@ -168,10 +213,11 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
     text = cast("bytes | None", redis.get(KEYS.request(search_id)))
     if image is None or text is None or redis.exists(KEYS.result(search_id)):
         return {"error": "the search is over"}
-    wanted = json.loads(text)
-    asked = SearchRequest.from_dict(wanted["request"])
     try:
-        prepared = _prepare(context, wanted["collection"], image, asked)
+        wanted = _read_json(KEYS.request(search_id), text)
+        asked = SearchRequest.from_dict(wanted["request"])
+        deadline_at = float(wanted["deadline_at"])
+        prepared = _prepare(context, str(wanted["collection"]), image, asked)
     except Exception as exc:
         if not isinstance(exc, VantageError):
             _log.exception("search %s could not be prepared", search_id)
@@ -181,7 +227,7 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
         _store_result(redis, search_id, {"results": [prepared.to_dict()]})
         return {"descriptors": 0}
     version, batch = prepared
-    begin(context, search_id, version, batch, wanted["deadline_at"])
+    begin(context, search_id, version, batch, deadline_at)
     return {"descriptors": len(batch.plan.codes), "plan": batch.plan.kind}
 
 
@@ -199,15 +245,24 @@ def _prepare(
     return prepared if isinstance(prepared, SearchResult) else (version, prepared)
 
 
-def _read_batch(redis: Redis, search_id: str) -> Batch | None:
-    """Return a search's batch; None when it is gone."""
-    blob = cast("bytes | None", redis.get(KEYS.batch(search_id)))
+def _read_batch(redis: Redis, search_id: str, version: VersionRecord) -> Batch | None:
+    """Return a search's batch; None when it is gone.
+
+    Raises
+    ------
+    CorruptFileError
+        What Redis holds is no batch for this version.
+    """
+    key = KEYS.batch(search_id)
+    blob = cast("bytes | None", redis.get(key))
     if blob is None:
         return None
     from pipeline.retrieval.batch import Batch
 
-    arrays = ArrayFile(blob)
-    return Batch.from_arrays(arrays, arrays.meta)
+    arrays = ArrayFile(blob, key)
+    batch = Batch.from_arrays(arrays, arrays.meta)
+    batch.plan.require_fit(arrays, version.tree.cells, version.index.dimensions)
+    return batch
 
 
 def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
@@ -216,15 +271,21 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     redis = context.redis
     if redis.exists(key):
         return {"group": group, "known": True}
-    ticket = Ticket.load(redis, search_id)
-    batch = _read_batch(redis, search_id)
-    if ticket is None or batch is None:
+    try:
+        ticket = Ticket.load(redis, search_id)
+    except CorruptFileError as exc:
+        return {"group": group, "error": str(exc)}
+    if ticket is None:
         return {"group": group, "error": "the search is over"}
     try:
         from pipeline.searching import scan_group
 
         version = context.resources.version(ticket.version_id)
+        batch = _read_batch(redis, search_id, version)
+        if batch is None:
+            return {"group": group, "error": "the search is over"}
         found = scan_group(context.resources, version, group, batch, ticket.deadline_at)
+        context.troubles.note_search(version.collection, group, found.lost)
     except Exception as exc:
         _log.exception("search %s: group %d could not be scanned", search_id, group)
         error = f"{type(exc).__name__}: {exc}"
@@ -244,16 +305,19 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
 
     redis = context.redis
     ticket = Ticket.load(redis, search_id)
-    batch = _read_batch(redis, search_id)
-    if ticket is None or batch is None:
+    if ticket is None:
         return None
-    scans, missing = _read_scans(redis, ticket)
+    version = context.resources.version(ticket.version_id)
+    batch = _read_batch(redis, search_id, version)
+    if batch is None:
+        return None
+    scans, missing = _read_scans(redis, ticket, len(batch.plan.codes))
     results = finish_batch(
         context.resources,
-        context.resources.version(ticket.version_id),
+        version,
         batch,
         scans,
-        [*ticket.missing, *missing],
+        {**dict.fromkeys(ticket.missing, "no live worker serves it"), **missing},
         {"scan": (time.time() - ticket.sent_at) * 1e3},
     )
     _store_result(redis, search_id, {"results": [result.to_dict() for result in results]})
@@ -279,28 +343,40 @@ def pairs(
     from pipeline.searching import find_pairs
 
     ticket = Ticket.load(context.redis, search_id)
-    batch = _read_batch(context.redis, search_id)
-    if ticket is None or batch is None:
+    if ticket is None:
         return None
-    scans, _ = _read_scans(context.redis, ticket)
     version = context.resources.version(ticket.version_id)
+    batch = _read_batch(context.redis, search_id, version)
+    if batch is None:
+        return None
+    scans, _ = _read_scans(context.redis, ticket, len(batch.plan.codes))
     return find_pairs(context.resources, version, batch, scans, chosen, number)
 
 
-def _read_scans(redis: Redis, ticket: Ticket) -> tuple[list[GroupScan], list[int]]:
-    """Return the available scans, and the groups without one."""
+def _read_scans(
+    redis: Redis, ticket: Ticket, queries: int
+) -> tuple[list[GroupScan], dict[int, str]]:
+    """Return the available scans for so many query descriptors, and why others are missing."""
     from pipeline.retrieval.blocks import GroupScan
 
     scans: list[GroupScan] = []
-    missing: list[int] = []
+    missing: dict[int, str] = {}
     keys = [KEYS.scan(ticket.id, group) for group in ticket.asked]
     blobs = cast("list[bytes | None]", redis.mget(keys)) if keys else []
-    for group, blob in zip(ticket.asked, blobs, strict=True):
-        arrays = ArrayFile(blob) if blob is not None else None
-        if arrays is None or "error" in arrays.meta:
-            missing.append(group)
-        else:
-            scans.append(GroupScan.from_arrays(arrays, arrays.meta))
+    for group, key, blob in zip(ticket.asked, keys, blobs, strict=True):
+        if blob is None:
+            missing[group] = "its answer did not come in time"
+            continue
+        try:
+            arrays = ArrayFile(blob, key)
+            if "error" in arrays.meta:
+                missing[group] = str(arrays.meta["error"])
+                continue
+            scan = GroupScan.from_arrays(arrays, arrays.meta, queries)
+            require(scan.group == group, arrays, f"it is of group {scan.group}, not {group}")
+            scans.append(scan)
+        except CorruptFileError as exc:
+            missing[group] = f"what it found cannot be read ({exc.args[1]})"
     return scans, missing
 
 
@@ -331,11 +407,23 @@ def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
     text = cast("bytes | None", redis.get(KEYS.result(search_id)))
     if text is None:
         return None
-    value = json.loads(text)
-    if "error" in value:
-        kind = getattr(errors, value["error"]["type"], VantageError)
-        raise kind(*value["error"]["args"])
-    return [SearchResult.from_dict(result) for result in value["results"]]
+    key = KEYS.result(search_id)
+    value = _read_json(key, text)
+    try:
+        if "error" not in value:
+            return [SearchResult.from_dict(result) for result in value["results"]]
+        error = _read_error(value["error"])
+    except (TypeError, KeyError, AttributeError, ValueError) as exc:
+        raise CorruptFileError(key, repr(exc)) from exc
+    raise error
+
+
+def _read_error(value: Mapping[str, Any]) -> VantageError:
+    """Return an error of ours that `store_error` has written."""
+    kind = getattr(errors, value["type"], None)
+    if not (isinstance(kind, type) and issubclass(kind, VantageError)):
+        return VantageError(*map(str, value["args"]))
+    return kind(*value["args"])
 
 
 def tend_all(context: Context) -> int:
@@ -348,12 +436,12 @@ def tend_all(context: Context) -> int:
     now = time.time()
     due = cast("list[bytes]", redis.zrangebyscore(KEYS.in_flight, "-inf", now))
     for member in due:
-        search_id = member.decode()
+        search_id = member.decode("utf-8", "replace")
         next_look = look_after(context, search_id, now)
         if next_look is None:
-            redis.zrem(KEYS.in_flight, search_id)
+            redis.zrem(KEYS.in_flight, member)
         else:
-            redis.zadd(KEYS.in_flight, {search_id: next_look}, xx=True)
+            redis.zadd(KEYS.in_flight, {member: next_look}, xx=True)
     return len(due)
 
 
@@ -393,7 +481,8 @@ def _look_after(context: Context, search_id: str, now: float) -> float | None:
         next_step = ticket.deadline_at if ticket.resent else ticket.resend_at
         return min(max(now, next_step), now + LOOK_EVERY_S)
     text = cast("bytes | None", redis.get(KEYS.request(search_id)))
-    deadline_at = float(json.loads(text)["deadline_at"]) if text else 0.0
+    wanted = _read_json(KEYS.request(search_id), text) if text else {}
+    deadline_at = float(wanted.get("deadline_at", 0.0))
     if now < deadline_at:
         return min(deadline_at, now + LOOK_EVERY_S)
     sentence = "the query was not prepared in time: no query worker is free or running"

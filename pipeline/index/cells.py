@@ -22,11 +22,13 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import column, require, require_finite
 from pipeline.config import CellKind, VantageStrategy
 from pipeline.index.kernels import nearest_rows, prepare_queries, select_k_nearest
 from pipeline.index.rows import (
     PackedRows,
     pack_rows,
+    packed_rows,
     read_only,
     to_signed,
     to_unsigned,
@@ -306,9 +308,21 @@ def cells_to_arrays(cells: VPTree | MeanCells) -> dict[str, NDArray[Any]]:
 
 
 def cells_from_arrays(arrays: Mapping[str, NDArray[Any]]) -> VPTree | MeanCells:
-    """Inverse of `cells_to_arrays`."""
-    tree = VPTree(arrays["points"], arrays["radii"])
+    """Inverse of `cells_to_arrays`.
+
+    Raises
+    ------
+    CorruptFileError
+        The arrays are not those of a tree.
+    """
+    points = column(arrays, "points", np.float32, None, None)
+    tree = VPTree(points, column(arrays, "radii", np.float32, len(points)))
+    require(tree.cells.bit_count() == 1, arrays, f"a tree of {len(points)} points is not full")
+    require_finite(arrays, "points", points)
+    require_finite(arrays, "radii", tree.radii)
     if "mean_codes" not in arrays:
         return tree
-    codes, norms, prefixes = (arrays[f"mean_{name}"] for name in ("codes", "norms", "heads"))
-    return MeanCells(tree, PackedRows(codes, norms, prefixes, tree.cells))
+    means = packed_rows(arrays, tree.cells, ("mean_codes", "mean_norms", "mean_heads"))
+    fits = means.dimensions == points.shape[1]
+    require(fits, arrays, f"means of {means.dimensions} bytes do not fit points {points.shape}")
+    return MeanCells(tree, means)

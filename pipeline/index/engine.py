@@ -29,6 +29,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pipeline.arrays import ArrayFile, write_arrays
+from pipeline.columns import (
+    column,
+    integer,
+    plain_values,
+    real,
+    require,
+    require_below,
+    require_offsets,
+)
 from pipeline.config import IndexConfig
 from pipeline.errors import CorruptFileError, DamagedIndexError, InputError
 from pipeline.index.cells import (
@@ -39,8 +48,8 @@ from pipeline.index.cells import (
     train_cells,
     training_rows,
 )
-from pipeline.index.quantizer import LARGEST, Quantizer, train_quantizer
-from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, PackedRows
+from pipeline.index.quantizer import LARGEST, Quantizer, read_quantizer, train_quantizer
+from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, packed_rows
 from pipeline.index.runs import CHUNK, Run, living_rows, make_run, merge_runs, search_runs
 from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree, levels_for
@@ -331,16 +340,15 @@ class VantageIndex:
             if file.meta.get("format") != FORMAT:
                 found = file.meta.get("format", "none")
                 raise DamagedIndexError(str(path), f"format {found} instead of {FORMAT}")
-            meta = file.meta
-            config = IndexConfig.from_dict(meta["config"])
-            index = cls(meta["dimensions"], config, _threads(threads))
-            index._read(file, meta)
+            wide = integer(file, file.meta, "dimensions", 1, MAX_DIMENSIONS)
+            with plain_values(file):
+                config = IndexConfig.from_dict(file.meta["config"])
+            index = cls(wide, config, _threads(threads))
+            index._read(file)
         except DamagedIndexError:
             raise
         except CorruptFileError as exc:
             raise DamagedIndexError(str(path), exc.args[1]) from exc
-        except KeyError as exc:
-            raise DamagedIndexError(str(path), f"it holds no {exc.args[0]}") from exc
         return index
 
     def _meta(self) -> dict[str, Any]:
@@ -376,20 +384,24 @@ class VantageIndex:
             arrays.update({f"{number}.{name}": array for name, array in columns.items()})
         return arrays
 
-    def _read(self, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+    def _read(self, file: ArrayFile) -> None:
         """Inverse of `_arrays` and `_meta`."""
-        self._next_id, self._trained_for = meta["next_id"], meta["trained_for"]
-        if not meta["scale"]:
+        meta = file.meta
+        self._next_id = integer(file, meta, "next_id", 0, LARGEST_ID + 1)
+        self._trained_for = integer(file, meta, "trained_for", 0, LARGEST_ID)
+        runs, scale = integer(file, meta, "runs", 0, len(file)), real(file, meta, "scale", 0.0)
+        if not scale:
+            require(not runs, file, f"it has {runs} runs and no scale")
             return
-        self._quantizer = Quantizer(arrays["mean"], arrays["rotation"], meta["scale"])
-        self._tree = cells_from_arrays(arrays)
-        for number in range(meta["runs"]):
-            codes, norms, prefixes, ids, offsets, alive = (
-                arrays[f"{number}.{name}"]
-                for name in ("codes", "norms", "heads", "ids", "cell_offsets", "alive")
-            )
-            rows = PackedRows(codes, norms, prefixes, len(ids))
-            self._runs.append(Run(rows, ids, offsets, alive.copy()))
+        self._quantizer = read_quantizer(file, scale)
+        self._tree = cells_from_arrays(file)
+        width = self.config.dimensions
+        shape = self._quantizer.rotation.shape
+        fits = shape == (self.dimensions, width)
+        require(fits, file, f"a rotation {shape} does not fit {self.dimensions} x {width}")
+        points = self._tree.points if isinstance(self._tree, VPTree) else self._tree.tree.points
+        require(points.shape[1] == width, file, f"points {points.shape} do not fit {width} bytes")
+        self._runs = [_read_run(file, f"{i}.", self._tree.cells, width) for i in range(runs)]
 
     def _checked_ids(self, ids: ArrayLike | None, count: int) -> NDArray[np.int64]:
         """Return the ids of new vectors."""
@@ -440,6 +452,20 @@ class VantageIndex:
             config.seed,
             self._pool.map,
         )
+
+
+def _read_run(arrays: Mapping[str, NDArray[Any]], prefix: str, cells: int, width: int) -> Run:
+    """Return one run of a saved index, whose arrays' names begin with `prefix`."""
+    ids = column(arrays, f"{prefix}ids", np.int64, None)
+    require_below(arrays, f"{prefix}ids", ids, LARGEST_ID + 1)
+    names = (f"{prefix}codes", f"{prefix}norms", f"{prefix}heads")
+    rows = packed_rows(arrays, len(ids), names)
+    require(rows.dimensions == width, arrays, f"rows have {rows.dimensions} bytes, not {width}")
+    offsets = require_offsets(arrays, f"{prefix}cell_offsets", len(ids))
+    require(len(offsets) == cells + 1, arrays, f"{len(offsets)} offsets for {cells} cells")
+    alive = column(arrays, f"{prefix}alive", np.bool_, len(ids)).view(np.uint8)
+    require_below(arrays, f"{prefix}alive", alive, 2)
+    return Run(rows, ids, offsets.copy(), alive.view(np.bool_).copy())
 
 
 def _threads(threads: int | None) -> int:

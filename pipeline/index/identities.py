@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import column
+
 Identity = tuple[str, int]
 """SHA-256 (hex) of an image's bytes, and the number of the frame or tile in them."""
 
@@ -90,7 +92,8 @@ class Identities:
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Identities:
         """Inverse of `to_arrays`."""
-        return cls(arrays["sha256"], arrays["frames"])
+        sha256 = column(arrays, "sha256", np.uint8, None, _HASH_BYTES)
+        return cls(sha256, column(arrays, "frames", np.uint32, len(sha256)))
 
 
 NO_IMAGES = Identities.of([])

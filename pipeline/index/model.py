@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import IndexConfig
+from pipeline.columns import column, require
+from pipeline.config import MAX_GROUPS, IndexConfig
 from pipeline.index.cells import PIECE, MeanCells, cells_from_arrays, cells_to_arrays, train_cells
-from pipeline.index.quantizer import Quantizer, thinned, train_quantizer
-from pipeline.index.rows import PackedRows, pack_rows, to_unsigned
+from pipeline.index.quantizer import Quantizer, read_quantizer, thinned, train_quantizer
+from pipeline.index.rows import PackedRows, pack_rows, packed_rows, to_unsigned
 from pipeline.index.vptree import VPTree, levels_for
 
 
@@ -61,24 +62,26 @@ class Model:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Model:
-        """Inverse of `to_arrays`."""
-        count, groups = (int(value) for value in arrays["counts"])
-        return cls(
-            Quantizer(
-                arrays["mean"],
-                arrays["rotation"],
-                float(arrays["scale"][0]),
-                bool(arrays["unit"][0]),
-            ),
-            cells_from_arrays(arrays),
-            PackedRows(
-                arrays["background_codes"],
-                arrays["background_norms"],
-                arrays["background_heads"],
-                count,
-            ),
-            groups,
-        )
+        """Inverse of `to_arrays`.
+
+        Raises
+        ------
+        CorruptFileError
+            The arrays are not those of a model.
+        """
+        count, groups = (int(value) for value in column(arrays, "counts", np.int64, 2))
+        scale = float(column(arrays, "scale", np.float64, 1)[0])
+        quantizer = read_quantizer(arrays, scale, bool(column(arrays, "unit", np.uint8, 1)[0]))
+        tree = cells_from_arrays(arrays)
+        require(count >= 1, arrays, f"its background sample has {count} rows")
+        names = ("background_codes", "background_norms", "background_heads")
+        background = packed_rows(arrays, count, names)
+        divides = 1 <= groups <= min(MAX_GROUPS, tree.cells) and tree.cells % groups == 0
+        require(divides, arrays, f"{groups} groups do not divide {tree.cells} cells")
+        points = tree.points if isinstance(tree, VPTree) else tree.tree.points
+        widths = {quantizer.rotation.shape[1], background.dimensions, points.shape[1]}
+        require(len(widths) == 1, arrays, f"its rows have lengths of {sorted(widths)} bytes")
+        return cls(quantizer, tree, background, groups)
 
 
 def train_model(

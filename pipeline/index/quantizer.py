@@ -14,6 +14,7 @@ which say little) no longer outweigh the others.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import column, require, require_finite
 from pipeline.errors import InputError
 from pipeline.index.rows import read_only
 
@@ -87,6 +89,24 @@ class Quantizer:
             rotated = _unit_length(rotated)
         codes: NDArray[np.int8] = np.clip(np.rint(rotated * self.scale), -127, 127).astype(np.int8)
         return codes
+
+
+def read_quantizer(
+    arrays: Mapping[str, NDArray[Any]], scale: float, unit: bool = False
+) -> Quantizer:
+    """Return the rotation of a file, with its scale.
+
+    Raises
+    ------
+    CorruptFileError
+        The arrays are not those of a rotation.
+    """
+    mean = column(arrays, "mean", np.float32, None)
+    rotation = column(arrays, "rotation", np.float32, len(mean), None)
+    require_finite(arrays, "mean", mean)
+    require_finite(arrays, "rotation", rotation)
+    require(np.isfinite(scale) and scale > 0, arrays, f"its scale is {scale}")
+    return Quantizer(mean, rotation, scale, unit)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import column, require, require_below
 from pipeline.errors import InputError
 from pipeline.index.simd import BLOCK, PREFIX
 
@@ -19,6 +21,9 @@ PIECE = 4096
 
 MAX_DIMENSIONS = 4096
 """Longest row: sums of so many products of bytes are far from overflowing 32 bits."""
+
+_LARGEST = 128
+"""The largest component of a signed row, without its sign."""
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -72,6 +77,38 @@ class PackedRows(NamedTuple):
     def dimensions(self) -> int:
         """Bytes D of a row."""
         return 4 * int(self.codes.shape[1])
+
+
+def packed_rows(
+    arrays: Mapping[str, NDArray[Any]],
+    count: int,
+    names: tuple[str, str, str] = ("codes", "norms", "heads"),
+) -> PackedRows:
+    """Return stored rows that were read from a file.
+
+    Parameters
+    ----------
+    arrays : mapping of str to ndarray
+    count : int
+        Number of rows.
+    names : tuple of str
+        Of the arrays with codes, norms and prefixes.
+
+    Raises
+    ------
+    CorruptFileError
+        They are not `count` rows.
+    """
+    blocks = -(-count // BLOCK)
+    require(count >= 0, arrays, f"it has {count} rows")
+    codes = column(arrays, names[0], np.uint8, blocks, None, BLOCK, 4)
+    norms, prefixes = (column(arrays, name, np.int32, blocks * BLOCK) for name in names[1:])
+    dimensions = 4 * codes.shape[1]
+    fits = dimensions % ROW_UNIT == 0 and ROW_UNIT <= dimensions <= MAX_DIMENSIONS
+    require(fits, arrays, f"{names[0]} has rows of {dimensions} bytes")
+    require_below(arrays, names[1], norms, dimensions * _LARGEST**2 + 1)
+    require_below(arrays, names[2], prefixes, PREFIX * _LARGEST**2 // 2 + 1)
+    return PackedRows(codes, norms, prefixes, count)
 
 
 def pack_rows(unpacked: NDArray[np.uint8]) -> PackedRows:

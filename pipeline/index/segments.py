@@ -16,14 +16,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import column, file_name, require, require_below, require_offsets
 from pipeline.errors import CorruptFileError
 from pipeline.index.identities import Identities, Identity, unite
 from pipeline.index.model import Model
-from pipeline.index.rows import PackedRows, to_unsigned
+from pipeline.index.rows import (
+    MAX_DIMENSIONS,
+    ROW_UNIT,
+    PackedRows,
+    packed_rows,
+    to_unsigned,
+)
 from pipeline.records import Features
 
 SIZE_STEPS = 16
 """Keypoint sizes are stored in sixteenths of a pixel."""
+
+MOST_CELLS = 1 << 32
+"""Cells have numbers of 32 bits."""
 
 Former = Callable[[NDArray[np.uint32]], Identities]
 """Gives the images of database ids, for files written before files had tables."""
@@ -65,22 +75,38 @@ class AssignedRows:
     ) -> AssignedRows:
         """Inverse of `to_arrays`; see `Segment.from_arrays`."""
         images, table = _numbered(arrays, former)
-        codes, cells, geometry, offsets = (
-            arrays[name] for name in ("codes", "cells", "geometry", "group_offsets")
+        count = len(images)
+        codes = column(arrays, "codes", np.uint8, count, None)
+        width = codes.shape[1]
+        require(
+            width % ROW_UNIT == 0 and ROW_UNIT <= width <= MAX_DIMENSIONS,
+            arrays,
+            f"codes has rows of {width} bytes",
         )
-        return cls(codes, cells, images, geometry, offsets, table)
+        cells = column(arrays, "cells", np.uint32, count)
+        require(bool((cells[1:] >= cells[:-1]).all()), arrays, "cells are not sorted")
+        return cls(
+            codes,
+            cells,
+            images,
+            column(arrays, "geometry", np.uint16, count, 4),
+            require_offsets(arrays, "group_offsets", count),
+            table,
+        )
 
 
 def _numbered(
     arrays: Mapping[str, NDArray[Any]], former: Former | None
 ) -> tuple[NDArray[np.uint32], Identities]:
     """Return each row's image by number, and the table."""
+    images = column(arrays, "images", np.uint32, None)
     if "sha256" in arrays:
-        return arrays["images"], Identities.from_arrays(arrays)
+        table = Identities.from_arrays(arrays)
+        require_below(arrays, "images", images, len(table))
+        return images, table
     if former is None:
-        name = getattr(arrays, "name", "<arrays>")
-        raise CorruptFileError(name, "its table of images is missing")
-    ids, numbers = np.unique(arrays["images"], return_inverse=True)
+        raise CorruptFileError(file_name(arrays), "its table of images is missing")
+    ids, numbers = np.unique(images, return_inverse=True)
     return numbers.astype(np.uint32), former(ids)
 
 
@@ -204,15 +230,25 @@ class Segment:
         Raises
         ------
         CorruptFileError
-            There is no table, and `former` is not given.
+            The arrays are not those of a segment, or there is no table and `former` is not given.
         """
         images, table = _numbered(arrays, former)
+        count = len(images)
+        offsets = require_offsets(arrays, "cell_offsets", count)
+        first_cell = int(column(arrays, "first_cell", np.int64, 1)[0])
+        cells = len(offsets) - 1
+        require(
+            cells >= 1 and 0 <= first_cell <= MOST_CELLS - cells,
+            arrays,
+            f"it has {cells} cells from {first_cell} on",
+        )
         return cls(
-            PackedRows(arrays["codes"], arrays["norms"], arrays["heads"], len(images)),
+            packed_rows(arrays, count),
             images,
-            arrays["geometry"],
-            arrays["cell_offsets"],
-            int(arrays["first_cell"][0]),
+            column(arrays, "geometry", np.uint16, count, 4),
+            # A copy: the kernels follow them, and a mapped file can be changed by others.
+            offsets.copy(),
+            first_cell,
             table,
         )
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from pipeline.config import ExtractorConfig, digest
 from pipeline.errors import StateError
-from pipeline.index.segments import assign_features
+from pipeline.index.segments import AssignedRows, assign_features
 from pipeline.indexing.stored_features import open_container
 from pipeline.job_kinds import kind_of
 from pipeline.metadata import assignment, collections, containers, parts, trees
@@ -49,7 +49,7 @@ def assign(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult
         record = containers.get_container(session, part.args["container"])
     rows = [row for row, _ in part.args["rows"]]
     key = f"{assignments(job)}/{digest(tree.key, record.key, rows)}.npz"
-    checksum = resources.storage.find(key)
+    checksum = resources.storage.find(key, AssignedRows.from_arrays)
     if checksum is None:
         model = resources.model(tree.key, tree.checksum)
         extractor = resources.extractor(_extractor(trained, collection))

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipeline.config import ExtractorConfig
-from pipeline.containers import UNREADABLE_CODES, Container, container_arrays, container_key
+from pipeline.containers import (
+    UNREADABLE_CODES,
+    Container,
+    check_container,
+    container_arrays,
+    container_key,
+)
 from pipeline.errors import ImageReadError
 from pipeline.extraction.features import DECODED_AT_ONCE, BatchItem, Extracted, extract_some
 from pipeline.files import hash_bytes, read_location
@@ -72,7 +78,7 @@ def extract(resources: Resources, job: JobRecord, part: PartRecord) -> PartResul
         config, _ = collections.job_settings(session, job)
     names = [image.sha256 for image in batch]
     key = container_key(config, names)
-    checksum = resources.storage.find(key)
+    checksum = resources.storage.find(key, check_container)
     if checksum is not None:
         container = resources.container(key, checksum)
         known = _outcome(batch, config, container, key, checksum, fresh=False)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from pipeline.config import digest
+from pipeline.errors import CorruptFileError
 from pipeline.index.identities import NO_IMAGES, Identities
 from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.metadata import parts, trees
@@ -48,7 +49,15 @@ def _open_assigned(
     resources: Resources, names: tuple[str, str], group: int, tree: TreeRecord
 ) -> SortedRows:
     """Return one group's rows of an assignment."""
-    return assigned_rows(resources.assigned(*names), group, tree.cells // tree.groups)
+    key, checksum = names
+    assigned, cells = resources.assigned(key, checksum), tree.cells // tree.groups
+    if len(assigned.group_offsets) != tree.groups + 1:
+        raise CorruptFileError(key, f"it has not the {tree.groups} groups of the tree")
+    rows = assigned_rows(assigned, group, cells)
+    start, stop = assigned.group_offsets[group : group + 2]
+    if (rows.cell_offsets[0], rows.cell_offsets[-1]) != (start, stop):
+        raise CorruptFileError(key, f"rows of group {group} are in cells of another group")
+    return rows
 
 
 @dataclass(frozen=True)
@@ -84,7 +93,7 @@ class GroupMerge:
 def store_segment(resources: Resources, job: JobRecord, wanted: GroupMerge) -> int:
     """Merge rows of a group into a segment, unless it exists, and record it; return its id."""
     storage, key = resources.storage, wanted.key
-    checksum = storage.find(key)
+    checksum = storage.find(key, resources.read_segment)
     if checksum is None:
         checksum = storage.write(key, partial(wanted.write, scratch=storage.scratch))
     segment = resources.open_segment(key, checksum)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import StorageUnavailableError
+from pipeline.errors import CorruptFileError, StorageUnavailableError
 from pipeline.indexing.assign import assignments
 from pipeline.job_kinds import Stage, kind_of
 from pipeline.metadata import parts, trees, versions
@@ -23,6 +24,8 @@ from pipeline.metadata.records import (
     TreeRecord,
 )
 from pipeline.resources import Resources
+
+_log = logging.getLogger(__name__)
 
 
 def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
@@ -61,12 +64,22 @@ def after(resources: Resources, job: JobRecord, stage: Stage) -> str | None:
 def cell_stats(
     resources: Resources, tree: TreeRecord, segments: Sequence[SegmentRecord]
 ) -> dict[str, Any]:
-    """Return the sizes of the cells that a version will have."""
+    """Return the sizes of the cells that a version will have.
+
+    A segment that is lost or damaged is left out: it must not keep others from being added.
+    """
     sizes = np.zeros(tree.cells, np.int64)
+    cells = tree.cells // tree.groups
     for segment in segments:
-        offsets = resources.storage.read_array(segment.key, "cell_offsets")
-        first = segment.group_number * (tree.cells // tree.groups)
-        sizes[first : first + len(offsets) - 1] += np.diff(offsets)
+        try:
+            offsets = resources.storage.read_array(segment.key, "cell_offsets")
+            if offsets.shape != (cells + 1,) or offsets.dtype != np.int64:
+                raise CorruptFileError(segment.key, f"cell_offsets have shape {offsets.shape}")
+        except CorruptFileError as exc:
+            _log.warning("not counted: %s", exc)
+            continue
+        first = segment.group_number * cells
+        sizes[first : first + cells] += np.diff(offsets)
     return {
         "descriptors": int(sizes.sum()),
         "cells": tree.cells,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.containers import Container
+from pipeline.containers import Container, check_container
 from pipeline.errors import CorruptFileError
 from pipeline.metadata import containers
 from pipeline.metadata.engine import session_scope
@@ -24,7 +24,7 @@ def open_container(resources: Resources, record: ContainerRecord) -> Container:
     try:
         return resources.container(record.key, record.checksum)
     except CorruptFileError:
-        checksum = resources.storage.sound_checksum(record.key)
+        checksum = resources.storage.sound_checksum(record.key, check_container)
         if checksum is None:
             raise
         with session_scope(resources.engine) as session:

@@ -72,7 +72,7 @@ def _train_tree(
     descriptors = sum(record.descriptor_count for record in records)
     extractor_id = wanted.config_id()
     key = f"trees/{digest(extractor_id, config.to_dict(), [r.key for r in records])}.npz"
-    checksum = resources.storage.find(key)
+    checksum = resources.storage.find(key, Model.from_arrays)
     if checksum is None:
         trained = _train_model(resources, wanted, config, records, descriptors)
         checksum = resources.storage.write_arrays(key, trained.to_arrays(), {})

@@ -10,12 +10,14 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 
+from pipeline.arrays import ArrayFile
 from pipeline.config import ExtractorConfig
 from pipeline.containers import (
     UNREADABLE_CODES,
     container_arrays,
     container_key,
     read_container,
+    read_failures,
 )
 from pipeline.extraction.features import Extracted
 from pipeline.records import Features, ImageFailure
@@ -69,9 +71,9 @@ class UnfinishedBatch:
         for key in self._files():
             arrays = storage.read_arrays(key)
             kept = read_container(arrays, arrays.meta)
-            mine = arrays.meta["job"] == job_id
+            mine = arrays.meta.get("job") == job_id
             failures = [f for f in kept.failures if mine or f.code not in UNREADABLE_CODES]
-            again = [ImageFailure(*failure) for failure in arrays.meta["exceeded"]]
+            again = list(read_failures(arrays, arrays.meta, "exceeded"))
             self._take(Extracted(0, list(kept.items()), failures, again))
             self._count += 1
 
@@ -112,4 +114,10 @@ class UnfinishedBatch:
     def _files(self) -> Iterator[str]:
         """Yield the saved files, in order, up to the first damaged one."""
         keys = (self._names.format(number) for number in itertools.count())
-        return itertools.takewhile(self._storage.find, keys)
+        return itertools.takewhile(lambda key: self._storage.find(key, _check), keys)
+
+
+def _check(arrays: ArrayFile) -> None:
+    """Refuse a file that is not one of an unfinished batch."""
+    read_container(arrays, arrays.meta)
+    read_failures(arrays, arrays.meta, "exceeded")

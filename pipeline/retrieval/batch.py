@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import column, integer, plain_values, real, require
+from pipeline.index.simd import PATHS
 from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import REFERENCE, Cost, Machine, Workload, exhaustive_cost, probed_cost
 from pipeline.retrieval.open_segments import ImageSet
-from pipeline.retrieval.plan import QueryPlan, join_plans
+from pipeline.retrieval.plan import MOST_QUERIES, QueryPlan, join_plans
 
 BATCH_IMAGES = 32
 """The most query images in a pass: an answer should not wait for hundreds of others."""
 
-BATCH_DESCRIPTORS = 1 << 16
-"""The most query descriptors in a pass: distance blocks number them with 16 bits."""
+BATCH_DESCRIPTORS = MOST_QUERIES
+"""The most query descriptors in a pass."""
 
 BATCH_BYTES = 1 << 25
 """The approximate limit of a joined plan, bytes: every group reads all of it."""
@@ -114,16 +116,38 @@ class Batch:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> Batch:
-        """Inverse of `to_arrays`."""
+        """Inverse of `to_arrays`.
+
+        Raises
+        ------
+        CorruptFileError
+            The values are not those of a batch.
+        """
+        plan = QueryPlan.from_arrays(arrays, meta)
+        count = len(plan.codes)
+        with plain_values(arrays):
+            images = tuple(_query_image(arrays, image) for image in meta["images"])
+            workload = _workload(arrays, meta["workload"], count)
+            request = SearchRequest.from_dict(meta["request"])
+            machine = Machine(meta["machine"]["path"], meta["machine"]["threads"])
+        told = sum(image.descriptors for image in images)
+        require(told == count, arrays, f"its images have {told} descriptors, not {count}")
+        require(machine.path in PATHS, arrays, f"there is no code path {machine.path!r}")
+        integer(arrays, meta["machine"], "threads", 1, 1 << 16)
+        keypoints = column(arrays, "keypoints", np.float32, None, 4)
+        require(len(keypoints) in (0, count), arrays, f"{len(keypoints)} keypoints, {count} rows")
         only = meta.get("filter_only")
+        require(only in (None, True, False), arrays, f"filter_only is {only!r}")
         return cls(
-            QueryPlan.from_arrays(arrays, meta),
-            tuple(QueryImage.from_dict(image) for image in meta["images"]),
-            Workload(**meta["workload"]),
-            SearchRequest.from_dict(meta["request"]),
-            Machine(**meta["machine"]),
-            arrays["keypoints"],
-            None if only is None else ImageSet.from_array(arrays["filter"], only),
+            plan,
+            images,
+            workload,
+            request,
+            machine,
+            keypoints,
+            None
+            if only is None
+            else ImageSet.from_array(column(arrays, "filter", np.uint32, None), only),
         )
 
     def predicted(self, machine: Machine | None = None) -> Cost:
@@ -133,6 +157,33 @@ class Batch:
             return exhaustive_cost(self.workload, machine)
         distinct = len(np.unique(self.plan.cells))
         return probed_cost(self.workload, machine, int(self.plan.cells.shape[1]), distinct)
+
+
+def _query_image(arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any]) -> QueryImage:
+    """Return an image of a batch, of plain values."""
+    image = QueryImage.from_dict(values)
+    known = all(type(one) is int and 0 <= one < 1 << 32 for one in image.same)
+    require(known, arrays, f"same is {image.same!r}")
+    require(isinstance(image.digest, str), arrays, f"digest is {image.digest!r}")
+    for name in ("width", "height"):
+        integer(arrays, values, name, 0, 1 << 31)
+    integer(arrays, values, "descriptors", 0, MOST_QUERIES)
+    for name in image.timings:
+        real(arrays, image.timings, name)
+    return image
+
+
+def _workload(
+    arrays: Mapping[str, NDArray[Any]], values: Mapping[str, Any], queries: int
+) -> Workload:
+    """Return the workload of a batch, of plain values."""
+    found = Workload(**values)
+    require(found.queries == queries, arrays, f"its workload is {found.queries!r} query rows")
+    integer(arrays, values, "rows", 0, 1 << 50)
+    integer(arrays, values, "row_bytes", 1, 1 << 16)
+    integer(arrays, values, "cells", 1, 1 << 32)
+    require(type(found.one_vector) is bool, arrays, f"one_vector is {found.one_vector!r}")
+    return found
 
 
 def join_batches(batches: Sequence[Batch]) -> Batch:

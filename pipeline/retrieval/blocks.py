@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.columns import column, integer, real, require, require_below
+from pipeline.config import MAX_GROUPS
+
+_LARGEST_COUNT = 1 << 60
 
 
 @dataclass(frozen=True)
@@ -50,9 +55,13 @@ class ScanCounts:
         )
 
     @classmethod
-    def from_meta(cls, meta: Mapping[str, Any]) -> Self:
-        """Read the counts from plain values."""
-        return cls(**{field.name: meta[field.name] for field in fields(cls)})
+    def from_meta(cls, meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Self:
+        """Read the counts from the plain values of these arrays."""
+        names = [field.name for field in fields(cls)]
+        if meta.get("computed", 0) is None:
+            names.remove("computed")
+        counts = {name: integer(arrays, meta, name, 0, _LARGEST_COUNT) for name in names}
+        return replace(cls(computed=None), **counts)
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,21 @@ class DistanceBlock:
     def from_arrays(
         cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]
     ) -> DistanceBlock:
-        """Inverse of `to_arrays` and `to_meta`."""
-        return cls(**dict(arrays), counts=ScanCounts.from_meta(meta))
+        """Inverse of `to_arrays` and `to_meta`.
+
+        Raises
+        ------
+        CorruptFileError
+            The values are not those of a block.
+        """
+        query = column(arrays, "query", np.uint16, None)
+        return cls(
+            query,
+            column(arrays, "image", np.uint32, len(query)),
+            column(arrays, "distance", np.uint32, len(query)),
+            column(arrays, "geometry", np.uint16, len(query), 4),
+            ScanCounts.from_meta(meta, arrays),
+        )
 
 
 @dataclass(frozen=True)
@@ -111,23 +133,46 @@ class GroupScan:
         Milliseconds in its own thread, from when its segments were open.
     path : str
         Code path of its kernels.
+    lost : tuple of str
+        Why some of its segments could not be searched, a sentence each.
     """
 
     group: int
     block: DistanceBlock
     ms: float
     path: str
+    lost: tuple[str, ...] = ()
 
     def to_meta(self) -> dict[str, Any]:
         """Return the plain values to send with the block's arrays."""
         own = {"group": self.group, "ms": round(self.ms, 2), "path": self.path}
-        return {**self.block.to_meta(), **own}
+        return {**self.block.to_meta(), **own, "lost": list(self.lost)}
 
     @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> GroupScan:
-        """Read the block's arrays and `to_meta`."""
+    def from_arrays(
+        cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any], queries: int
+    ) -> GroupScan:
+        """Read the block's arrays and `to_meta`.
+
+        Parameters
+        ----------
+        arrays, meta
+            As they were sent.
+        queries : int
+            Query descriptors that were searched for.
+
+        Raises
+        ------
+        CorruptFileError
+            The values are not those of such a scan.
+        """
         block = DistanceBlock.from_arrays(arrays, meta)
-        return cls(meta["group"], block, meta["ms"], meta["path"])
+        require_below(arrays, "query", block.query, queries)
+        group = integer(arrays, meta, "group", 0, MAX_GROUPS - 1)
+        path, lost = meta.get("path"), meta.get("lost", [])
+        texts = isinstance(lost, list) and all(isinstance(text, str) for text in lost)
+        require(isinstance(path, str) and texts, arrays, f"its path is {path!r}, lost {lost!r}")
+        return cls(group, block, real(arrays, meta, "ms", 0.0), str(path), tuple(lost))
 
 
 def pack_geometry(geometry: NDArray[np.uint16]) -> NDArray[np.uint64]:

@@ -11,9 +11,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.columns import column, integer, require, require_below
+from pipeline.config import MAX_GROUPS
 from pipeline.index.cells import cells_by_default
 from pipeline.index.kernels import Queries, prepare_queries, select_k_nearest
 from pipeline.index.model import Model
+from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT
 from pipeline.index.segments import Segment
 from pipeline.index.work import (
     CellRequests,
@@ -25,6 +28,12 @@ from pipeline.index.work import (
 )
 from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import Workload, exhaustive_is_fast_enough
+
+MOST_QUERIES = 1 << 16
+"""The most query descriptors of a plan: distance blocks number them with 16 bits."""
+
+MOST_NEIGHBOURS = 10_000
+"""The most neighbours that are searched for: those of the largest answer."""
 
 FEWEST_NEIGHBOURS = 100
 """The fewest neighbours of a search with one vector an image: so an answer of 10 has replacements
@@ -120,15 +129,48 @@ class QueryPlan:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> QueryPlan:
-        """Inverse of `to_arrays` and `to_meta`."""
-        return cls(
-            meta["kind"],
-            arrays["codes"],
-            arrays["radius"],
-            arrays["cells"],
-            tuple(meta["groups"]),
-            meta["neighbours"],
-        )
+        """Inverse of `to_arrays` and `to_meta`.
+
+        Raises
+        ------
+        CorruptFileError
+            The values are not those of a plan.
+        """
+        kind: Any = meta.get("kind")
+        groups: Any = meta.get("groups")
+        require(kind in ("probed", "exhaustive"), arrays, f"kind is {kind!r}")
+        known = isinstance(groups, list) and all(type(group) is int for group in groups)
+        known = known and set(groups) <= set(range(MAX_GROUPS))
+        require(known, arrays, f"groups are {groups!r}")
+        codes = column(arrays, "codes", np.int8, None, None)
+        count, width = codes.shape
+        fits = width % ROW_UNIT == 0 and ROW_UNIT <= width <= MAX_DIMENSIONS
+        require(fits and count <= MOST_QUERIES, arrays, f"{count} query rows of {width} bytes")
+        radius = column(arrays, "radius", np.int32, count)
+        require(not count or radius.min() >= 0, arrays, "a radius is negative")
+        cells = column(arrays, "cells", np.uint32, count, None)
+        none = cells.shape[1] == 0
+        require(none == (kind == "exhaustive"), arrays, f"{kind} with {cells.shape[1]} cells")
+        neighbours = integer(arrays, meta, "neighbours", 0, MOST_NEIGHBOURS)
+        return cls(kind, codes, radius, cells, tuple(groups), neighbours)
+
+    def require_fit(self, arrays: Mapping[str, NDArray[Any]], cells: int, row_bytes: int) -> None:
+        """Refuse a plan for another index.
+
+        Parameters
+        ----------
+        arrays : mapping of str to ndarray
+            What it was read from.
+        cells, row_bytes : int
+            Of the index.
+
+        Raises
+        ------
+        CorruptFileError
+        """
+        width = self.codes.shape[1]
+        require(width == row_bytes, arrays, f"query rows of {width} bytes, not {row_bytes}")
+        require_below(arrays, "cells", self.cells.reshape(-1), cells)
 
 
 def background_radius(model: Model, queries: Queries) -> NDArray[np.int32]:

@@ -8,17 +8,25 @@ import os
 import stat
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from pipeline.arrays import ArrayFile, write_arrays
-from pipeline.errors import ConfigError, CorruptFileError, StateError, StorageUnavailableError
-from pipeline.storage import Storage, file_checksum, model_key
+from pipeline.errors import (
+    ConfigError,
+    CorruptFileError,
+    LostFileError,
+    StorageUnavailableError,
+)
+from pipeline.storage import Storage, file_checksum, model_key, safe_key
+from pipeline.verified import look_at
 
 KEY = "groups/0/abc.npz"
 ARRAYS = {"a": np.arange(1000, dtype=np.uint32), "b": np.ones((3, 4))}
@@ -157,6 +165,94 @@ def test_a_missing_file_can_come_later(storage: Storage) -> None:
         storage.read_array(KEY, "a")
 
 
+def test_a_lost_file_differs_from_a_store_that_does_not_answer(storage: Storage) -> None:
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    storage.write_arrays("trees/a.npz", ARRAYS, {})
+    storage.delete(KEY)
+    for read in (storage.fetch, storage.open_arrays, storage.read_arrays, storage.checksum):
+        with pytest.raises(LostFileError, match=r"lost the file '.*abc\.npz'.*vantage rebuild"):
+            read(KEY)
+    for read in (storage.fetch, storage.open_arrays, storage.read_arrays):
+        with pytest.raises(LostFileError):
+            read(KEY, checksum)
+    assert storage.find(KEY) is None
+    assert storage.write_arrays(KEY, ARRAYS, {}) == checksum
+    assert np.array_equal(storage.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
+
+
+def test_a_damaged_file_is_read_once_until_it_changes(
+    storage: Storage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    damage(storage, KEY)
+    read = []
+    copy_to = storage._copy_to
+    monkeypatch.setattr(storage, "_copy_to", lambda *args: (read.append(args), copy_to(*args)))
+    for _ in range(3):
+        with pytest.raises(CorruptFileError):
+            storage.fetch(KEY, checksum)
+    assert len(read) == 1
+    _other(storage)
+    if storage._on_disk:
+        Path(storage._address(KEY)).unlink()
+    else:  # a URL is asked again after a while
+        monkeypatch.setattr("pipeline.storage.time.monotonic", lambda: float("inf"))
+        storage._fs.rm_file(storage._address(KEY))
+    storage.write_arrays(KEY, ARRAYS, {})
+    assert file_checksum(storage.fetch(KEY, checksum)) == checksum
+
+
+class OddFileSystem(MemoryFileSystem):
+    """An object store whose client has errors of its own."""
+
+    protocol = "odd"
+    down = False
+
+    def _open(self, *args: Any, **options: Any) -> Any:
+        if self.down:
+            raise LookupError("EndpointConnectionError")
+        return super()._open(*args, **options)
+
+    def cat_file(self, *args: Any, **options: Any) -> Any:
+        if self.down:
+            raise LookupError("EndpointConnectionError")
+        return super().cat_file(*args, **options)
+
+    def ls(self, *args: Any, **options: Any) -> Any:
+        if self.down:
+            raise LookupError("EndpointConnectionError")
+        return super().ls(*args, **options)
+
+
+def test_an_object_store_that_is_away_is_unavailable_whatever_its_client_raises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec.register_implementation("odd", OddFileSystem, clobber=True)
+    storage = Storage(f"odd://vantage-{uuid.uuid4().hex}", tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    monkeypatch.setattr(OddFileSystem, "down", True)
+    for read in (storage.fetch, storage.open_arrays, storage.read_arrays):
+        with pytest.raises(StorageUnavailableError, match="EndpointConnectionError"):
+            read(KEY, checksum)
+    monkeypatch.setattr(OddFileSystem, "down", False)
+    storage.fetch(KEY, checksum)
+    monkeypatch.setattr(OddFileSystem, "down", True)
+    assert np.array_equal(storage.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["", "/etc/passwd", "../a", "a/../../b", "a//b", "a/./b", "a/", "a\\b", "a\0b", "groups/\n"],
+)
+def test_a_name_cannot_lead_out_of_the_store(storage: Storage, key: str) -> None:
+    for act in (
+        *(storage.exists, storage.fetch, storage.read_arrays, storage.delete, storage.checksum),
+        *(storage.delete_folder, storage.drop_local, storage.size, safe_key),
+    ):
+        with pytest.raises(CorruptFileError, match="this is no name in the store"):
+            act(key)
+
+
 def test_a_folder_is_deleted_with_all_that_is_in_it(storage: Storage) -> None:
     for key in ("assignments/one/a.npz", "assignments/one/b.npz", "assignments/two/a.npz"):
         storage.write_arrays(key, ARRAYS, {})
@@ -178,6 +274,175 @@ def test_hosts_with_their_own_local_folders_share_the_store(
 
 
 # --- what only a directory has -------------------------------------------------------------------
+
+
+def _lost(path: Path) -> None:
+    path.unlink()
+
+
+def _a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _a_loop(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path)
+
+
+def _unreadable(path: Path) -> None:
+    path.chmod(0)
+
+
+def _no_folder(path: Path) -> None:
+    path.unlink()
+    path.parent.rmdir()
+    path.parent.write_text("a file in its place")
+
+
+def _empty(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+@pytest.mark.parametrize("harm", [_lost, _a_folder, _a_loop, _unreadable, _no_folder, _empty])
+def test_what_is_wrong_with_one_file_is_said_of_that_file(
+    tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    if harm is _unreadable and os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    other = storage.write_arrays("trees/a.npz", ARRAYS, {})
+    harm(tmp_path / "store" / KEY)
+    for read in (storage.fetch, storage.open_arrays, storage.read_arrays):
+        with pytest.raises(CorruptFileError) as caught:
+            read(KEY, checksum)
+        assert str(tmp_path / "store" / KEY) in str(caught.value)
+        assert isinstance(caught.value, LostFileError) == (harm in (_lost, _no_folder))
+        read("trees/a.npz", other)
+    for path in ("store", "local"):
+        assert not [p for p in (tmp_path / path).rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_an_unmounted_store_is_unavailable(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageUnavailableError):
+        storage.fetch(KEY, checksum)
+    (tmp_path / "store").mkdir()  # a bare mount point
+    with pytest.raises(StorageUnavailableError):
+        storage.fetch(KEY, checksum)
+
+
+def test_trouble_with_the_local_folder_is_not_the_files_fault(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    (tmp_path / "local").write_text("a file where a folder should be")
+    with pytest.raises(StorageUnavailableError):
+        storage.fetch(KEY, checksum)
+
+
+class TestVerifiedCopies:
+    """A copy is read again when it looks different, and only then."""
+
+    @pytest.fixture
+    def copied(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+        """A host with a copy of its own, not a link; a new process each time it is asked for."""
+
+        def refused(self: Path, target: Path) -> None:
+            raise PermissionError("no hard links here")
+
+        monkeypatch.setattr(Path, "hardlink_to", refused)
+        return Storage(str(tmp_path / "store"), tmp_path / "local")
+
+    @staticmethod
+    def again(storage: Storage) -> tuple[Storage, list[str]]:
+        """Return the storage of another process, and the copies that it reads."""
+        other = Storage(storage._root, storage.local)
+        read: list[str] = []
+        compare = other.compare_copy
+
+        def compare_copy(key: str, look: Any = None) -> str | None:
+            read.append(key)
+            return compare(key, look)
+
+        other.compare_copy = compare_copy  # type: ignore[method-assign]
+        return other, read
+
+    def test_an_untouched_copy_is_trusted_by_later_processes(self, copied: Storage) -> None:
+        checksum = copied.write_arrays(KEY, ARRAYS, {})
+        copied.fetch(KEY, checksum)
+        for _ in range(2):
+            other, read = self.again(copied)
+            assert np.array_equal(other.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
+            assert read == []
+
+    def test_a_touched_copy_is_read_once_and_kept(self, copied: Storage) -> None:
+        checksum = copied.write_arrays(KEY, ARRAYS, {})
+        os.utime(copied.fetch(KEY, checksum), ns=(0, 0))
+        other, read = self.again(copied)
+        other.fetch(KEY, checksum)
+        other.fetch(KEY, checksum)
+        assert read == [KEY]
+        assert self.again(copied)[0].fetch(KEY, checksum) == copied.local / KEY
+
+    @pytest.mark.parametrize("times", [False, True], ids=["written to", "and its time put back"])
+    def test_a_changed_copy_is_replaced(self, copied: Storage, times: bool) -> None:
+        checksum = copied.write_arrays(KEY, ARRAYS, {})
+        path = copied.fetch(KEY, checksum)
+        before = path.stat()
+        data = bytearray(path.read_bytes())
+        data[-200] ^= 1
+        path.write_bytes(data)
+        if times:
+            os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        other, read = self.again(copied)
+        assert file_checksum(other.fetch(KEY, checksum)) == checksum
+        assert read == [KEY]
+
+    def test_a_process_that_runs_notices_too(self, copied: Storage) -> None:
+        checksum = copied.write_arrays(KEY, ARRAYS, {})
+        copied.fetch(KEY, checksum).write_bytes(b"something else")
+        assert file_checksum(copied.fetch(KEY, checksum)) == checksum
+
+    def test_a_hard_link_cannot_replace_what_was_damaged_in_place(self, tmp_path: Path) -> None:
+        storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+        checksum = storage.write_arrays(KEY, ARRAYS, {})
+        storage.fetch(KEY, checksum)
+        with (tmp_path / "store" / KEY).open("r+b") as stream:
+            stream.seek(1000)
+            stream.write(b"damaged in place")
+        with pytest.raises(CorruptFileError, match="SHA-256 is not the one recorded"):
+            storage.fetch(KEY, checksum)
+
+    @pytest.mark.parametrize(
+        "record", [b"", b"\xff\0garbage\n[1]\n{}\n[[],[],[]]\n", b'["a", "b", [1, 2]]\n' * 3000]
+    )
+    def test_a_damaged_record_only_means_reading_again(
+        self, copied: Storage, record: bytes
+    ) -> None:
+        checksum = copied.write_arrays(KEY, ARRAYS, {})
+        copied.fetch(KEY, checksum)
+        (copied.local / "verified.jsonl").write_bytes(record)
+        other, read = self.again(copied)
+        other.fetch(KEY, checksum)
+        assert read == [KEY]
+        third, read = self.again(copied)
+        third.fetch(KEY, checksum)
+        assert read == []
+
+    def test_the_record_does_not_grow_for_ever(self, copied: Storage) -> None:
+        checksum = copied.write_arrays(KEY, ARRAYS, {})
+        path = copied.fetch(KEY, checksum)
+        record = copied.local / "verified.jsonl"
+        record.write_bytes(record.read_bytes() * 5000)
+        other, read = self.again(copied)
+        other.fetch(KEY, checksum)
+        assert read == []
+        assert len(record.read_bytes().splitlines()) == 1
+        assert look_at(path) is not None
 
 
 def test_a_local_copy_on_the_same_file_system_is_a_hard_link(tmp_path: Path) -> None:
@@ -270,7 +535,7 @@ class TestModels:
         sha256 = file_checksum(model)
         key = storage.put_model(model, sha256)
         damage(storage, key, b"something else")
-        with pytest.raises(StateError, match=f"model '{key}' in the store is damaged; run"):
+        with pytest.raises(CorruptFileError, match=f"{key}' is damaged .* or run `vantage index"):
             storage.fetch_model(sha256)
         storage.put_model(model, sha256)
         assert storage.fetch_model(sha256).read_bytes() == model.read_bytes()
@@ -291,7 +556,7 @@ class TestModels:
         with pytest.raises(StorageUnavailableError):  # not even a folder
             storage.fetch_model(sha256)
         storage.write_arrays(KEY, ARRAYS, {})
-        with pytest.raises(StateError, match=r"holds no model .* any more; run `vantage index"):
+        with pytest.raises(LostFileError, match=r"lost the file .*\.onnx.* run `vantage index"):
             storage.fetch_model(sha256)
 
 
@@ -345,7 +610,8 @@ def test_a_directory_without_hard_links_keeps_the_first_file(
     assert storage.write_arrays(KEY, {"a": np.zeros(3)}, {}) == first == storage.checksum(KEY)
     storage.open_arrays(KEY, first).verify()
     folders = (tmp_path / "store", tmp_path / "local")
-    assert [sum(path.is_file() for path in folder.rglob("*")) for folder in folders] == [1, 1]
+    assert [len(list(folder.rglob("*.npz"))) for folder in folders] == [1, 1]
+    assert not [path for folder in folders for path in folder.rglob("*.tmp")]
 
 
 def test_a_file_that_was_made_again_and_differs_takes_the_place_of_local_copies(

@@ -427,13 +427,11 @@ def test_a_damaged_segment_is_named_with_the_remedy(
     victim.write_bytes(data[: len(data) // 2] if damage == "truncated" else data)
     (settings.local / segments[0].key).unlink()
     with Collection.open("pictures", settings, local=True) as collection:
-        for act in (
-            lambda: collection.search(small_photographs["page"]),
-            lambda: collection.compact(),
-        ):
-            with pytest.raises(CorruptFileError, match="`vantage rebuild COLLECTION`") as caught:
-                act()
-            assert str(victim) in str(caught.value)
+        (cause,) = collection.search(small_photographs["page"], plan="exhaustive").causes
+        assert str(victim) in cause
+        with pytest.raises(CorruptFileError, match="`vantage rebuild COLLECTION`") as caught:
+            collection.compact()
+        assert str(victim) in str(caught.value)
         assert job_list(collection)[0].state == "failed"
         collection.rebuild()
         for name in ("coffee", "page"):
@@ -557,19 +555,19 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     several = len(now.group_segments(group))
     assert several > 2
     together = answers(collection, small_photographs)
-    (joined,) = resources.group_segments(now, group)
-    assert resources.group_segments(now, group)[0] is joined
+    (joined,) = resources.group_segments(now, group).opened
+    assert resources.group_segments(now, group).opened[0] is joined
     sizes = [segment.descriptor_count for segment in now.group_segments(group)]
     assert joined.segment.rows.size == sum(sizes)
     # Its name is made of theirs: the same wherever they are joined, whoever is removed.
     former = resources.version(now.id - 1)
     assert former.tombstones != now.tombstones
-    assert Resources(resources.settings).group_segments(now, group)[0].name == joined.name
-    assert resources.group_segments(former, group)[0].name != joined.name
+    assert Resources(resources.settings).group_segments(now, group).opened[0].name == joined.name
+    assert resources.group_segments(former, group).opened[0].name != joined.name
     # Those that are large enough stay by themselves.
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", sorted(sizes)[2])
     fresh = Resources(resources.settings)
-    assert [one.segment.rows.size for one in fresh.group_segments(now, group)] == [
+    assert [one.segment.rows.size for one in fresh.group_segments(now, group).opened] == [
         sum(size for size in sizes if size < sorted(sizes)[2]),
         *(size for size in sorted(sizes) if size >= sorted(sizes)[2]),
     ]
@@ -577,12 +575,12 @@ def test_small_segments_are_scanned_as_one_and_answer_as_each_by_itself(
     monkeypatch.setattr("pipeline.resources.JOINED_IN_ALL", sum(sorted(sizes)[:2]))
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", 4096)
     fresh = Resources(resources.settings)
-    assert [one.segment.rows.size for one in fresh.group_segments(now, group)] == [
+    assert [one.segment.rows.size for one in fresh.group_segments(now, group).opened] == [
         sum(sorted(sizes)[:2]),
         *sorted(sizes)[2:],
     ]
     monkeypatch.setattr("pipeline.resources.JOINED_ROWS", 0)
-    assert len(resources.group_segments(now, group)) == several
+    assert len(resources.group_segments(now, group).opened) == several
     assert answers(collection, small_photographs) == together
     # A joined segment goes with its version.
     for name in NAMES[5:7]:

@@ -31,6 +31,7 @@ from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import CollectionStatus, JobRecord, JobStage
 from pipeline.metadata.versions import current_version
+from pipeline.status import read_status
 from vantage import Collection
 from workers.context import Context
 from workers.job_messages import broker_epoch, replan
@@ -391,10 +392,15 @@ def test_groups_with_sound_segments_answer_when_another_is_damaged(
         worker.wait(600)
         eventually(lambda: set(range(4)) <= served_groups(settings))
         result = collection.search(folder / "page.png", plan="exhaustive")
-        assert (result.complete, result.missing_groups) == (False, (1,))
+        assert (result.complete, result.missing_groups) == (False, ())
+        (cause,) = result.causes
+        assert f"{path}' is damaged" in cause
+        assert "`vantage rebuild damaged`" in cause
         assert found_names(result)[0] == "page"
         log = (settings.home / "logs" / "vantage.log").read_text(encoding="utf-8")
         assert f"{path}' is damaged" in log
         assert "`vantage rebuild COLLECTION`" in log
+        (trouble,) = read_status(settings, context.engine, "damaged").troubles
+        assert segment.key in trouble
         collection.rebuild().wait(timeout=600)
         assert collection.search(folder / "page.png", plan="exhaustive").complete

@@ -463,7 +463,7 @@ def test_a_filter_leaves_the_answer_that_there_would_be_without_the_others(
     wanted = ImageSet(frozenset(held - ids) if only else frozenset(ids), only)
     batch = replace(batch, filter=wanted)
     scans = [scan_group(resources, version, g, batch) for g in searched_groups(version, batch.plan)]
-    (found,) = finish_batch(resources, version, batch, scans, [], {})
+    (found,) = finish_batch(resources, version, batch, scans, {}, {})
     assert len(everything.matches) > 5
     # A row votes for each of its descriptors by itself: the others' scores do not change.
     assert [(match.image, match.score) for match in found.matches] == [

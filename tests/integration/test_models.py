@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from sites import found_names, make_settings
 
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
-from pipeline.errors import ConfigError, StateError, StorageUnavailableError
+from pipeline.errors import (
+    ConfigError,
+    CorruptFileError,
+    LostFileError,
+    StorageUnavailableError,
+)
 from pipeline.extraction import registry
 from pipeline.extraction.base import Extractor
 from pipeline.images import DecodedImage
@@ -213,9 +218,9 @@ def test_a_model_that_vanished_from_the_store_is_named_and_can_be_put_back(
     key = f"models/{sha256(models / 'one.onnx')}.onnx"
     (Path(settings.store) / key).unlink()
     forget(settings)
-    with pytest.raises(StateError) as caught:
+    with pytest.raises(LostFileError) as caught:
         made._driver.resources.extractor(config)
-    assert f"no model '{key}' any more" in str(caught.value)
+    assert key in str(caught.value)
     assert "--extractor NAME:FILE" in str(caught.value)
     Collection.open(
         "looks", settings, extractor=f"projection:{models}/one.onnx", local=True
@@ -231,7 +236,7 @@ def test_a_damaged_model_is_noticed_and_replaced(
     forget(settings)
     file.unlink()
     file.write_text("9")
-    with pytest.raises(StateError, match=r"model 'models/\w+\.onnx' in the store is damaged"):
+    with pytest.raises(CorruptFileError, match=r"models/\w+\.onnx' is damaged"):
         made._driver.resources.extractor(record(made).extractor)
     Collection.open(
         "looks", settings, extractor=f"projection:{models}/one.onnx", local=True

@@ -32,7 +32,7 @@ def test_workers_give_the_pairs_that_one_process_gives_in_original_pixels(
         other = prepare_query(resources, version, photo_folder / "rocket.png", request)
         batch = join_batches([other, prepare_query(resources, version, half, request)])
         scans = [scan_group(resources, version, group, batch) for group in range(4)]
-        result = finish_batch(resources, version, batch, scans, [], {})[1]
+        result = finish_batch(resources, version, batch, scans, {}, {})[1]
         chosen = [match.image for match in result.matches]
         here = find_pairs(resources, version, batch, scans, [*chosen, "ab" * 32], number=1)
     finally:

@@ -409,14 +409,16 @@ class TestSearches:
         try:
             for path in (stored, local_copy):
                 path.unlink(missing_ok=True)
-            assert "StorageUnavailableError" in searches.scan(fresh, ticket.id, 2)["error"]
+            assert searches.scan(fresh, ticket.id, 2)["matches"] == 0
         finally:
             stored.write_bytes(content)
             fresh.close()
         for group in (0, 1, 3):
             searches.scan(context, ticket.id, group)
         (result,) = searches.rank(context, ticket.id) or []
-        assert (result.complete, result.missing_groups) == (False, (2,))
+        assert (result.complete, result.missing_groups) == (False, ())
+        (cause,) = result.causes
+        assert segment.key in cause
         assert Path(result.matches[0].locations[0]).stem == "coffee"
 
     def test_an_enqueued_search_is_watched_until_its_end(

@@ -28,6 +28,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "SchemaVersionError": (None, "0001"),
     "MissingRootError": ("/photos",),
     "CorruptFileError": ("/store/a.npz", "cut off"),
+    "LostFileError": ("/store/groups/0/a.npz", "No such file or directory"),
     "DamagedIndexError": ("/here/a.vantage", "cut off"),
     "NoWorkersError": ("extract",),
     "TransientError": ("later",),

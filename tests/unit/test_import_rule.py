@@ -20,8 +20,8 @@ FOUNDATION = {
 }
 # Modules that a stage may use besides the foundation and itself.
 STAGES = {
-    "pipeline.index": {"pipeline.arrays"},
-    "pipeline.retrieval": {"pipeline.index"},
+    "pipeline.index": {"pipeline.arrays", "pipeline.columns"},
+    "pipeline.retrieval": {"pipeline.columns", "pipeline.index"},
     "pipeline.extraction": {
         "pipeline.decoders",
         "pipeline.files",
@@ -32,8 +32,10 @@ STAGES = {
     },
     "pipeline.metadata": set[str](),
     "pipeline.arrays": set[str](),
-    "pipeline.storage": {"pipeline.arrays"},
-    "pipeline.containers": set[str](),
+    "pipeline.columns": set[str](),
+    "pipeline.verified": set[str](),
+    "pipeline.storage": {"pipeline.arrays", "pipeline.verified"},
+    "pipeline.containers": {"pipeline.arrays", "pipeline.columns"},
     "pipeline.decoders": {"pipeline.files", "pipeline.images"},
     "pipeline.images": {
         "pipeline.files",

@@ -39,6 +39,7 @@ COMMANDS = {
     "rebuild": ("indexing:rebuild", "Make a new tree and index, or change the extractor."),
     "compact": ("indexing:compact", "Merge a collection's segments, for faster searches."),
     "eval": ("evaluate:evaluate", "Measure how well and how fast queries are answered."),
+    "verify": ("show:verify", "Compare every file of the store with its checksum."),
     "doctor": ("operate:doctor", "Check this machine and the settings."),
     "migrate": ("operate:migrate", "Migrate the database to this program's schema."),
 }

@@ -216,9 +216,12 @@ def _show(answer: Answer) -> None:
     if isinstance(result, FusedResult):
         for label, one in zip(result.labels, answers, strict=True):
             say(f"  {displayable(label)}: {describe(one)}")
+        _show_causes(answers)
         say("")
     else:
-        say(f"  {describe(result)}\n")
+        say(f"  {describe(result)}")
+        _show_causes(answers)
+        say("")
 
 
 def _show_fused(result: FusedResult) -> None:
@@ -259,15 +262,24 @@ def describe(result: SearchResult) -> str:
     cells = (
         f"{plan['cells_probed']:,} of {plan['cells']:,} cells, " if plan["kind"] == "probed" else ""
     )
-    whole = (
-        "complete"
-        if result.complete
-        else f"INCOMPLETE: no answer from group {', '.join(map(str, result.missing_groups))}"
-    )
+    whole = "complete" if result.complete else f"INCOMPLETE: {_lacks(result)}"
     return (
         f"{plan['kind']} plan, {cells}{plan['scanned_share']:.1%} scanned, "
         f"{sum(result.timings.values()):,.0f} ms{_shared(result)}, {whole}"
     )
+
+
+def _lacks(result: SearchResult) -> str:
+    """Say in a few words what an incomplete answer lacks."""
+    if not result.missing_groups:
+        return "files of the index cannot be read"
+    return f"no answer from group {', '.join(map(str, result.missing_groups))}"
+
+
+def _show_causes(answers: Sequence[SearchResult]) -> None:
+    """Print why answers are not complete."""
+    for cause in dict.fromkeys(cause for one in answers for cause in one.causes):
+        say(f"  - {displayable(cause)}")
 
 
 def _shared(result: SearchResult) -> str:

@@ -11,6 +11,7 @@ from pipeline.config import Settings
 from pipeline.errors import StateError
 from pipeline.job_kinds import kind_of
 from pipeline.text import displayable
+from workers.cli import exits
 from workers.cli.options import CollectionArgument, JsonOption, complete_collection, epilog
 from workers.cli.output import counted, ranges, say, show_table, write_json
 from workers.cli.progress import Bar
@@ -35,6 +36,19 @@ STATUS_HELP = epilog(
 vantage status
 vantage status holiday
 vantage status holiday --follow
+""",
+)
+
+VERIFY_HELP = epilog(
+    """
+vantage verify
+vantage verify holiday
+vantage verify --json
+""",
+    """
+It reads the whole store, and needs neither Redis nor workers. Damaged copies on this host are
+removed, to be fetched again. Exit code 1: something that searches or a rebuild need is lost or
+damaged.
 """,
 )
 
@@ -141,6 +155,7 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
             [(j.id[:8], j.collection, j.kind, j.state, j.sentence()) for j in found.jobs],
         )
         say()
+    _show_troubles(found)
     if not found.workers:
         say("Workers: none alive. Start everything here with `vantage up`.")
         return
@@ -161,6 +176,19 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
         say(
             f"No worker serves group {', '.join(map(str, found.unserved))}: answers are incomplete."
         )
+
+
+def _show_troubles(found: SystemStatus) -> None:
+    """Print what cannot be read of the store, and what to do."""
+    from pipeline.store_check import MOST_SHOWN
+
+    sentences = [*(file.sentence() for file in found.files), *found.troubles]
+    for sentence in sentences[:MOST_SHOWN]:
+        say(f"TROUBLE: {displayable(sentence)}")
+    if len(sentences) > MOST_SHOWN:
+        say(f"... and {len(sentences) - MOST_SHOWN:,} more: `vantage verify` lists all")
+    if sentences:
+        say()
 
 
 def _compaction(item: CollectionStatus, above: int) -> str:
@@ -230,3 +258,43 @@ def failures(
         say(f"... and more: vantage failures {collection} --limit 0 shows all.")
     else:
         say(f"{counted(len(rows), 'file')} could not be used.")
+
+
+def verify(
+    collection: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[COLLECTION]",
+            help="Only the files of this one.",
+            autocompletion=complete_collection,
+            show_default=False,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every file of the store with its checksum, and say what to do."""
+    from pipeline.metadata.collections import list_collections
+    from pipeline.metadata.engine import open_database, session_scope
+    from pipeline.storage import Storage
+    from pipeline.verifying import verify_files
+
+    settings = Settings.from_env()
+    storage = Storage(settings.store, settings.local)
+    with open_database(settings.database_url) as engine:
+        with session_scope(engine, write=False) as session:
+            names = [summary.name for summary in list_collections(session)]
+        found = verify_files(engine, storage, names if collection is None else [collection])
+    if as_json:
+        write_json(found.to_dict())
+    else:
+        for trouble in found.troubles:
+            say(displayable(trouble.sentence()))
+        if found.copies_dropped:
+            copies = counted(found.copies_dropped, "damaged local copy", "damaged local copies")
+            say(f"Removed {copies}; they are fetched again when they are needed.")
+        lost = len(found.troubles)
+        said = "all are sound" if not lost else f"{lost:,} not as recorded"
+        said = f"{counted(found.files, 'file')}, {found.bytes / 2**20:,.1f} MiB: {said}"
+        say(f"{said} ({found.seconds:.1f} s).")
+    if not found.ok:
+        raise typer.Exit(exits.TROUBLE)
