@@ -195,8 +195,8 @@ def _store_files(settings: Settings) -> Iterator[Check]:
     from pipeline.status import read_status
     from pipeline.store_check import MOST_SHOWN
 
-    sqlite = settings.database_url.removeprefix("sqlite:///")
-    if sqlite != settings.database_url and not Path(sqlite).exists():
+    sqlite = sqlite_file(settings.database_url)
+    if sqlite is not None and not Path(sqlite).exists():
         return
     engine = create_metadata_engine(settings.database_url)
     try:
