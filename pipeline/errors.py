@@ -282,7 +282,7 @@ class DatabaseUnavailableError(TransientError):
 
 
 class BrokerUnavailableError(TransientError):
-    """Redis did not answer: the address without its password, the reason."""
+    """Redis did not answer, or refused: the address without its password, the reason."""
 
     def __init__(self, address: str, reason: str) -> None:
         super().__init__(address, reason)
@@ -290,8 +290,8 @@ class BrokerUnavailableError(TransientError):
     def __str__(self) -> str:
         address, reason = self.args
         return (
-            f"Redis at {address} did not answer ({reason}); start everything here with "
-            "`vantage up`, or check VANTAGE_REDIS_URL"
+            f"Redis at {address} cannot be used now ({reason}); start everything here with "
+            "`vantage up`, or check VANTAGE_REDIS_URL; `vantage doctor` tries all that is needed"
         )
 
 

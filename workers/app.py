@@ -40,7 +40,13 @@ class _Result(AsyncResult):
 
 
 class VantageApp(Celery):
-    """Celery, but its results vanish silently and its workers report their state."""
+    """Celery, but its results vanish silently, its workers report their state, and wait for Redis.
+
+    See `workers.celery_private.transport`.
+    """
+
+    amqp_cls = "workers.celery_private.transport:PatientAMQP"
+    loader_cls = "workers.celery_private.transport:PatientLoader"
 
     @cached_property
     def AsyncResult(self) -> type[AsyncResult]:  # noqa: N802 - Celery's name

@@ -69,6 +69,7 @@ def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]
 _FIXED: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,  # workers may start before Redis is up
     "broker_connection_max_retries": None,  # a worker outlives any outage
+    "worker_consumer": "workers.celery_private.consumer:PatientConsumer",
     "redis_socket_timeout": 10.0,
     "redis_socket_connect_timeout": 2.0,
     "redis_socket_keepalive": True,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -117,6 +119,22 @@ class Context:
         from workers.app import make_app
 
         return self._worker_app or make_app(self.settings, self.redis_address)
+
+    @contextlib.contextmanager
+    def broker_errors(self) -> Iterator[None]:
+        """Turn what two libraries raise when Redis is away, or refuses, into one error of ours.
+
+        Raises
+        ------
+        BrokerUnavailableError
+        """
+        from kombu.exceptions import BatchPublishError, LimitExceeded, OperationalError
+        from redis import RedisError
+
+        try:
+            yield
+        except (RedisError, OperationalError, LimitExceeded, BatchPublishError) as exc:
+            raise BrokerUnavailableError(str(self.redis_address), str(exc)) from exc
 
     def close(self) -> None:
         """Close everything that is open; it is opened again when needed."""

@@ -6,17 +6,13 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-
-from kombu.exceptions import OperationalError
-from redis import RedisError
 
 from pipeline.abandoned_jobs import end_abandoned_jobs
 from pipeline.config import Settings
 from pipeline.driver import JobHandle, Report
 from pipeline.errors import (
-    BrokerUnavailableError,
     IndexNotBuiltError,
     InputError,
     NoWorkersError,
@@ -61,7 +57,7 @@ class WorkersSearch:
 
     def ready(self) -> bool:
         """Tell whether the search has ended."""
-        with _broker(self.context):
+        with self.context.broker_errors():
             return bool(self.context.redis.exists(KEYS.result(self.id)))
 
     def wait(self, timeout: float = 30.0) -> SearchResult:
@@ -78,7 +74,7 @@ class WorkersSearch:
         """
         until = time.monotonic() + timeout
         look_at: float | None = time.time() + searches.LOOK_EVERY_S
-        with _broker(self.context):
+        with self.context.broker_errors():
             while (results := searches.fetch_results(self.context.redis, self.id)) is None:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -118,7 +114,7 @@ class WorkersDriver:
         self._inherited: list[Context] = []
         self.context = Context(settings)
         try:
-            with _broker(self.context):
+            with self.context.broker_errors():
                 self.context.redis.ping()
             require_schema(self.context.engine)
         except BaseException:
@@ -163,8 +159,7 @@ class WorkersDriver:
         """
         context = self.context
         end_abandoned_jobs(context.engine, record.id, context.settings.host)
-        with _broker(context):
-            epoch = broker_epoch(context.redis)
+        epoch = broker_epoch(context)
         with session_scope(context.engine) as session:
             job = jobs.create_job(session, record.id, kind.name, params, broker_epoch=epoch)
         if job.process is not None:
@@ -172,7 +167,7 @@ class WorkersDriver:
                 f"collection {record.name!r} is worked on already, by the {job.kind} job {job.id} "
                 "of another process; wait for it, see `vantage status`"
             )
-        with _broker(context):
+        with context.broker_errors():
             send_stage(context, job)
         handle = JobHandle(context.engine, job.id)
         if report is not None:
@@ -200,7 +195,7 @@ class WorkersDriver:
 
         def answer(batch: Batch) -> list[SearchResult]:
             deadline_at = time.time() + request.seconds(context.settings.search_deadline_s)
-            with _broker(context):
+            with context.broker_errors():
                 ticket = searches.begin(context, uuid.uuid4().hex, version, batch, deadline_at)
                 return _tend_until_answered(context, ticket)
 
@@ -221,7 +216,7 @@ class WorkersDriver:
         self._require_workers("query")
         search_id = uuid.uuid4().hex
         data = image_bytes(image, context.settings.image_limits)
-        with _broker(context):
+        with context.broker_errors():
             searches.request(context, search_id, collection, data, request)
         return WorkersSearch(context, search_id)
 
@@ -234,15 +229,6 @@ class WorkersDriver:
         for role in roles:
             if role not in played:
                 raise NoWorkersError(role)
-
-
-@contextlib.contextmanager
-def _broker(context: Context) -> Iterator[None]:
-    """Turn errors of Redis, from either of two libraries, into ours."""
-    try:
-        yield
-    except (RedisError, OperationalError) as exc:
-        raise BrokerUnavailableError(str(context.redis_address), str(exc)) from exc
 
 
 def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[SearchResult]:

@@ -88,7 +88,7 @@ class Heartbeat:
     ) -> None:
         create_metadata_engine(settings.database_url).dispose()
         self._settings = settings
-        self._name, self._roles = name, tuple(roles)
+        self.name, self._roles = name, tuple(roles)
         self._groups = tuple(sorted(groups))
         self._details = dict(details or {})
         self._troubles = troubles
@@ -139,7 +139,7 @@ class Heartbeat:
         try:
             if forget:
                 write_between_beats(
-                    self._settings, lambda session: forget_worker(session, self._name)
+                    self._settings, lambda session: forget_worker(session, self.name)
                 )
             else:
                 write_between_beats(
@@ -154,7 +154,7 @@ class Heartbeat:
     def _record(self) -> WorkerRecord:
         """Return the row as it is now."""
         return WorkerRecord(
-            name=self._name,
+            name=self.name,
             roles=self._roles,
             host=self._settings.host,
             pid=self._pid,

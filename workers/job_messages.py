@@ -24,7 +24,6 @@ from redis import Redis, RedisError
 from sqlalchemy.orm import Session
 
 from pipeline.errors import (
-    BrokerUnavailableError,
     MissingRootError,
     TransientError,
     UnknownNameError,
@@ -64,19 +63,17 @@ VOID = {"void": True}
 """Result of a message whose attempt has passed."""
 
 
-def broker_epoch(redis: Redis) -> str:
+def broker_epoch(context: Context) -> str:
     """Return the broker's epoch: a value that is lost with its data and then made again.
 
     Raises
     ------
     BrokerUnavailableError
-        Redis does not answer.
+        Redis does not answer, or refuses.
     """
-    try:
-        redis.set(KEYS.epoch, secrets.token_hex(8), nx=True)
-        value: Any = redis.get(KEYS.epoch)
-    except RedisError as exc:
-        raise BrokerUnavailableError("the broker's address", str(exc)) from exc
+    with context.broker_errors():
+        context.redis.set(KEYS.epoch, secrets.token_hex(8), nx=True)
+        value: Any = context.redis.get(KEYS.epoch)
     return bytes(value).decode()
 
 
@@ -258,7 +255,7 @@ def keep_up(context: Context, collection_id: int) -> bool:
     if due is None:
         return False
     kind, params = due
-    epoch = broker_epoch(context.redis)
+    epoch = broker_epoch(context)
     with session_scope(context.engine) as session:
         job = jobs.create_job(
             session, collection_id, kind.name, params, origin="upkeep", broker_epoch=epoch
@@ -274,7 +271,7 @@ def replan(context: Context, job: JobRecord, reason: str) -> bool:
 
     An error that trying again cannot fix ends the job and is raised.
     """
-    epoch = broker_epoch(context.redis)
+    epoch = broker_epoch(context)
     with session_scope(context.engine) as session:
         renewed = jobs.new_attempt(session, job.id, job.attempt, epoch)
     if renewed is None:

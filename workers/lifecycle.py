@@ -21,6 +21,7 @@ from celery.exceptions import WorkerLostError
 from pipeline.config import Settings
 from pipeline.errors import VantageError
 from workers.celery_private import current_task
+from workers.celery_private.transport import dropped_messages
 from workers.context import get_context
 from workers.heartbeat import Heartbeat, write_between_beats
 from workers.job_messages import release
@@ -96,7 +97,7 @@ def _start(sender: Any, **_: object) -> None:
             groups=groups,
             details={"queues": queues},
             # The context of a worker whose pool is forked belongs to its processes.
-            troubles=get_context().troubles.told if groups else list,
+            troubles=_tell_all if groups else _tell_dropped,
         )
         _heartbeat.start()
         if groups or QUERY in queues:
@@ -120,6 +121,19 @@ def _start(sender: Any, **_: object) -> None:
             sync_groups(get_context(), groups)
     except VantageError as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+def _tell_dropped() -> list[str]:
+    """Say how many messages this worker could not read, if there were any."""
+    count = dropped_messages()
+    text = "message that it could not read" if count == 1 else "messages that it could not read"
+    name = _heartbeat.name if _heartbeat else "a worker"
+    return [f"{name} has dropped {count:,} {text}: see the log"] if count else []
+
+
+def _tell_all() -> list[str]:
+    """Say that, and what this worker cannot read of the store."""
+    return [*get_context().troubles.told(), *_tell_dropped()]
 
 
 def _after_fork(**_: object) -> None:

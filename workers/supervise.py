@@ -39,7 +39,7 @@ def watch_jobs(context: Context, patience_s: float = PATIENCE_S) -> int:
     """Plan every stopped job again; return how many."""
     now = time.time()
     timeout_s = context.settings.host_timeout_s
-    epoch = broker_epoch(context.redis)
+    epoch = broker_epoch(context)
     with session_scope(context.engine, write=False) as session:
         unfinished = [job for job in jobs.unfinished_jobs(session) if job.process is None]
         live = heartbeats.live_workers(session, now, timeout_s) if unfinished else []

@@ -326,7 +326,7 @@ def test_merges_leave_a_thread_to_searches(
 def test_a_repeated_message_leaves_a_part_to_its_worker(
     settings: Settings, context: Context, folder: Path, eventually: Eventually
 ) -> None:
-    job = begun(settings, context, "again", folder, broker_epoch(context.redis))
+    job = begun(settings, context, "again", folder, broker_epoch(context))
 
     def send(number: int, began: str) -> None:
         with session_scope(context.engine) as session:

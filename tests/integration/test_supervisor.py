@@ -111,7 +111,7 @@ def _job(
             "index",
             IndexParams(paths=paths),
             process=process,
-            broker_epoch=broker_epoch(context.redis),
+            broker_epoch=broker_epoch(context),
         )
     send_stage(context, job)
     return job

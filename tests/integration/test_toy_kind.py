@@ -111,7 +111,7 @@ def worker(context: Context) -> Iterator[None]:
 
 @pytest.mark.usefixtures("worker")
 def test_it_is_done_by_workers(context: Context, eventually: Eventually) -> None:
-    job = _job(context.resources, broker_epoch(context.redis))
+    job = _job(context.resources, broker_epoch(context))
     send_stage(context, job)
     eventually(lambda: _progress(context.resources, job).state != "running")
     _require_done(_progress(context.resources, job))
@@ -125,7 +125,7 @@ def test_parts_without_retries_left_are_planned_again_after_the_failure(
     """Their worker stays alive, so that only the parts themselves can show it."""
     trouble, tries = context.settings.home / TROUBLE, context.settings.home / TRIES
     trouble.touch()
-    job = _job(context.resources, broker_epoch(context.redis))
+    job = _job(context.resources, broker_epoch(context))
     send_stage(context, job)
     wanted = 3 * (1 + RETRY["max_retries"])
     eventually(lambda: tries.exists() and len(tries.read_text().split()) == wanted)

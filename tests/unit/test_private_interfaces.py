@@ -114,6 +114,31 @@ def test_a_command_that_cannot_be_started_stops_the_others(tmp_path: Path) -> No
     assert "long stopped (rc=-15)" in (tmp_path / "log").read_text()
 
 
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("folder", [".", "is not there"], ids=["dies", "cannot be started"])
+def test_everything_goes_on_without_an_optional_process(
+    tmp_path: Path, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.manager._BACKOFF_S", (0.0, 0.0, 0.0))
+    said: list[str] = []
+    printer = LogPrinter(tmp_path / "log", said.append)
+
+    def watch() -> str | None:
+        return "enough was seen" if manager.is_off("short") and not manager.is_off("long") else None
+
+    manager = ProcessManager(printer, watch)
+    manager.add("long", "exec sleep 600", dict(os.environ), tmp_path)
+    manager.add("short", "exit 3", dict(os.environ), tmp_path / folder, optional=True)
+    manager.loop()
+    printer.close()
+    (last,) = [line for line in said if "short" in line and "starting it again" not in line]
+    assert last.endswith("; it stays off, and everything else goes on")
+    if folder == ".":
+        assert sum("starting it again" in line for line in said) == 3
+    assert "enough was seen; stopping everything" in said
+    assert "long stopped (rc=-15)" in (tmp_path / "log").read_text()
+
+
 @functools.cache
 def _imports(path: Path) -> frozenset[str]:
     found: set[str] = set()
@@ -128,17 +153,23 @@ def _imports(path: Path) -> frozenset[str]:
 @pytest.mark.parametrize(
     ("private", "module"),
     [
-        ("celery._", "workers/celery_private.py"),
-        ("kombu.pools", "workers/celery_private.py"),
+        ("celery._", "workers/celery_private"),
+        ("celery.app.amqp", "workers/celery_private"),
+        ("celery.backends", "workers/celery_private"),
+        ("celery.loaders", "workers/celery_private"),
+        ("celery.worker", "workers/celery_private"),
+        ("kombu.pools", "workers/celery_private"),
+        ("kombu.transport", "workers/celery_private"),
         ("honcho.manager", "workers/manager.py"),
         ("honcho.process", "workers/manager.py"),
     ],
 )
-def test_one_module_uses_it(private: str, module: str) -> None:
+def test_one_module_or_package_uses_it(private: str, module: str) -> None:
     used = {
         path.relative_to(ROOT).as_posix()
         for package in ("pipeline", "workers", "demo", "benchmarks")
         for path in (ROOT / package).rglob("*.py")
         if any(name.startswith(private) for name in _imports(path))
     }
-    assert used == {module}
+    assert used
+    assert {name for name in used if not name.startswith(module)} == set()

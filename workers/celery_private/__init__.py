@@ -1,6 +1,7 @@
 """The private interfaces of Celery and kombu that Vantage relies on, all in one place.
 
-`tests/unit/test_private_interfaces.py` fails when an upgrade takes one of them away.
+`workers.celery_private.transport` and `workers.celery_private.consumer` change how both deal with
+Redis. `tests/unit/test_private_interfaces.py` fails when an upgrade takes one of them away.
 """
 
 from __future__ import annotations

@@ -1,0 +1,206 @@
+"""Redis in any state, for kombu's transport and Celery's results.
+
+* A Redis that answers but refuses (a replica, too few replicas, a missing right, a full memory, a
+  failed snapshot, a wrong database) counts as one that is away. kombu tells the two apart, and a
+  worker would end.
+* A message that cannot be read is dropped, logged and counted. With kombu's own transport, it ends
+  the worker.
+* A channel that is closed says so. kombu raises AttributeError, which ends a worker that wants to
+  acknowledge a message.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from typing import Any, ClassVar
+
+from celery.app.amqp import AMQP
+from celery.backends.redis import RedisBackend, SentinelBackend
+from celery.loaders.app import AppLoader
+from kombu.connection import Connection
+from kombu.transport import redis as kombu_redis
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+
+__all__ = [
+    "AWAY",
+    "UNREADABLE",
+    "PatientAMQP",
+    "PatientLoader",
+    "count_dropped",
+    "dropped_messages",
+    "try_to_write",
+]
+
+_log = logging.getLogger(__name__)
+
+AWAY = (*kombu_redis.Transport.connection_errors, ResponseError)
+"""Errors after which a connection is made again: of a Redis that is away, or that refuses."""
+
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError)
+"""Errors that a message of any content may cause where it is read."""
+
+_RETRY_EVERY_S = 2.0
+_PROBE_KEPT_S = 60
+_PROBE = "vantage:probe"
+
+_dropped: Counter[str] = Counter()
+
+
+def dropped_messages() -> int:
+    """Return how many unreadable messages this process has dropped."""
+    return _dropped.total()
+
+
+def count_dropped(where: str, reason: object) -> None:
+    """Note that a message was dropped."""
+    _dropped[where] += 1
+    _log.error(
+        "a message in %s cannot be read and is dropped (%d dropped so far): %.300s",
+        where,
+        _dropped.total(),
+        reason,
+    )
+
+
+def try_to_write(client: Redis) -> None:
+    """Raise what Redis answers to one who writes; a replica answers to a ping as well."""
+    client.set(_PROBE, b"1", ex=_PROBE_KEPT_S)
+
+
+class _PatientQoS(kombu_redis.QoS):
+    """Sends unacknowledged messages again; drops one that cannot be read."""
+
+    def restore_by_tag(self, tag: bytes, client: Any = None, leftmost: bool = False) -> None:
+        """Put a message back into its queue."""
+        try:
+            super().restore_by_tag(tag, client=client, leftmost=leftmost)
+        except UNREADABLE as exc:
+            # One that stays would be first again: no other message would ever be sent again.
+            count_dropped(self.unacked_key, repr(exc))
+            self._remove_from_indices(tag).execute()
+
+
+class _Patience:
+    """What the channels of both transports have in common."""
+
+    QoS = _PatientQoS
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        try:
+            try_to_write(self.client)  # type: ignore[attr-defined]
+        except Exception:
+            self.connection.cycle.discard(self)  # type: ignore[attr-defined]
+            self._disconnect_pools()  # type: ignore[attr-defined]
+            raise
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """Return the parameters of a connection, unless the channel was closed."""
+        if getattr(self.connection, "client", None) is None:  # type: ignore[attr-defined]
+            raise RedisConnectionError("the connection of this channel was closed")
+        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
+        return params
+
+    def _brpop_read(self, **options: Any) -> bool | None:
+        """Read a message from a queue and deliver it."""
+        try:
+            return super()._brpop_read(**options)  # type: ignore[misc]
+        except (ValueError, RecursionError) as exc:  # it is not JSON
+            count_dropped("a queue", repr(exc))
+            return None
+
+
+class _PatientChannel(_Patience, kombu_redis.Channel):
+    """A channel to one Redis."""
+
+
+class _PatientSentinelChannel(_Patience, kombu_redis.SentinelChannel):
+    """A channel to the Redis that Sentinel names."""
+
+
+class _Delivery:
+    """What both transports have in common."""
+
+    def _deliver(self, message: Any, queue: str) -> None:
+        """Deliver a message to its consumer, unless it has not the form of one."""
+        try:
+            self._read(message)
+        except UNREADABLE as exc:
+            count_dropped(queue, repr(exc))
+        else:
+            super()._deliver(message, queue)  # type: ignore[misc]
+
+    def _read(self, message: Any) -> None:
+        """Read what kombu reads without care for errors."""
+        channel = self.channels[0]  # type: ignore[attr-defined]
+        made = channel.Message(message, channel=channel)
+        _ = made.delivery_info["exchange"], made.delivery_info["routing_key"]
+        if not isinstance(made.headers, dict) or not isinstance(made.delivery_tag, str):
+            raise TypeError("headers or delivery tag have another type")
+
+
+class _PatientTransport(_Delivery, kombu_redis.Transport):
+    """Redis, by an address."""
+
+    Channel = _PatientChannel
+    connection_errors = AWAY
+
+
+class _PatientSentinelTransport(_Delivery, kombu_redis.SentinelTransport):
+    """Redis, by Sentinels."""
+
+    Channel = _PatientSentinelChannel
+    connection_errors = AWAY
+
+
+class _PatientConnection(Connection):
+    """A connection of our apps; those of other apps in the same process stay kombu's own."""
+
+    def get_transport_cls(self) -> type[Any]:
+        """Return our transport in place of kombu's."""
+        found: type[Any] = super().get_transport_cls()
+        return {
+            kombu_redis.Transport: _PatientTransport,
+            kombu_redis.SentinelTransport: _PatientSentinelTransport,
+        }.get(found, found)
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Connection:
+        """Try until there is a connection; kombu would come to wait half a minute between tries."""
+        return super().ensure_connection(*args, **{"interval_max": _RETRY_EVERY_S} | kwargs)
+
+
+class PatientAMQP(AMQP):
+    """How our apps send and receive messages."""
+
+    Connection = _PatientConnection
+
+
+class _Results:
+    """What both result stores have in common."""
+
+    def on_task_call(self, producer: object, task_id: str) -> None:
+        """Subscribe to nothing: results of our tasks are read from SQL and from their own keys.
+
+        Celery's method ends in a RuntimeError while Redis is away.
+        """
+
+
+class PatientBackend(_Results, RedisBackend):
+    """Results in one Redis."""
+
+
+class PatientSentinelBackend(_Results, SentinelBackend):
+    """Results in the Redis that Sentinel names."""
+
+
+class PatientLoader(AppLoader):
+    """Tells our apps which class keeps the results of an address."""
+
+    override_backends: ClassVar[dict[str, str]] = {
+        "redis": f"{__name__}:PatientBackend",
+        "rediss": f"{__name__}:PatientBackend",
+        "sentinel": f"{__name__}:PatientSentinelBackend",
+    }
