@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -21,7 +22,7 @@ from pipeline.errors import ConfigError
 from workers.processes import EXIT_CONFIG, free_port, run_dir, write_private
 from workers.up_watch import UpWatch
 
-__all__ = ["check_flower_settings", "flower_file", "main"]
+__all__ = ["check_flower_settings", "choose_port", "flower_file", "main", "why_taken"]
 
 _LISTEN_S = 60.0
 _USER = "vantage"
@@ -60,6 +61,30 @@ def check_flower_settings(settings: Settings) -> None:
         )
 
 
+def choose_port(settings: Settings) -> int:
+    """Return the port to listen at: the one in the settings, or a free one if it is in use."""
+    wanted, address = settings.flower_port, settings.flower_address
+    reason = why_taken(address, wanted) if wanted else None
+    if wanted and reason is None:
+        return wanted
+    port = free_port(address)
+    if wanted:
+        print(f"port {wanted} at {address}: {reason}; Flower takes {port}", flush=True)
+    return port
+
+
+def why_taken(address: str, port: int) -> str | None:
+    """Return why this process could not listen there; None if it could."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            return error.strerror or str(error)
+    return None
+
+
 def main() -> None:
     """Run Flower until it is stopped."""
     try:
@@ -69,7 +94,7 @@ def main() -> None:
         print(f"ConfigError: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
     UpWatch().start_thread()
-    port = settings.flower_port or free_port(settings.flower_address)
+    port = choose_port(settings)
     _configure(settings)
     threading.Thread(target=_announce, args=(settings, port), daemon=True).start()
     arguments = [f"--address={settings.flower_address}", f"--port={port}"]

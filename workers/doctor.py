@@ -12,7 +12,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -20,12 +19,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
 from pipeline.errors import StateError, VantageError
 from workers.compiled import note_compiled
+
+if TYPE_CHECKING:
+    import redis
+
+    from workers.redis_url import RedisAddress
 
 __all__ = ["Check", "checks", "main", "repair_opencv", "warm"]
 
@@ -108,8 +112,6 @@ def _opencv(_settings: Settings) -> Iterator[Check]:
 
 
 def _redis(settings: Settings) -> Iterator[Check]:
-    import redis
-
     from workers.embedded import discover_redis_url, find_server
     from workers.redis_url import RedisAddress
 
@@ -125,26 +127,50 @@ def _redis(settings: Settings) -> Iterator[Check]:
         ).stdout.strip()
         yield Check("redis", True, f"not running; `vantage up` starts {program} ({version})")
         return
-    address = RedisAddress.parse(url)
+    yield _running_redis(RedisAddress.parse(url))
+
+
+def _running_redis(address: RedisAddress) -> Check:
+    """Try everything that will be needed of a Redis that answers."""
+    import redis
+
+    from workers.redis_check import refusals
+
     client = address.client(address.broker_db, timeout_s=2.0)
     try:
         began = time.perf_counter()
-        info = client.info()
+        client.ping()
         took = (time.perf_counter() - began) * 1000
+        refused = refusals(address)
+        info = _information(client)
     except redis.RedisError as error:
-        yield Check("redis", False, f"{address}: {error}", "start it, or check VANTAGE_REDIS_URL")
-        return
+        return Check("redis", False, f"{address}: {error}", "start it, or check VANTAGE_REDIS_URL")
     finally:
         client.close()
-    role, policy = info["role"], info.get("maxmemory_policy", "?")
-    detail = f"{info['redis_version']} at {address}, {role}, {policy}, {took:.1f} ms"
-    if role != "master":
-        yield Check("redis", False, detail, "use the primary: a replica takes no messages")
-    elif policy != "noeviction" and info.get("maxmemory", 0):
+    if refused:
+        more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+        remedy = "workers wait until it is accepted; see docs/operations.md, Your own Redis"
+        return Check("redis", False, f"{address} refuses {refused[0]}{more}", remedy)
+    version, role, policy = (
+        str(info.get(name, "?")) for name in ("redis_version", "role", "maxmemory_policy")
+    )
+    detail = f"{version} at {address}, {role}, {policy}, {took:.1f} ms"
+    if role == "slave":
+        return Check("redis", False, detail, "use the primary: a replica takes no messages")
+    if policy != "noeviction" and info.get("maxmemory", 0):
         remedy = "CONFIG SET maxmemory-policy noeviction: an evicted key may hang a job"
-        yield Check("redis", False, detail, remedy)
-    else:
-        yield Check("redis", True, detail)
+        return Check("redis", False, detail, remedy)
+    return Check("redis", True, detail)
+
+
+def _information(client: redis.Redis) -> dict[str, Any]:
+    """Return what Redis tells about itself; nothing without the right to ask."""
+    import redis
+
+    try:
+        return dict(client.info())
+    except redis.ResponseError:
+        return {}
 
 
 def _database(settings: Settings) -> Iterator[Check]:
@@ -254,7 +280,7 @@ def _extractor(settings: Settings) -> Iterator[Check]:
 
 
 def _flower(settings: Settings) -> Iterator[Check]:
-    from workers.dashboard import check_flower_settings, flower_file
+    from workers.dashboard import check_flower_settings, flower_file, why_taken
     from workers.processes import read_json
 
     check_flower_settings(settings)
@@ -263,15 +289,9 @@ def _flower(settings: Settings) -> Iterator[Check]:
         yield Check("flower", True, str(running["url"]))
         return
     place = f"{settings.flower_address}:{settings.flower_port}"
-    with socket.socket(socket.AF_INET6 if ":" in settings.flower_address else socket.AF_INET) as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind((settings.flower_address, settings.flower_port))
-        except OSError as error:
-            remedy = "set VANTAGE_FLOWER_PORT (0 takes a free one)"
-            yield Check("flower", False, f"{place}: {error.strerror}", remedy)
-            return
-    yield Check("flower", True, f"{place} is free" if settings.flower_port else "takes a free port")
+    reason = why_taken(settings.flower_address, settings.flower_port)
+    free = f"{place} is free" if settings.flower_port else "takes a free port"
+    yield Check("flower", True, f"{place}: {reason}; Flower takes a free port" if reason else free)
 
 
 def _workers(settings: Settings) -> Iterator[Check]:

@@ -2,7 +2,7 @@
 
 * A process that ends unexpectedly is started again after 1, 2 and 4 s. If it ends four times in a
 row (a run of a minute resets the count), or with the status for wrong settings, everything is
-stopped: half a system that looks alive would be worse.
+stopped: half a system that looks alive would be worse. An optional process stays off instead.
 * A stop signals the process itself, not its pool: Celery gives running tasks 3 s to finish and puts
 the others back. Processes left after 8 s are killed.
 * However this process dies, the kernel stops its children (Linux), see `workers.processes`.
@@ -110,6 +110,9 @@ class _Process(Process):
     """A line of the Procfile, and the thread that starts its command again and again."""
 
     stopping: threading.Event
+    optional = False
+    off = False
+    """True once an optional process has ended too often: it is not started again."""
 
     def run(self, events: Any = None, ignore_signals: bool = False) -> None:
         """Run the command until it is stopped or has failed too often."""
@@ -117,8 +120,7 @@ class _Process(Process):
         try:
             status = self._run_again_and_again()
         except Exception as error:  # the loop waits for a last message in any case
-            self._notice(f"{self.name} cannot be run: {error}; stopping everything")
-            status = 1
+            status = self._give_up(f"{self.name} cannot be run: {error}", 1)
         self._send_message({"returncode": status}, type="stop")
 
     def _run_again_and_again(self) -> int:
@@ -132,13 +134,26 @@ class _Process(Process):
             failures = 0 if time.monotonic() - started > _GOOD_RUN_S else failures
             told = f"exit status {status}" if status >= 0 else f"signal {-status}"
             if status == EXIT_CONFIG or failures == len(_BACKOFF_S):
-                self._notice(f"{self.name} ended with {told}; stopping everything")
-                return status or 1
+                return self._give_up(f"{self.name} ended with {told}", status)
             wait = _BACKOFF_S[failures]
             failures += 1
             self._notice(f"{self.name} ended with {told}; starting it again in {wait:.0f} s")
             if self.stopping.wait(wait):
                 return status
+
+    def _give_up(self, reason: str, status: int) -> int:
+        """Say why the process is not started again; return a status, which stops everything.
+
+        An optional process stays off, and its status comes when everything else is stopped.
+        """
+        if not self.optional:
+            self._notice(f"{reason}; stopping everything")
+            return status or 1
+        self._notice(f"{reason}; it stays off, and everything else goes on")
+        self.off = True
+        self._send_message({"pid": 0}, type="start")  # nothing is left that could be signalled
+        self.stopping.wait()
+        return 0
 
     def _run_once(self) -> int:
         """Start the command, relay its lines, return its exit status."""
@@ -209,9 +224,16 @@ class ProcessManager(honcho.manager.Manager):
         self.on_started: Callable[[], None] = lambda: None
         """Called once all processes are being started."""
 
-    def add(self, name: str, command: str, env: Mapping[str, str], cwd: Path) -> None:
-        """Add a line of the Procfile."""
-        self.add_process(name, command, env=dict(env), cwd=str(cwd)).stopping = self._stopping
+    def add(
+        self, name: str, command: str, env: Mapping[str, str], cwd: Path, optional: bool = False
+    ) -> None:
+        """Add a line of the Procfile; everything else goes on without an optional one."""
+        process = self.add_process(name, command, env=dict(env), cwd=str(cwd))
+        process.stopping, process.optional = self._stopping, optional
+
+    def is_off(self, name: str) -> bool:
+        """Tell whether an optional process has ended too often."""
+        return bool(self._processes[name]["obj"].off)
 
     def loop(self) -> None:
         """Start everything, relay its output, return when everything has stopped."""

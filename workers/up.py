@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -35,9 +35,13 @@ from workers.embedded import EmbeddedRedis
 from workers.environment import environment
 from workers.manager import LogPrinter, ProcessManager
 from workers.processes import EXIT_CONFIG, HomeLock, read_json
+from workers.redis_check import RedisWatch, require_password
 from workers.redis_url import RedisAddress
 
 __all__ = ["Ready", "find_procfile", "read_procfile", "run_up"]
+
+OPTIONAL = frozenset({"flower"})
+"""Lines of the Procfile without which everything else goes on."""
 
 _WARM_S = 600.0
 _SLOW_START_S = 60.0
@@ -54,7 +58,7 @@ class Ready:
     log : str
         The log file.
     flower_url : str or None
-        Address of the dashboard; None if the Procfile has none.
+        Address of the dashboard; None if the Procfile has none, or it cannot be run.
     seconds : float
         How long the start took.
     pid : int
@@ -168,8 +172,9 @@ def _run(
     log = _log_file(settings)
     commands = read_procfile()
     for name, command in commands.items():
-        manager.add(name, command, env, settings.home)
+        manager.add(name, command, env, settings.home, optional=name in OPTIONAL)
     waiter = _ReadyWait(settings, list(commands), started, say, on_ready)
+    waiter.is_off = manager.is_off
     manager.on_started = waiter.start
     say(f"Starting {', '.join(commands)}; log: {log}")
     try:
@@ -227,7 +232,12 @@ def _redis(
     if not wanted:
         if settings.redis_url is None:
             raise ConfigError("VANTAGE_REDIS_URL", None, "must name a Redis to run without our own")
-        say(f"Redis: {RedisAddress.parse(settings.redis_url)}")
+        address = RedisAddress.parse(settings.redis_url)
+        require_password(address)
+        say(f"Redis: {address}")
+        watch = RedisWatch(address, say)
+        watch.start()
+        stack.callback(watch.stop)
         return settings, None
     server = stack.enter_context(EmbeddedRedis(settings.home))
     say(f"Redis: our own at {RedisAddress.parse(server.url)}")
@@ -298,6 +308,8 @@ class _ReadyWait:
         self._log, self._say, self._on_ready = _log_file(settings), say, on_ready
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ready", daemon=True)
+        self.is_off: Callable[[str], bool] = lambda _: False
+        """Tells whether an optional process has ended too often."""
 
     def start(self) -> None:
         """Begin to look."""
@@ -340,13 +352,17 @@ class _ReadyWait:
             for name in self._names
             if name != "flower" and f"{name}@{self._settings.host}" not in ready
         ]
-        if "flower" in self._names and read_json(flower_file(self._settings.home)) is None:
+        if "flower" in self._names and self._flower() is None and not self.is_off("flower"):
             missing.append("flower")
         return missing
 
+    def _flower(self) -> dict[str, Any] | None:
+        """Return what Flower has written, once it listens."""
+        return read_json(flower_file(self._settings.home))
+
     def _tell(self) -> None:
         """Say so on the console and to the caller."""
-        flower = read_json(flower_file(self._settings.home)) if "flower" in self._names else None
+        flower = self._flower() if "flower" in self._names else None
         info = Ready(
             home=str(self._settings.home),
             log=str(self._log),
@@ -355,10 +371,16 @@ class _ReadyWait:
             pid=os.getpid(),
         )
         self._say(f"Ready after {info.seconds:.1f} s. Ctrl-C stops everything.")
-        if info.flower_url:
-            self._say(f"Flower: {info.flower_url}")
+        if flower:
+            self._say(f"Flower: {info.flower_url}{self._other_port(flower)}")
         if self._on_ready is not None:
             self._on_ready(info)
+
+    def _other_port(self, flower: Mapping[str, Any]) -> str:
+        """Say why Flower is not at the port that was asked for."""
+        wanted = self._settings.flower_port
+        taken = wanted and not str(flower["url"]).endswith(f":{wanted}")
+        return f" (port {wanted} is not free)" if taken else ""
 
 
 def main() -> None:

@@ -163,18 +163,25 @@ def test_flower_answers_on_the_loopback_address_alone_and_changes_nothing(stack:
 def special(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """One with a password, a Redis of others and few groups, started beside a folder of our name.
 
-    The folder is not imported.
+    The folder is not imported. Flower's port is in use.
     """
     folder = tmp_path_factory.mktemp("special")
     (folder / "workers").mkdir()
     (folder / "workers" / "__init__.py").write_text("raise SystemExit('theirs')")
-    variables = {"VANTAGE_HOME": str(folder / "home"), "VANTAGE_FLOWER_PORT": "0"}
-    with EmbeddedRedis(folder) as server, pytest.MonkeyPatch.context() as patch:
+    variables = {"VANTAGE_HOME": str(folder / "home")}
+    with (
+        EmbeddedRedis(folder) as server,
+        pytest.MonkeyPatch.context() as patch,
+        socket.socket() as taken,
+    ):
         patch.chdir(folder)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
         settings = dataclasses.replace(
             Settings.from_env(variables),
             redis_url=server.url,
             serve_groups=(2, 3),
+            flower_port=taken.getsockname()[1],
             flower_password="to, the: point",
         )
         with Stack(settings) as started:
@@ -198,6 +205,16 @@ def test_flower_with_a_password_refuses_others(special: Stack) -> None:
     assert [line for line in shown if "to, the" in line] == []
 
 
+def test_flower_takes_a_free_port_where_its_own_is_in_use(special: Stack) -> None:
+    assert special.ready is not None
+    wanted = special.settings.flower_port
+    url = special.ready.flower_url
+    assert url is not None
+    assert not url.endswith(f":{wanted}")
+    console = (special.settings.home / "logs" / "up.log").read_text()
+    assert f"Flower: {url} (port {wanted} is not free)" in console
+
+
 def test_only_the_given_groups_are_served_with_a_redis_of_others(special: Stack) -> None:
     engine = create_metadata_engine(special.settings.database_url)
     with session_scope(engine, write=False) as session:
@@ -212,17 +229,16 @@ def test_flower_open_to_the_network_needs_a_password(settings: Settings) -> None
         run_up(settings)
 
 
-@long_only
-def test_a_process_that_cannot_start_stops_everything_and_is_named(
-    settings: Settings,
+def test_a_wrong_password_is_found_before_anything_starts(
+    settings: Settings, redis_url: str
 ) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        settings = dataclasses.replace(settings, flower_port=taken.getsockname()[1])
-        with pytest.raises(StateError, match=r"flower ended with .*; stopping everything"):
-            Stack(settings).start()
-    assert discover_redis_url(settings) is None
+    (password,) = RedisAddress.parse(redis_url).passwords
+    said: list[str] = []
+    settings = dataclasses.replace(settings, redis_url=redis_url.replace(password, "another"))
+    with pytest.raises(ConfigError, match=r"VANTAGE_REDIS_URL .* refuses its user or password"):
+        run_up(settings, say=said.append)
+    assert said == []
+    assert not Path(settings.home / "vantage.sqlite").exists()
 
 
 @long_only
