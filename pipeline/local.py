@@ -31,6 +31,7 @@ from pipeline.errors import (
 )
 from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
+from pipeline.locations import check_locations
 from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import prepare_schema, session_scope
 from pipeline.metadata.records import CollectionRecord, JobOrigin, JobRecord, JobStage, PartRecord
@@ -154,7 +155,8 @@ class LocalDriver:
         try:
             version = resources.current_version(collection)
         except IndexNotBuiltError:
-            return search_unbuilt(resources, collection, images)
+            found = search_unbuilt(resources, collection, images)
+            return check_locations(resources.engine, found)
 
         def answer(batch: Batch) -> list[SearchResult]:
             started = time.perf_counter()
@@ -166,7 +168,8 @@ class LocalDriver:
             timings = {"scan": (time.perf_counter() - started) * 1e3}
             return finish_batch(resources, version, batch, scans, {}, timings)
 
-        return search_images(resources, version, images, request, answer, pool.map, self._threads)
+        found = search_images(resources, version, images, request, answer, pool.map, self._threads)
+        return check_locations(resources.engine, found)
 
     def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> LocalSearch:
         """Begin a search in a thread and return at once."""

@@ -6,8 +6,9 @@ M matches, L levels of the tree.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,20 @@ class FoundBy:
     indexed: bool = True
 
 
+LocationState = Literal["present", "unknown", "gone"]
+"""Whether a file lies at a location: see `pipeline.locations`."""
+
+_ORDER = ("present", "unknown", "gone")
+
+
+def in_order(
+    states: Mapping[str, LocationState],
+) -> tuple[tuple[str, ...], tuple[LocationState, ...]]:
+    """Return locations and their states: what exists first, what is gone last, each by name."""
+    order = sorted(states, key=lambda path: (_ORDER.index(states[path]), path))
+    return tuple(order), tuple(states[path] for path in order)
+
+
 @dataclass(frozen=True)
 class Match:
     """One image of an answer.
@@ -83,7 +98,7 @@ class Match:
     image : str
         SHA-256 of the image's bytes.
     locations : tuple of str
-        Paths where that content lies, sorted.
+        Paths where that content lies or lay: those that exist first, those that are gone last.
     score : float
         0 to 1, higher is better: the share of the query's evidence that this image collects
         (1: every query descriptor found itself). See `pipeline.retrieval.score`.
@@ -97,6 +112,9 @@ class Match:
     same_file : bool
         The image has the very bytes that were asked with. It comes first, whatever its score; the
         score is 0 if the image has no features.
+    location_states : tuple of str
+        For each location ``present``, ``unknown`` or ``gone``, as seen from this host when the
+        answer was received.
     """
 
     rank: int
@@ -108,6 +126,7 @@ class Match:
     height: int
     found_by: tuple[FoundBy, ...] = ()
     same_file: bool = False
+    location_states: tuple[LocationState, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON-serialisable values; ``found_by`` only if it is not empty."""
@@ -120,6 +139,7 @@ class Match:
             "width": self.width,
             "height": self.height,
             "same_file": self.same_file,
+            "location_states": list(self.location_states),
         }
         if self.found_by:
             values["found_by"] = [asdict(found) for found in self.found_by]
@@ -139,7 +159,8 @@ class Match:
         Match
         """
         found_by = tuple(FoundBy(**found) for found in values.get("found_by", ()))
-        return cls(**{**values, "locations": tuple(values["locations"]), "found_by": found_by})
+        lists = {name: tuple(values.get(name, ())) for name in ("locations", "location_states")}
+        return cls(**{**values, **lists, "found_by": found_by})
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,16 @@ from PIL import Image
 from pipeline.config import ImageLimits
 from pipeline.decoders import decode
 from pipeline.errors import InputError, VantageError
+from pipeline.existence import look
 from pipeline.files import read_file
 from pipeline.records import FoundBy, FusedResult, Match, SearchResult
 from pipeline.text import displayable
 
 THUMBNAIL_SIDE = 160
 """Longer side of a thumbnail, pixels: about 5 kB each, and a page may hold hundreds."""
+
+_READ_S = 10.0
+"""Seconds that a drive has to deliver a picture: one that sleeps needs some."""
 
 QueryFile: TypeAlias = bytes | str | os.PathLike[str]
 
@@ -48,7 +52,7 @@ class _Shown:
     thumbnail: str | None
     right: bool
     found_by: tuple[str, ...]
-    same_file: bool
+    marks: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -146,11 +150,25 @@ def write_page(
     InputError
         The file cannot be written.
     """
-    page = results_page(queries, partial(read_file, limits=limits), heading=heading)
+    page = results_page(queries, partial(_read_in_time, limits=limits), heading=heading)
     try:
         path.write_text(page, encoding="utf-8")
     except OSError as error:
         raise InputError(f"the page {str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def _read_in_time(path: str, *, limits: ImageLimits) -> bytes:
+    """Read a picture; give up on a drive that does not answer.
+
+    Raises
+    ------
+    OSError
+        It cannot be read in time.
+    """
+    data = look([path], _READ_S, partial(read_file, limits=limits)).get(path)
+    if data is None:
+        raise OSError(f"{path!r} cannot be read")
+    return data
 
 
 class _Thumbnails:
@@ -162,7 +180,9 @@ class _Thumbnails:
 
     def of_match(self, match: Match) -> str | None:
         if match.image not in self._made:
-            self._made[match.image] = self._first(match.locations)
+            states = dict(zip(match.locations, match.location_states, strict=False))
+            places = [place for place in match.locations if states.get(place) != "gone"]
+            self._made[match.image] = self._first(places)
         return self._made[match.image]
 
     def of_query(self, image: QueryFile) -> str | None:
@@ -295,7 +315,7 @@ def _match(
         rank=match.rank,
         name=displayable(first.name or str(first)),
         folder=displayable(str(first.parent)) if match.locations else "",
-        other_locations=tuple(displayable(location) for location in match.locations[1:]),
+        other_locations=tuple(_marked(match, place) for place in match.locations[1:]),
         score=f"{match.score:.3f}",
         bar=f"{100 * min(1.0, max(0.0, match.score)):.1f}",
         votes=match.votes,
@@ -306,8 +326,19 @@ def _match(
             displayable(f"{label} {_said(found)}")
             for label, found in zip(labels, match.found_by, strict=False)
         ),
-        same_file=match.same_file,
+        marks=(*(["same file"] if match.same_file else []), *_state(match, match.locations[:1])),
     )
+
+
+def _state(match: Match, places: Sequence[str]) -> list[str]:
+    """Return the state of a location unless it is there; nothing if it was not checked."""
+    states = dict(zip(match.locations, match.location_states, strict=False))
+    return [states[place] for place in places if states.get(place, "present") != "present"]
+
+
+def _marked(match: Match, place: str) -> str:
+    """Return a location with its state unless it is there."""
+    return " ".join([displayable(place), *(f"({state})" for state in _state(match, [place]))])
 
 
 def _said(found: FoundBy) -> str:

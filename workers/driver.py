@@ -21,6 +21,7 @@ from pipeline.errors import (
 )
 from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
+from pipeline.locations import check_locations
 from pipeline.metadata import heartbeats, jobs
 from pipeline.metadata.engine import require_schema, session_scope
 from pipeline.metadata.records import CollectionRecord
@@ -85,7 +86,7 @@ class WorkersSearch:
                     look_at = now + searches.LOOK_EVERY_S
                     with contextlib.suppress(TransientError):
                         look_at = searches.look_after(self.context, self.id, now)
-            return only(results)
+            return only(check_locations(self.context.engine, results))
 
 
 class WorkersDriver:
@@ -187,6 +188,13 @@ class WorkersDriver:
         TransientError
             Redis does not answer, or has lost its data meanwhile.
         """
+        found = self._search(collection, images, request)
+        return check_locations(self.context.engine, found)
+
+    def _search(
+        self, collection: str, images: Sequence[ImageSource], request: SearchRequest
+    ) -> list[SearchResult | InputError]:
+        """Extract, let workers scan and rank."""
         context = self.context
         try:
             version = context.resources.current_version(collection)

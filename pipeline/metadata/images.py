@@ -9,6 +9,7 @@ from sqlalchemy import ColumnElement, Row, exists, select, union_all, update
 from sqlalchemy.orm import Session
 
 from pipeline.metadata import ledger
+from pipeline.metadata.models import Collection as CollectionRow
 from pipeline.metadata.models import Image, Location, table
 from pipeline.metadata.records import (
     FailureRow,
@@ -293,7 +294,7 @@ def image_roots(session: Session, collection_id: int) -> list[str]:
 
 def image_records(session: Session, image_ids: Sequence[int]) -> dict[int, ImageRecord]:
     """Return images with their locations by id; unknown ids are ignored."""
-    locations: dict[int, list[str]] = {}
+    locations: dict[int, list[tuple[bool, str]]] = {}
     rows: list[Row[Any]] = []
     for some in chunks(sorted(set(image_ids))):
         rows += session.execute(
@@ -302,9 +303,12 @@ def image_records(session: Session, image_ids: Sequence[int]) -> dict[int, Image
             )
         )
         for place in session.execute(
-            select(Location.path, Location.image_id).where(Location.image_id.in_(some))
+            select(Location.path, Location.image_id, Location.gone_at).where(
+                Location.image_id.in_(some)
+            )
         ):
-            locations.setdefault(place.image_id, []).append(place.path)
+            known = (place.gone_at is not None, place.path)
+            locations.setdefault(place.image_id, []).append(known)
     return {
         row.id: ImageRecord(
             id=row.id,
@@ -312,9 +316,28 @@ def image_records(session: Session, image_ids: Sequence[int]) -> dict[int, Image
             width=row.width,
             height=row.height,
             state=row.state,
-            locations=tuple(sorted(locations.get(row.id, []))),
+            locations=tuple(path for _, path in sorted(locations.get(row.id, []))),
+            location_states=tuple(
+                "gone" if gone else "unknown" for gone, _ in sorted(locations.get(row.id, []))
+            ),
         )
         for row in rows
+    }
+
+
+def location_roots(
+    session: Session, collections: Iterable[str], paths: Sequence[str]
+) -> dict[str, str]:
+    """Return the folders or files that were given when these paths were indexed, by path."""
+    names = sorted(set(collections))
+    return {
+        row.path: row.root
+        for some in chunks(paths)
+        for row in session.execute(
+            select(Location.path, Location.root)
+            .join(CollectionRow, CollectionRow.id == Location.collection_id)
+            .where(CollectionRow.name.in_(names), Location.path.in_(some))
+        )
     }
 
 

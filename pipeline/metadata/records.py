@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from pipeline.config import ExtractorConfig, IndexConfig
 from pipeline.job_kinds import Stage, kind_of
 from pipeline.job_params import JobParams
+
+if TYPE_CHECKING:
+    from pipeline.records import LocationState
 
 ImageState = Literal["pending", "extracted", "indexed", "failed", "removed"]
 ContainerState = Literal["ready", "rebuild", "indexed"]
@@ -187,7 +190,7 @@ class BatchImage:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image as answers show it."""
+    """An image as answers show it; what is known to be gone comes last in `locations`."""
 
     id: int
     sha256: str
@@ -195,6 +198,7 @@ class ImageRecord:
     height: int | None
     state: ImageState
     locations: tuple[str, ...]
+    location_states: tuple[LocationState, ...]
 
 
 @dataclass(frozen=True)

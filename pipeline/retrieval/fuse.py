@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import FoundBy, FusedResult, Match, SearchResult
+from pipeline.records import FoundBy, FusedResult, LocationState, Match, SearchResult, in_order
 
 DEPTH = 200
 """Number of matches requested from each collection, on which its noise is measured. The noise is
@@ -181,14 +181,22 @@ def _match(image: str, rank: int, evidence: float, weighed: Sequence[_Evidence])
     """Return the fused match of an image."""
     matches = [one.listed[image][0] for one in weighed if image in one.listed]
     above = max(0.0, evidence)
+    states: dict[str, LocationState] = {}
+    for match in matches:
+        known = dict(zip(match.locations, match.location_states, strict=False))
+        for path in match.locations:
+            if states.get(path, "unknown") == "unknown":
+                states[path] = known.get(path, "unknown")
+    locations, location_states = in_order(states)
     return Match(
         rank=rank,
         image=image,
-        locations=tuple(sorted({place for match in matches for place in match.locations})),
+        locations=locations,
         score=above / (above + HALF_EVIDENCE),
         votes=sum(match.votes for match in matches),
         width=max(match.width for match in matches),
         height=max(match.height for match in matches),
         found_by=tuple(one.found_by(image) for one in weighed),
         same_file=any(match.same_file for match in matches),
+        location_states=location_states,
     )

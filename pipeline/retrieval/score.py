@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.records import Match
+from pipeline.records import LocationState, Match
 from pipeline.retrieval.blocks import DistanceBlock, merge_blocks, pack_geometry, split_block
 
 
@@ -34,7 +34,12 @@ class MatchedImage(Protocol):
 
     @property
     def locations(self) -> tuple[str, ...]:
-        """Where its content lies, sorted."""
+        """Where its content lies."""
+        ...
+
+    @property
+    def location_states(self) -> tuple[LocationState, ...]:
+        """What is known of these places."""
         ...
 
 
@@ -178,6 +183,7 @@ def make_matches(
             width=rows[image].width or 0,
             height=rows[image].height or 0,
             same_file=image in same,
+            location_states=rows[image].location_states,
         )
         for rank, image in enumerate(order[:top], start=1)
     )

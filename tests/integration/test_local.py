@@ -17,6 +17,7 @@ import pytest
 from PIL import Image
 from sites import answer, files_below, found_names, make_settings
 from sqlalchemy import text
+from typer.testing import CliRunner
 
 from pipeline import indexing
 from pipeline.config import Settings
@@ -41,6 +42,8 @@ from pipeline.retrieval.open_segments import ImageSet
 from pipeline.searching import finish_batch, prepare_query, scan_group, searched_groups
 from pipeline.storage import Storage
 from vantage import Collection
+from workers.cli.app import app
+from workers.environment import environment
 
 BOTH_PLANS = pytest.mark.parametrize("plan", ["exhaustive", "probed"])
 
@@ -134,6 +137,45 @@ def test_equal_files_are_one_image_at_two_locations(collection: Collection, fold
     assert progress.counters["images_new"] == 6
     best = matches(collection, copy)[0]
     assert best["locations"] == [str(copy), str(folder / "page.png")]
+
+
+def test_an_answer_names_what_exists_first_and_marks_what_is_gone(
+    collection: Collection, folder: Path, settings: Settings, small_photographs: dict[str, bytes]
+) -> None:
+    def places(name: str) -> list[tuple[str, str]]:
+        best = collection.search(small_photographs[name]).matches[0]
+        names = [os.path.relpath(path, folder) for path in best.locations]
+        return list(zip(names, best.location_states, strict=True))
+
+    def shown(name: str, *more: str) -> str:
+        command = ["search", "pictures", str(folder.parent / "query.png"), "--local", "--top", "1"]
+        (folder.parent / "query.png").write_bytes(small_photographs[name])
+        env = environment(settings) | {"COLUMNS": "300"}
+        result = CliRunner().invoke(app, [*command, *more], env=env)
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    shutil.copy(folder / "page.png", folder / "another.png")
+    collection.index([folder])
+    (folder / "below").mkdir()
+    (folder / "astronaut.png").rename(folder / "below" / "z.png")
+    (folder / "brick.png").unlink()
+    (folder / "another.png").unlink()
+    # Before the folder is indexed again, the answer knows it too.
+    assert places("page") == [("page.png", "present"), ("another.png", "gone")]
+    assert places("astronaut") == [("astronaut.png", "gone")]
+    assert "[same file, gone] " in shown("brick")
+    assert collection.index([folder]).wait().counters["files_gone"] == 3
+    assert places("astronaut") == [("below/z.png", "present"), ("astronaut.png", "gone")]
+    assert places("brick") == [("brick.png", "gone")]
+    assert f"[same file, +1 more, 1 of them gone] {folder}/below/z.png" in shown("astronaut")
+    page = folder.parent / "answer.html"
+    shown("astronaut", "--html", str(page))
+    assert "astronaut.png (gone)" in page.read_text(encoding="utf-8")
+    # A drive that is not mounted: nothing is known.
+    folder.rename(folder.parent / "elsewhere")
+    assert places("page") == [("page.png", "unknown"), ("another.png", "gone")]
+    assert "[same file, unknown] " in shown("coffee")
 
 
 def test_an_image_that_was_deleted_and_comes_back_is_found_again(

@@ -275,3 +275,13 @@ def test_the_same_file_is_first_and_says_nothing_of_the_noise() -> None:
     low = Match(1, "n003", (), scores["n003"], 2, 0, 0, same_file=True)
     moved = [low, *(match for match in other.matches if match.image != "n003")]
     assert ranked(fuse([replace(other, matches=tuple(moved))], 50))[:2] == ["n003", "x"]
+
+
+def test_locations_keep_what_is_known_of_them() -> None:
+    def of(name: str, **states: str) -> SearchResult:
+        match = Match(1, "s", tuple(states), 0.5, 3, 4, 4, location_states=tuple(states.values()))
+        return replace(answer(name, {}), matches=(match,))
+
+    (match,) = fuse([of("a", x="unknown", y="gone"), of("b", x="present", z="unknown")]).matches
+    assert match.locations == ("x", "z", "y")
+    assert match.location_states == ("present", "unknown", "gone")

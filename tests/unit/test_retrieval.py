@@ -498,6 +498,7 @@ class Row:
     width: int | None = 4
     height: int | None = None
     locations: tuple[str, ...] = ("/a", "/b")
+    location_states: tuple[str, ...] = ("unknown", "gone")
 
 
 def ranking_of(scores: list[int]) -> Ranking:

@@ -245,10 +245,14 @@ def _said(found: FoundBy) -> str:
 
 
 def _places(match: Match) -> str:
-    """Return the first location of a match, how many more there are, and what it is."""
+    """Return the first location of a match, what it is, and how many more there are."""
     first = match.locations[0] if match.locations else f"(no file left) {match.image[:12]}"
-    more = len(match.locations) - 1
-    about = [*(["same file"] if match.same_file else []), *([f"+{more} more"] if more > 0 else [])]
+    about = ["same file"] if match.same_file else []
+    about += [state for state in match.location_states[:1] if state != "present"]
+    if len(match.locations) > 1:
+        gone = match.location_states[1:].count("gone")
+        more = f"+{len(match.locations) - 1} more"
+        about.append(f"{more}, {gone} of them gone" if gone else more)
     return f"[{', '.join(about)}] {first}" if about else first
 
 

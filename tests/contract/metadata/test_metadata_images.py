@@ -37,6 +37,17 @@ def test_the_same_bytes_at_two_paths_are_one_image_with_two_locations(db: Databa
         assert images.image_records(session, [image_id])[image_id].locations == ("/a", "/b")
 
 
+def test_a_location_that_is_gone_comes_last(db: Database) -> None:
+    collection = db.collection()
+    db.register(collection, None, *(file(path, "x") for path in ("/c", "/b", "/a")))
+    with db.write() as session:
+        images.mark_gone(session, collection.id, ["/a"], 5.0)
+    with db.read() as session:
+        (record,) = images.image_records(session, [1]).values()
+    assert record.locations == ("/b", "/c", "/a")
+    assert record.location_states == ("unknown", "unknown", "gone")
+
+
 def test_the_same_content_in_two_collections_is_two_images(db: Database) -> None:
     db.register(db.collection("one"), None, file("/a"))
     counts = db.register(db.collection("two"), None, file("/a"))
@@ -178,6 +189,13 @@ def test_what_is_gone_is_marked_and_comes_back(db: Database) -> None:
     asked = [(path, STAMP) for path in odd]
     with db.read() as session:
         assert images.unchanged_paths(session, collection.id, asked) == set(odd[3:])
+    mine = [row for row in db.rows()["images"] if row["collection_id"] == collection.id]
+    ids = [row["id"] for row in mine]
+    with db.read() as session:
+        records = {one.locations[0]: one for one in images.image_records(session, ids).values()}
+        roots = images.location_roots(session, [collection.name], [odd[0], "/unknown", odd[4]])
+    assert [records[path].location_states for path in odd] == [("gone",)] * 3 + [("unknown",)] * 2
+    assert roots == {odd[0]: "/photos", odd[4]: "/photos"}
     db.register(collection, None, file(odd[0]))
     assert sorted(below("/p")) == sorted([odd[0], *odd[3:]])
 

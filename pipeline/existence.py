@@ -1,0 +1,133 @@
+"""Whether files exist, as far as that is found out within a time.
+
+A drive that does not answer may hold a process for hours: nobody can take a system call back. So
+each drive is asked by a thread of its own, and a drive that owes an answer is not asked again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_OCTAL = re.compile(rb"\\([0-7]{3})")
+
+_asked: dict[str, threading.Thread] = {}
+"""By mount point: the thread that asks it, perhaps for ever."""
+
+
+def identity(path: str) -> tuple[int, int]:
+    """Return what two names of one file have in common."""
+    status = os.stat(path)  # noqa: PTH116
+    return status.st_dev, status.st_ino
+
+
+def require_content(folder: str) -> bool:
+    """Return True for a folder that has something in it, or another file.
+
+    Raises
+    ------
+    FileNotFoundError
+        It is not there, or empty like the place of a drive that is not mounted.
+    """
+    if Path(folder).is_dir():
+        with os.scandir(folder) as entries:
+            if next(entries, None) is None:
+                raise FileNotFoundError(folder)
+    elif not os.path.lexists(folder):
+        raise FileNotFoundError(folder)
+    return True
+
+
+def look(paths: Iterable[str], within_s: float, ask: Callable[[str], T]) -> Mapping[str, T | None]:
+    """Ask about files, for at most a time.
+
+    Parameters
+    ----------
+    paths : iterable of str
+        Absolute.
+    within_s : float
+        Seconds.
+    ask : callable
+        Takes a path; raises `FileNotFoundError` or `NotADirectoryError` if there is no such file.
+
+    Returns
+    -------
+    mapping
+        By path: what `ask` returned, None if there is no such file. Paths are missing whose drive
+        did not answer in time, or with another error.
+    """
+    until = time.monotonic() + within_s
+    by_mount: dict[str, list[str]] = {}
+    mounts = _mounts()
+    for path in dict.fromkeys(paths):
+        by_mount.setdefault(_mount_of(path, mounts), []).append(path)
+    found: dict[str, T | None] = {}
+    enough = threading.Event()
+    threads = []
+    for mount, some in by_mount.items():
+        before = _asked.get(mount)
+        if before is not None and before.is_alive():
+            continue
+        thread = threading.Thread(
+            target=_ask_all, args=(some, ask, found, enough), name="look", daemon=True
+        )
+        _asked[mount] = thread
+        threads.append(thread)
+        thread.start()
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))
+    enough.set()
+    return dict(found)
+
+
+def _ask_all(
+    paths: Iterable[str],
+    ask: Callable[[str], T],
+    found: dict[str, T | None],
+    enough: threading.Event,
+) -> None:
+    """Ask about each file until it is enough."""
+    for path in paths:
+        if enough.is_set():
+            return
+        try:
+            found[path] = ask(path)
+        except (FileNotFoundError, NotADirectoryError):
+            found[path] = None
+        except (OSError, ValueError):
+            continue
+
+
+def _mounts() -> frozenset[str]:
+    """Return the mount points of this machine; none where they are not known."""
+    try:
+        lines = _MOUNTS.read_bytes().splitlines()
+    except OSError:
+        return frozenset()
+    names = (line.split(b" ")[4] for line in lines if line.count(b" ") > 4)
+    return frozenset(
+        os.fsdecode(_OCTAL.sub(lambda found: bytes([int(found[1], 8)]), name)) for name in names
+    )
+
+
+def _mount_of(path: str, mounts: frozenset[str]) -> str:
+    """Return the mount point of a path, without asking the drive."""
+    while path not in mounts and path != "/" and path:
+        path = os.path.dirname(path)  # noqa: PTH120
+    return path
+
+
+def _forget() -> None:
+    """Begin anew in a forked process: threads stay behind."""
+    _asked.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
