@@ -23,6 +23,7 @@ from typing import Any, Literal, Self, cast, get_args
 from platformdirs import user_data_path
 
 from pipeline.addresses import absolute_database, absolute_store, sqlite_address
+from pipeline.cores import usable_cores
 from pipeline.errors import ConfigError
 
 MAX_GROUPS = 16
@@ -325,6 +326,7 @@ class Settings:
         home = (
             Path(env.text("VANTAGE_HOME", str(user_data_path("vantage")))).expanduser().absolute()
         )
+        cores = usable_cores()
         # One flat list, in the order of the fields: easier to check than several shorter ones.
         settings = cls(
             home=home,
@@ -337,10 +339,8 @@ class Settings:
             image_roots=env.folders("VANTAGE_IMAGE_ROOTS", "/"),
             host=env.text("VANTAGE_HOST", socket.gethostname()),
             serve_groups=env.groups("VANTAGE_SERVE_GROUPS"),
-            extract_processes=env.integer(
-                "VANTAGE_EXTRACT_PROCESSES", os.cpu_count() or 1, 1, 1024
-            ),
-            group_threads=env.integer("VANTAGE_GROUP_THREADS", os.cpu_count() or 1, 1, 1024),
+            extract_processes=env.integer("VANTAGE_EXTRACT_PROCESSES", cores, 1, 1024),
+            group_threads=env.integer("VANTAGE_GROUP_THREADS", cores, 1, 1024),
             batch_size=env.integer("VANTAGE_BATCH_SIZE", 16, 1, 1024),
             search_deadline_s=env.number("VANTAGE_SEARCH_DEADLINE_S", 5.0, 0.1, 3600),
             heartbeat_s=env.number("VANTAGE_HEARTBEAT_S", 2.0, 0.1, 60),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 from pipeline import indexing
 from pipeline.abandoned_jobs import end_abandoned_jobs, this_process
 from pipeline.config import Settings
+from pipeline.cores import usable_cores
 from pipeline.driver import JobHandle, Report
 from pipeline.errors import (
     IndexNotBuiltError,
@@ -94,7 +94,7 @@ class LocalDriver:
     local = True
 
     def __init__(self, settings: Settings, threads: int | None = None) -> None:
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or usable_cores()
         self._inherited: list[object] = []
         self.resources = Resources(replace(settings, group_threads=self._threads))
         self._pool = ThreadPoolExecutor(self._threads, "vantage")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ from sqlalchemy import Engine
 
 from pipeline.arrays import ArrayFile
 from pipeline.containers import check_container
+from pipeline.cores import usable_cores
 from pipeline.errors import CorruptFileError, LostFileError
 from pipeline.index.identities import NO_IMAGES
 from pipeline.index.model import Model
@@ -85,7 +85,7 @@ def verify_files(engine: Engine, storage: Storage, collections: Sequence[str]) -
     began = time.monotonic()
     with session_scope(engine, write=False) as session:
         files = [one for name in collections for one in known_files(session, name)]
-    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1), "vantage-verify") as pool:
+    with ThreadPoolExecutor(min(_AT_ONCE, usable_cores()), "vantage-verify") as pool:
         found = list(pool.map(lambda file: _verify(storage, file), files))
         dropped = sum(pool.map(lambda file: _drop_if_damaged(storage, file), files))
     troubles = [trouble for trouble, _ in found if trouble is not None]

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
+from pipeline.cores import usable_cores
 from pipeline.errors import StateError, VantageError
 from workers.compiled import note_compiled
 
@@ -95,8 +96,10 @@ def _cpu(_settings: Settings) -> Iterator[Check]:
 
     features = get_host_cpu_features()
     known = [n for n in ("avx512vnni", "avx512bw", "avxvnni", "avx2", "dotprod") if features.get(n)]
+    usable, there = usable_cores(), os.cpu_count() or 1
+    cores = f"{there} cores" if usable == there else f"{usable} of {there} cores"
     # Slower kernels are not a failure: every path gives the same results.
-    yield Check("cpu", True, f"{os.cpu_count()} cores, {', '.join(known) or 'portable kernels'}")
+    yield Check("cpu", True, f"{cores}, {', '.join(known) or 'portable kernels'}")
 
 
 def _opencv(_settings: Settings) -> Iterator[Check]:

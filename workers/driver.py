@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from pipeline.abandoned_jobs import end_abandoned_jobs
 from pipeline.config import Settings
+from pipeline.cores import usable_cores
 from pipeline.driver import JobHandle, Report
 from pipeline.errors import (
     IndexNotBuiltError,
@@ -209,7 +209,7 @@ class WorkersDriver:
 
         if len(images) < 2:
             return search_images(context.resources, version, images, request, answer)
-        with ThreadPoolExecutor(min(len(images), os.cpu_count() or 1), "vantage-query") as pool:
+        with ThreadPoolExecutor(min(len(images), usable_cores()), "vantage-query") as pool:
             return search_images(context.resources, version, images, request, answer, pool.map)
 
     def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> WorkersSearch:

@@ -18,6 +18,7 @@ import psutil
 from sqlalchemy.orm import Session
 
 from pipeline.config import Settings
+from pipeline.cores import usable_cores
 from pipeline.errors import VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.heartbeats import beat, forget_worker
@@ -168,4 +169,4 @@ class Heartbeat:
 
 def _host_details() -> dict[str, Any]:
     """Return this host's row of the table of hosts."""
-    return {"cores": os.cpu_count(), "memory": psutil.virtual_memory().total}
+    return {"cores": usable_cores(), "memory": psutil.virtual_memory().total}

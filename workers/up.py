@@ -26,6 +26,7 @@ from typing import Any
 from honcho.environ import parse_procfile
 
 from pipeline.config import Settings
+from pipeline.cores import library_threads
 from pipeline.errors import ConfigError, StateError, VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, shown, upgrade
 from pipeline.metadata.heartbeats import live_workers
@@ -253,7 +254,7 @@ def _redis_trouble(server: EmbeddedRedis | None) -> str | None:
 
 def _child_environment(settings: Settings) -> dict[str, str]:
     """Return the environment of the processes: settings, this Python, the process to die with."""
-    env = environment(settings)
+    env = library_threads() | environment(settings)
     env["VANTAGE_UP_PID"] = str(os.getpid())
     env["PYTHON"] = sys.executable
     env["PYTHONUNBUFFERED"] = "1"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cores import usable_cores
 from pipeline.decoders.memory_budget import MemoryBudget
 from pipeline.decoders.process import BudgetExceededError, ChildGoneError, DecoderProcess
 from pipeline.errors import DecoderUnavailableError, ImageReadError
@@ -30,7 +31,7 @@ class DecoderPool:
     """Decoders that threads share."""
 
     def __init__(self, most: int | None = None) -> None:
-        self._slots = threading.BoundedSemaphore(most or min(MOST_DECODERS, _usable_cores()))
+        self._slots = threading.BoundedSemaphore(most or min(MOST_DECODERS, usable_cores()))
         self._idle: list[DecoderProcess] = []
         self._all: set[DecoderProcess] = set()
         self.memory = MemoryBudget()
@@ -97,11 +98,6 @@ class DecoderPool:
     def _drop(self, decoder: DecoderProcess) -> None:
         self._all.discard(decoder)
         decoder.close()
-
-
-def _usable_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 _pool = DecoderPool()

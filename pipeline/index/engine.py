@@ -39,6 +39,7 @@ from pipeline.columns import (
     require_offsets,
 )
 from pipeline.config import IndexConfig
+from pipeline.cores import usable_cores
 from pipeline.errors import CorruptFileError, DamagedIndexError, InputError
 from pipeline.index.cells import (
     MeanCells,
@@ -471,7 +472,7 @@ def _read_run(arrays: Mapping[str, NDArray[Any]], prefix: str, cells: int, width
 def _threads(threads: int | None) -> int:
     """Return the number of threads; by default the cores that this process may use."""
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return usable_cores()
     if threads < 1:
         raise InputError(f"threads is {threads}: it must be at least 1")
     return threads

@@ -16,7 +16,16 @@ import pipeline
 ROOT = Path(pipeline.__file__).parent.parent
 FOUNDATION = {
     f"pipeline.{name}"
-    for name in ("errors", "addresses", "config", "records", "job_kinds", "job_params", "request")
+    for name in (
+        "errors",
+        "addresses",
+        "cores",
+        "config",
+        "records",
+        "job_kinds",
+        "job_params",
+        "request",
+    )
 }
 # Modules that a stage may use besides the foundation and itself.
 STAGES = {
@@ -46,7 +55,8 @@ STAGES = {
     "pipeline.pictures": {"pipeline.pixels", "pipeline.signatures"},
     "pipeline.errors": set[str](),
     "pipeline.addresses": set[str](),
-    "pipeline.config": {"pipeline.addresses"},
+    "pipeline.cores": set[str](),
+    "pipeline.config": {"pipeline.addresses", "pipeline.cores"},
     "pipeline.records": set[str](),
     "pipeline.job_kinds": {"pipeline.job_params"},
     "pipeline.job_params": {"pipeline.config"},
