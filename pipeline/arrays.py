@@ -220,7 +220,7 @@ def _members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
     for info in archive.infolist():
         if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
             raise ValueError(f"{info.filename} is compressed")
-        if info.header_offset + info.file_size > size:
+        if not 0 <= info.header_offset <= size - info.file_size:
             raise ValueError(f"{info.filename} is cut off")
         if info.filename in names:
             raise ValueError(f"{info.filename} is there twice")

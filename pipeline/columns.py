@@ -8,8 +8,9 @@ makes an object of arrays (`from_arrays`) takes them by these functions, which r
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -27,6 +28,7 @@ __all__ = [
     "require_below",
     "require_finite",
     "require_offsets",
+    "require_types",
 ]
 
 Number = TypeVar("Number", bound=np.generic)
@@ -108,6 +110,54 @@ def real(arrays: Arrays, values: Mapping[str, Any], name: str, low: float = -mat
     ok = ok and math.isfinite(value) and value >= low
     require(ok, arrays, f"{name} is {value!r}, not a finite number of at least {low}")
     return float(values[name])
+
+
+def _are(kind: type | tuple[type, ...]) -> Callable[[Any], bool]:
+    """Return a test of one value; True and False are no numbers."""
+    return lambda value: isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _all(test: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda values: isinstance(values, tuple) and all(map(test, values))
+
+
+def _is_number(value: Any) -> bool:
+    return _are((int, float))(value) and math.isfinite(value)
+
+
+_TESTS: dict[str, Callable[[Any], bool]] = {
+    "int": _are(int),
+    "float": _is_number,
+    "str": _are(str),
+    "bool": _are(bool),
+    "tuple[int, ...]": _all(_are(int)),
+    "tuple[str, ...]": _all(_are(str)),
+    "dict[str, Any]": _are(dict),
+    "dict[str, float]": lambda value: (
+        isinstance(value, dict) and all(map(_is_number, value.values()))
+    ),
+}
+"""By the annotation of a field; fields with others are not tested."""
+
+
+def require_types(record: Any, name: str) -> None:
+    """Refuse a dataclass of plain values of which one is not of its field's type.
+
+    Parameters
+    ----------
+    record : dataclass instance
+    name : str
+        What it was read from.
+
+    Raises
+    ------
+    CorruptFileError
+    """
+    for one in fields(record):
+        test = _TESTS.get(str(one.type))
+        if test is not None and not test(getattr(record, one.name)):
+            reason = f"{one.name} is {getattr(record, one.name)!r}"
+            raise CorruptFileError(name, reason[:200])
 
 
 @contextmanager

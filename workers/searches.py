@@ -25,7 +25,7 @@ from redis import Redis, RedisError
 
 from pipeline import errors
 from pipeline.arrays import ArrayFile, arrays_to_bytes
-from pipeline.columns import require
+from pipeline.columns import require, require_types
 from pipeline.config import MAX_GROUPS
 from pipeline.errors import CorruptFileError, IndexNotBuiltError, TransientError, VantageError
 from pipeline.metadata.engine import session_scope
@@ -411,11 +411,19 @@ def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
     value = _read_json(key, text)
     try:
         if "error" not in value:
-            return [SearchResult.from_dict(result) for result in value["results"]]
+            return [_read_result(result, key) for result in value["results"]]
         error = _read_error(value["error"])
     except (TypeError, KeyError, AttributeError, ValueError) as exc:
         raise CorruptFileError(key, repr(exc)) from exc
     raise error
+
+
+def _read_result(value: dict[str, Any], key: str) -> SearchResult:
+    """Return an answer that Redis holds."""
+    result = SearchResult.from_dict(value)
+    for record in (result, *result.matches):
+        require_types(record, key)
+    return result
 
 
 def _read_error(value: Mapping[str, Any]) -> VantageError:

@@ -105,7 +105,8 @@ def read_quantizer(
     rotation = column(arrays, "rotation", np.float32, len(mean), None)
     require_finite(arrays, "mean", mean)
     require_finite(arrays, "rotation", rotation)
-    require(np.isfinite(scale) and scale > 0, arrays, f"its scale is {scale}")
+    # No float32 needs a scale outside; its square must be a number, too.
+    require(1e-50 < scale < 1e50, arrays, f"its scale is {scale}")
     return Quantizer(mean, rotation, scale, unit)
 
 

@@ -132,7 +132,8 @@ class Batch:
             machine = Machine(meta["machine"]["path"], meta["machine"]["threads"])
         told = sum(image.descriptors for image in images)
         require(told == count, arrays, f"its images have {told} descriptors, not {count}")
-        require(machine.path in PATHS, arrays, f"there is no code path {machine.path!r}")
+        known = isinstance(machine.path, str) and machine.path in PATHS
+        require(known, arrays, f"there is no code path {machine.path!r}")
         integer(arrays, meta["machine"], "threads", 1, 1 << 16)
         keypoints = column(arrays, "keypoints", np.float32, None, 4)
         require(len(keypoints) in (0, count), arrays, f"{len(keypoints)} keypoints, {count} rows")

@@ -272,7 +272,8 @@ def test_all_segments_of_all_groups(pictures: Collection, settings: Settings, fo
     for path in Path(settings.store).glob("groups/*/*.npz"):
         path.unlink()
     result = search(pictures, "coffee", folder)
-    assert (result.complete, result.matches, result.missing_groups) == (False, (), ())
+    assert (result.complete, result.missing_groups) == (False, ())
+    assert [found_names(result), result.matches[0].votes] == [["coffee"], 0]  # the file itself
     assert len(result.causes) == 8
     assert pictures.rebuild().wait().state == "done"
     assert search(pictures, "coffee", folder).complete
