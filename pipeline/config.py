@@ -10,6 +10,7 @@ settings never mix.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ from platformdirs import user_data_path
 from pipeline.addresses import absolute_database, absolute_store, sqlite_address
 from pipeline.cores import usable_cores
 from pipeline.errors import ConfigError
+from pipeline.redaction import HIDDEN
 
 MAX_GROUPS = 16
 """Most groups a collection can have: every message of a search costs 1.3 to 2 ms."""
@@ -276,9 +278,9 @@ class Settings:
     """Where files and services are, and how this process behaves (see docs/operations.md)."""
 
     home: Path
-    store: str
+    store: str = field(repr=False)
     local: Path
-    database_url: str
+    database_url: str = field(repr=False)
     redis_url: str | None = field(default=None, repr=False)
     image_roots: tuple[str, ...] = ("/",)
     host: str = "localhost"
@@ -457,4 +459,7 @@ class _Environment:
         for name in self._environ:
             # Names such as _VANTAGE_COMPLETE belong to the shell completion.
             if name.startswith("VANTAGE_") and name not in self._known:
-                raise ConfigError(name, self._environ[name], "not a variable that Vantage knows")
+                near = difflib.get_close_matches(name, self._known - self._INTERNAL, n=1)
+                meant = f"; did you mean {near[0]}?" if near else ""
+                # Its value may be a secret, whatever its name.
+                raise ConfigError(name, HIDDEN, f"not a variable that Vantage knows{meant}")

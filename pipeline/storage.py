@@ -38,6 +38,7 @@ from pipeline.errors import (
     StorageUnavailableError,
     VantageError,
 )
+from pipeline.redaction import redacted, secrets_of, without_secrets
 from pipeline.verified import Look, VerifiedCopies, file_checksum, look_at
 
 __all__ = ["Storage", "file_checksum", "model_key", "safe_key"]
@@ -121,8 +122,10 @@ class Storage:
             else:  # not by its name: fsspec would read ``::`` in it
                 self._fs, root = fsspec.filesystem("file"), folder
         except (ValueError, ImportError) as exc:
-            allowed = f"must be a directory or a URL that fsspec can open here ({exc})"
-            raise ConfigError("VANTAGE_STORE", store, allowed) from exc
+            reason = redacted(str(exc), secrets_of(store))
+            allowed = f"must be a directory or a URL that fsspec can open here ({reason})"
+            raise ConfigError("VANTAGE_STORE", without_secrets(store), allowed) from None
+        self._secrets = secrets_of(store) if folder is None else set[str]()
         self._root = str(root)
         self._verified = VerifiedCopies(local)
         # Stored files that did not have a SHA-256: what they looked like, or until when.
@@ -149,12 +152,14 @@ class Storage:
         try:
             yield
         except OSError as exc:
-            raise StorageUnavailableError(key, f"{type(exc).__name__}: {exc}") from exc
+            reason = redacted(f"{type(exc).__name__}: {exc}", self._secrets)
+            raise StorageUnavailableError(key, reason) from exc
         except Exception as exc:
             # Clients of object stores have errors of their own.
             if self._on_disk or isinstance(exc, VantageError | MemoryError):
                 raise
-            raise StorageUnavailableError(key, f"{type(exc).__name__}: {exc}") from exc
+            reason = redacted(f"{type(exc).__name__}: {exc}", self._secrets)
+            raise StorageUnavailableError(key, reason) from exc
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:

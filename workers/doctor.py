@@ -25,6 +25,7 @@ from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
 from pipeline.cores import usable_cores
 from pipeline.errors import StateError, VantageError
+from pipeline.redaction import redacted, secrets_of_environment, without_secrets
 from workers.compiled import note_compiled
 
 if TYPE_CHECKING:
@@ -80,7 +81,10 @@ def checks(settings: Settings) -> list[Check]:
         try:
             found += look(settings)
         except (VantageError, OSError, ValueError, ImportError) as error:
-            found.append(Check(name, False, f"{type(error).__name__}: {error}", "see the message"))
+            detail = redacted(
+                f"{type(error).__name__}: {error}", secrets_of_environment(os.environ)
+            )
+            found.append(Check(name, False, detail, "see the message"))
     return found
 
 
@@ -201,7 +205,7 @@ def _directories(settings: Settings) -> Iterator[Check]:
     for name, place in places.items():
         path = store_folder(place)
         if path is None:
-            yield Check(name, True, f"{place} (not checked from here)")
+            yield Check(name, True, f"{without_secrets(place)} (not checked from here)")
             continue
         existing = next(p for p in (path, *path.parents) if p.exists())
         try:

@@ -24,6 +24,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ import honcho.manager
 from honcho.printer import Message, Printer
 from honcho.process import Popen, Process
 
+from pipeline.redaction import redacted
 from workers.processes import EXIT_CONFIG, die_with_parent
 
 __all__ = ["LogPrinter", "ProcessManager"]
@@ -52,7 +54,7 @@ class LogPrinter(Printer):
         The log file; three older ones of 20 MB are kept beside it.
     say : callable
         Receives the lines for the console.
-    secrets : sequence of str
+    secrets : set of str
         Texts replaced by ``***`` wherever they appear.
     verbose : bool
         Show every line on the console.
@@ -62,7 +64,7 @@ class LogPrinter(Printer):
         self,
         path: Path,
         say: Callable[[str], None],
-        secrets: tuple[str, ...] = (),
+        secrets: AbstractSet[str] = frozenset(),
         verbose: bool = False,
     ) -> None:
         super().__init__(output=self)
@@ -76,7 +78,7 @@ class LogPrinter(Printer):
         )
         self._handler.setFormatter(logging.Formatter("%(message)s"))
         self._say = say
-        self._secrets = tuple(secret for secret in secrets if secret)
+        self._secrets = set(secrets)
         self._verbose = verbose
         self._lock = threading.RLock()  # the signal handler also prints
 
@@ -84,8 +86,7 @@ class LogPrinter(Printer):
         """Print one message of honcho's."""
         data = message.data
         text = data.decode("utf-8", "replace") if isinstance(data, bytes) else data
-        for secret in self._secrets:
-            text = text.replace(secret, "***")
+        text = redacted(text, self._secrets)
         stamp = message.time.strftime("%Y-%m-%d %H:%M:%S")
         name = (message.name or "").ljust(self.width)
         with self._lock:

@@ -10,11 +10,11 @@ from typing import Any
 import redis
 
 from pipeline.errors import ConfigError
-from workers.keys import KEYS
 from workers.redis_url import RedisAddress
 
 __all__ = ["RedisWatch", "refusals", "require_password", "trouble"]
 
+_PROBE = "vantage:probe"
 _TIMEOUT_S = 2.0
 _WATCH_S = 2.0
 _KEPT_S = 60
@@ -26,7 +26,7 @@ def trouble(address: RedisAddress) -> str | None:
     """Say why a message cannot be sent now; None if it can."""
     client = address.client(address.broker_db, timeout_s=_TIMEOUT_S)
     try:
-        client.set(f"{KEYS.prefix}:probe", b"1", ex=_KEPT_S)
+        client.set(_PROBE, b"1", ex=_KEPT_S)
     except redis.RedisError as error:
         return str(error)
     finally:
@@ -77,7 +77,7 @@ def refusals(address: RedisAddress) -> list[str]:
 
 def _refused(client: redis.Redis) -> Iterator[str]:
     """Send all commands at once; yield those that fail with Redis' words."""
-    commands = list(_commands(f"{KEYS.prefix}:probe:{secrets.token_hex(8)}"))
+    commands = list(_commands(f"{_PROBE}:{secrets.token_hex(8)}"))
     pipe = client.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command)  # type: ignore[no-untyped-call]
@@ -124,13 +124,13 @@ def _refused_alone(client: redis.Redis) -> Iterator[str]:
     """Yield what is refused of transactions and subscriptions."""
     try:
         pipe = client.pipeline(transaction=True)
-        pipe.exists(f"{KEYS.prefix}:probe")
+        pipe.exists(_PROBE)
         pipe.execute()
     except redis.ResponseError as error:
         yield f"MULTI: {error}"
     subscription = client.pubsub()  # type: ignore[no-untyped-call]
     try:
-        subscription.psubscribe(f"{KEYS.prefix}:probe")
+        subscription.psubscribe(_PROBE)
         subscription.get_message(timeout=_TIMEOUT_S)
     except redis.ResponseError as error:
         yield f"PSUBSCRIBE: {error}"

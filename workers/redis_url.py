@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -13,33 +13,31 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from pipeline.errors import ConfigError
+from pipeline.redaction import without_secrets
 
-__all__ = ["NO_BROKER_URL", "RedisAddress", "without_password"]
+__all__ = ["NO_BROKER_URL", "RedisAddress"]
 
 NO_BROKER_URL = "redis://127.0.0.1:1/0"
 """Used if no broker is known: nothing listens on port 1, so every use fails at once. Celery's
 default would be a RabbitMQ server, and port 6379 might be another program's Redis.
 """
 
-_SCHEMES = ("redis", "rediss", "sentinel")
+_NETWORK = ("redis", "rediss", "sentinel")
+_SOCKET = ("unix", "redis+socket")
 _ALLOWED = (
-    "must be like redis://[:PASSWORD@]HOST[:PORT][/DB], rediss://... or "
-    "sentinel://HOST:26379;sentinel://HOST:26379?master_name=NAME"
+    "must be like redis://[[USER]:PASSWORD@]HOST[:PORT][/DB], rediss://..., "
+    "unix://[[USER]:PASSWORD@]/PATH/OF/A/SOCKET[?db=DB] or "
+    "sentinel://HOST:26379;sentinel://HOST:26379?master_name=NAME; characters other than letters, "
+    "digits and -._~ of a password are written as %XX"
 )
-_CREDENTIALS = re.compile(r"(?<=://)[^/@;\s]*@")
-
-
-def without_password(url: str) -> str:
-    """Return a URL (or several, joined by ``;``) fit for logs and error messages."""
-    return _CREDENTIALS.sub("***@", url)
 
 
 @dataclass(frozen=True)
 class RedisAddress:
     """A parsed ``VANTAGE_REDIS_URL``.
 
-    The number after the slash (default 0) is the broker's database; results, query features and
-    distance blocks are in the next one, so that flushing one does not affect the other.
+    Its database (default 0) is the broker's; results, query features and distance blocks are in
+    the next one, so that flushing one does not affect the other.
 
     Attributes
     ----------
@@ -61,36 +59,78 @@ class RedisAddress:
         Raises
         ------
         ConfigError
-            The scheme is not redis, rediss or sentinel, or the database is not a number.
+            The URL has not one of the forms that are known.
         """
-        safe = without_password(url)
+        try:
+            return cls._parse(url)
+        except ValueError as error:
+            told = str(error) if isinstance(error, _WrongError) else _ALLOWED
+            raise ConfigError("VANTAGE_REDIS_URL", without_secrets(url), told) from None
+
+    @classmethod
+    def _parse(cls, url: str) -> RedisAddress:
+        """Read a URL; a ValueError says that it has another form."""
         parts = [urlsplit(part) for part in url.split(";") if part]
-        if not parts or any(part.scheme not in _SCHEMES or not part.hostname for part in parts):
-            raise ConfigError("VANTAGE_REDIS_URL", safe, _ALLOWED)
+        if not parts:
+            raise _WrongError(_ALLOWED)
+        if parts[0].scheme in _SOCKET:
+            return cls._of_socket(parts)
         sentinel = parts[0].scheme == "sentinel"
         if len({part.scheme for part in parts}) > 1 or (len(parts) > 1 and not sentinel):
-            raise ConfigError("VANTAGE_REDIS_URL", safe, _ALLOWED)
-        database, master, urls = 0, "mymaster", []
+            raise _WrongError(_ALLOWED)
+        database, master, urls = 0, "mymaster", list[str]()
         for part in parts:
+            if part.scheme not in _NETWORK or not part.hostname or part.port == 0:
+                raise _WrongError(_ALLOWED)
             text = part.path.strip("/")
-            if not re.fullmatch(r"\d{0,6}", text):
-                raise ConfigError(
-                    "VANTAGE_REDIS_URL", safe, "the database after / must be a number"
-                )
-            database = int(text) if text else database
             query = dict(parse_qsl(part.query))
             master = query.pop("master_name", master)
+            text = query.pop("db", query.pop("virtual_host", text))
+            database = _database(text) if text else database
             if part.scheme == "rediss":
                 # Celery requires an option about certificates for TLS; checking them is the safe
                 # choice.
                 query.setdefault("ssl_cert_reqs", "required")
-            urls.append(urlunsplit(part._replace(path="", query=urlencode(query), fragment="")))
+            # The first one's login is that of the server. Celery's own masking of addresses knows
+            # of no further one.
+            part = _with_login(part, query)
+            place = part.netloc if not urls else part.netloc.rpartition("@")[2]
+            urls.append(urlunsplit(part._replace(netloc=place, path="", fragment="")))
         return cls(tuple(urls), database, master if sentinel else None)
+
+    @classmethod
+    def _of_socket(cls, parts: list[SplitResult]) -> RedisAddress:
+        """Return the address of a Unix socket."""
+        (part, *others) = parts
+        query = dict(parse_qsl(part.query))
+        text = query.pop("db", query.pop("virtual_host", ""))
+        if others or part.hostname or part.fragment or part.path in ("", "/"):
+            raise _WrongError(_ALLOWED)
+        part = _with_login(part._replace(scheme="unix"), query)
+        return cls((urlunsplit(part),), _database(text) if text else 0)
+
+    @classmethod
+    def of_socket(cls, path: str, user: str, password: str) -> RedisAddress:
+        """Return the address of a server that listens at a Unix socket."""
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        return cls((f"unix://{login}@{quote(path)}",))
+
+    @property
+    def is_socket(self) -> bool:
+        """Whether it names a Unix socket."""
+        return self.urls[0].startswith("unix:")
 
     def url(self, database: int) -> str:
         """Return the URL form of Celery for one database."""
+        if self.is_socket:
+            part = urlsplit(self.urls[0])
+            return f"redis+socket://{part.netloc}{part.path}?virtual_host={database}"
         parts = (urlsplit(url)._replace(path=f"/{database}") for url in self.urls)
         return ";".join(urlunsplit(part) for part in parts)
+
+    def our_url(self) -> str:
+        """Return the URL as a user writes it."""
+        return f"{self.urls[0]}?db={self.broker_db}" if self.is_socket else self.broker_url
 
     @property
     def broker_url(self) -> str:
@@ -116,7 +156,7 @@ class RedisAddress:
         return {"master_name": self.master_name, "sentinel_kwargs": {"socket_timeout": 2.0}}
 
     def __str__(self) -> str:
-        return without_password(self.broker_url)
+        return without_secrets(self.our_url())
 
     def client(
         self,
@@ -147,8 +187,14 @@ class RedisAddress:
             "retry": Retry(ExponentialBackoff(cap=0.5, base=0.01), retries),
             "health_check_interval": 10,
         }
+        if self.is_socket:
+            return redis.Redis.from_url(f"{self.urls[0]}?db={number}", **options)
         if self.master_name is None:
             return redis.Redis.from_url(self.url(number), **options)
+        return self._sentinel_client(number, options)
+
+    def _sentinel_client(self, database: int, options: dict[str, Any]) -> redis.Redis:
+        """Return a client of the server that the Sentinels name."""
         parts = [urlsplit(url) for url in self.urls]
         if parts[0].password:
             options["password"] = unquote(parts[0].password)
@@ -159,6 +205,26 @@ class RedisAddress:
             sentinel_kwargs=self.transport_options["sentinel_kwargs"],
         )
         client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
-            self.master_name, db=number, **options
+            self.master_name, db=database, **options
         )
         return client
+
+
+class _WrongError(ValueError):
+    """What is wrong with a URL, for users."""
+
+
+def _database(text: str) -> int:
+    """Return the number of a database."""
+    if not re.fullmatch(r"[0-9]{1,6}", text):
+        raise _WrongError("the database after / must be a number")
+    return int(text)
+
+
+def _with_login(part: SplitResult, query: dict[str, str]) -> SplitResult:
+    """Move user and password of the query, where redis-py takes them too, before the host."""
+    user = query.pop("username", unquote(part.username or ""))
+    password = query.pop("password", unquote(part.password or ""))
+    place = part.netloc.rpartition("@")[2]
+    login = f"{quote(user, safe='')}:{quote(password, safe='')}@" if user or password else ""
+    return part._replace(netloc=login + place, query=urlencode(query))

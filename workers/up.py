@@ -30,6 +30,7 @@ from pipeline.cores import library_threads
 from pipeline.errors import ConfigError, StateError, VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, shown, upgrade
 from pipeline.metadata.heartbeats import live_workers
+from pipeline.redaction import secrets_of_environment
 from workers.compiled import are_compiled
 from workers.dashboard import check_flower_settings, flower_file
 from workers.embedded import EmbeddedRedis
@@ -151,8 +152,8 @@ def run_up(
 
 def _printer(settings: Settings, say: Callable[[str], None], verbose: bool) -> LogPrinter:
     """Return the log, with the secrets that it must hide."""
-    secrets = (*RedisAddress.parse(settings.redis_url or "").passwords, settings.flower_password)
-    return LogPrinter(_log_file(settings), say, tuple(s for s in secrets if s), verbose)
+    secrets = secrets_of_environment(environment(settings)) | {settings.flower_password or ""}
+    return LogPrinter(_log_file(settings), say, secrets - {""}, verbose)
 
 
 def _log_file(settings: Settings) -> Path:

@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from pipeline.addresses import sqlite_file
 from pipeline.errors import ConfigError, DatabaseUnavailableError, SchemaVersionError, StateError
 from pipeline.metadata.models import SCHEMA_REVISION
+from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -90,10 +91,10 @@ def parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
-        # The text is not shown: it may contain a password that cannot be removed.
-        raise ConfigError(_SETTING, "(not readable)", allowed) from None
+        raise ConfigError(_SETTING, without_secrets(url), allowed) from None
     if parsed.get_backend_name() == "sqlite":
-        raise ConfigError(_SETTING, url, "must name a file: several processes share it")
+        allowed = "must name a file: several processes share it"
+        raise ConfigError(_SETTING, without_secrets(url), allowed)
     if parsed.drivername in ("postgres", "postgresql", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")
     raise ConfigError(_SETTING, shown(parsed), allowed)
@@ -103,7 +104,7 @@ def shown(url: URL) -> str:
     """Return an address for people, without its password; a path as it is written."""
     if url.get_backend_name() == "sqlite":
         return f"{url.drivername}:///{url.database}"
-    return url.render_as_string(hide_password=True)
+    return without_secrets(url.render_as_string(hide_password=False))
 
 
 def _sqlite_engine(url: URL) -> Engine:

@@ -69,7 +69,7 @@ def test_a_wrong_setting_is_exit_code_2(home: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("VANTAGE_HOMME", "x")
     result = vantage(home, "status")
     assert result.exit_code == exits.USAGE
-    assert "VANTAGE_HOMME is 'x': not a variable that Vantage knows" in result.stderr
+    assert "VANTAGE_HOMME is '***': not a variable that Vantage knows; did" in result.stderr
 
 
 def test_a_database_of_another_schema_is_left_to_the_operator(home: Path) -> None:

@@ -81,7 +81,7 @@ def handlers() -> Iterator[None]:
 @pytest.mark.usefixtures("handlers")
 def test_honcho_runs_our_processes_by_threads_and_stops_them_all(tmp_path: Path) -> None:
     said: list[str] = []
-    printer = LogPrinter(tmp_path / "log", said.append, secrets=("hush",))
+    printer = LogPrinter(tmp_path / "log", said.append, secrets={"hush"})
 
     def watch() -> str | None:
         text = (tmp_path / "log").read_text()

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from workers.redis_url import RedisAddress, without_password
+from workers.redis_url import RedisAddress
 
 
 def test_results_lie_in_the_database_after_the_brokers() -> None:
@@ -35,7 +35,27 @@ def test_every_sentinel_gets_the_database_and_the_group_name_goes_to_the_options
 
 
 @pytest.mark.parametrize(
-    "url", ["", "host:6379", "amqp://host", "redis://", "redis://a;redis://b", "redis://a/x"]
+    "url",
+    [
+        "",
+        "host:6379",
+        "amqp://host",
+        "redis://",
+        "redis://a;redis://b",
+        "redis://a/x",
+        "redis://a:port",
+        "redis://a:0",
+        "redis://a:70000",
+        "redis://[::1",
+        "redis://a?db=x",
+        "unix://",
+        "unix:///",
+        "unix://host/socket",
+        "unix:///a;unix:///b",
+        "redis+socket:///a?virtual_host=-1",
+        "sentinel://a;redis://b",
+        "redis://a/1234567",
+    ],
 )
 def test_other_addresses_are_refused_with_an_example(url: str) -> None:
     with pytest.raises(ConfigError, match="VANTAGE_REDIS_URL"):
@@ -47,13 +67,39 @@ def test_a_password_is_never_shown(password: str) -> None:
     secret = quote(f"{password}\N{BULLET}secret", safe="")
     url = f"redis://user:{secret}@host:1/2"
     address = RedisAddress.parse(url)
-    for text in (str(address), repr(address), without_password(url)):
+    for text in (str(address), repr(address)):
         assert secret not in text
     assert "host:1" in str(address)
     assert secret in address.passwords
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["unix://me:p%40ss@/run/a%20b/s?db=3", "redis+socket://me:p%40ss@/run/a%20b/s?virtual_host=3"],
+)
+def test_a_unix_socket_has_the_forms_of_all_three_libraries(url: str) -> None:
+    address = RedisAddress.parse(url)
+    assert address.broker_url == "redis+socket://me:p%40ss@/run/a%20b/s?virtual_host=3"
+    assert address.result_url == "redis+socket://me:p%40ss@/run/a%20b/s?virtual_host=4"
+    assert RedisAddress.parse(address.our_url()) == address
+    assert str(address) == "unix://***@/run/a%20b/s?db=3"
+    with address.client() as client:
+        wanted = client.connection_pool.connection_kwargs
+    assert (wanted["path"], wanted["db"]) == ("/run/a b/s", 4)
+    assert (wanted["username"], wanted["password"]) == ("me", "p@ss")
+    made = RedisAddress.of_socket("/run/a b/s", "me", "p@ss")
+    assert made == RedisAddress.parse("unix://me:p%40ss@/run/a%20b/s")
+
+
+def test_a_password_among_the_options_is_a_password() -> None:
+    address = RedisAddress.parse("redis://host/2?password=p%40ss&username=me")
+    assert address.broker_url == "redis://me:p%40ss@host/2"
+    assert address.passwords == ("p%40ss", "p@ss")
+    assert str(address) == "redis://***@host/2"
+
+
 def test_an_error_about_an_address_does_not_show_its_password() -> None:
-    with pytest.raises(ConfigError) as caught:
-        RedisAddress.parse("http://:secret@host")
-    assert "secret" not in str(caught.value)
+    for url in ("http://:secret@host", "redis//:secret@host", "redis://:se/secret@host/x"):
+        with pytest.raises(ConfigError) as caught:
+            RedisAddress.parse(url)
+        assert "secret" not in str(caught.value)

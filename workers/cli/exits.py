@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 
 import typer
 
 from pipeline.errors import ConfigError, InputError, VantageError
+from pipeline.redaction import redacted, secrets_of_environment
 from workers.cli.output import printable, to_stderr, wants_colour, write_json
 
 OK = 0
@@ -37,9 +39,12 @@ def exit_code(error: VantageError) -> int:
 
 def show_error(error: VantageError, as_json: bool) -> int:
     """Print an error; return its exit code."""
-    tell(str(error))
+    # Of what is told, not all is ours: a driver may quote an address.
+    secrets = secrets_of_environment(os.environ)
+    values = {name: redacted(text, secrets) for name, text in error.to_dict().items()}
+    tell(values["message"])
     if as_json:
-        write_json({"error": error.to_dict()})
+        write_json({"error": values})
     return exit_code(error)
 
 
