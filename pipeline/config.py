@@ -383,7 +383,7 @@ class _Environment:
     """Typed readers of environment variables that name the variable and its value in errors."""
 
     # Read elsewhere on purpose: `vantage up` sets these for its processes.
-    _INTERNAL = frozenset({"VANTAGE_UP_PID", "VANTAGE_COMPLETE"})
+    _INTERNAL = frozenset({"VANTAGE_UP_PID", "VANTAGE_INSTALLATION", "VANTAGE_COMPLETE"})
 
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ

@@ -16,6 +16,7 @@
           LostFileError
           DamagedIndexError
         NoWorkersError
+        OtherInstallationError
       TransientError                 retried with backoff
         StorageUnavailableError
         DatabaseUnavailableError
@@ -47,6 +48,7 @@ __all__ = [
     "MissingRootError",
     "NoFeaturesError",
     "NoWorkersError",
+    "OtherInstallationError",
     "SchemaVersionError",
     "StateError",
     "StorageUnavailableError",
@@ -251,6 +253,13 @@ class NoWorkersError(StateError):
             f"no {self.args[0]} worker is running; start everything here with `vantage up` in "
             "another terminal, or add --local to work in this process"
         )
+
+
+class OtherInstallationError(StateError):
+    """Database, store or Redis belong to another installation, or a copy is used as the original.
+
+    Its sentence says which, and what to do.
+    """
 
 
 class TransientError(VantageError):

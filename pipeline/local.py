@@ -29,6 +29,7 @@ from pipeline.errors import (
     StateError,
     VantageError,
 )
+from pipeline.installation import check_store, settle
 from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
 from pipeline.locations import check_locations
@@ -48,6 +49,7 @@ from pipeline.searching import (
     search_unbuilt,
     searched_groups,
 )
+from pipeline.store_root import StoreRoot
 
 __all__ = ["LocalDriver", "LocalSearch", "run_job"]
 
@@ -100,6 +102,7 @@ class LocalDriver:
         self._pool = ThreadPoolExecutor(self._threads, "vantage")
         try:
             prepare_schema(self.resources.engine)
+            check_store(self.resources.engine, StoreRoot(settings.store))
         except BaseException:
             self.close()
             raise
@@ -139,6 +142,7 @@ class LocalDriver:
         MissingRootError
             A whole folder is missing; the job is kept, paused.
         """
+        settle(self.resources.engine, StoreRoot(self.resources.settings.store))
         if params.extracts:
             extractor, _ = params.settings(record.extractor, record.index)
             self.resources.extractor(extractor).warm_up()

@@ -6,14 +6,13 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Engine
 
 from pipeline.config import Settings
 from pipeline.metadata.collections import collection_status, get_collection, list_collections
-from pipeline.metadata.engine import create_metadata_engine, parse_url, session_scope
+from pipeline.metadata.engine import create_metadata_engine, database_exists, session_scope
 from pipeline.metadata.heartbeats import groups_served, live_workers
 from pipeline.metadata.images import failures
 from pipeline.metadata.jobs import list_jobs
@@ -169,8 +168,7 @@ def _shown_jobs(item: CollectionStatus, last: Sequence[JobRecord]) -> list[str]:
 
 def collection_names(settings: Settings) -> list[str]:
     """Return the names of all collections; makes no database."""
-    url = parse_url(settings.database_url)
-    if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
+    if not database_exists(settings.database_url):
         return []
     engine = create_metadata_engine(settings.database_url)
     try:

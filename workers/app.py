@@ -12,7 +12,8 @@ from celery.result import AsyncResult
 
 from pipeline.config import Settings
 from workers.celery_private import own_connections
-from workers.celery_settings import celery_settings, settings_of_environment
+from workers.celery_settings import NO_INSTALLATION, celery_settings, settings_of_environment
+from workers.keys import Keys
 from workers.redis_url import RedisAddress
 
 if TYPE_CHECKING:
@@ -45,8 +46,14 @@ class VantageApp(Celery):
     See `workers.celery_private.transport`.
     """
 
-    amqp_cls = "workers.celery_private.transport:PatientAMQP"
+    amqp_cls = "workers.messages:VantageAMQP"
     loader_cls = "workers.celery_private.transport:PatientLoader"
+
+    @cached_property
+    def installation(self) -> str:
+        """Identity of the installation, which every message carries."""
+        prefix = self.conf.broker_transport_options.get("global_keyprefix")
+        return Keys.of_prefix(prefix).identity if prefix else NO_INSTALLATION
 
     @cached_property
     def AsyncResult(self) -> type[AsyncResult]:  # noqa: N802 - Celery's name
@@ -61,7 +68,7 @@ class VantageApp(Celery):
         return worker
 
 
-def make_app(settings: Settings, address: RedisAddress) -> Celery:
+def make_app(settings: Settings, address: RedisAddress, keys: Keys) -> Celery:
     """Return an app that sends to one Redis and is never the current or default app.
 
     Parameters
@@ -69,8 +76,10 @@ def make_app(settings: Settings, address: RedisAddress) -> Celery:
     settings : Settings
     address : RedisAddress
         Of broker and results.
+    keys : Keys
+        Of the installation.
     """
-    return _made(celery_settings(settings, address))
+    return _made(celery_settings(settings, address, keys))
 
 
 def _made(settings: dict[str, Any], include: Sequence[str] = TASK_MODULES) -> Celery:

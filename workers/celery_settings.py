@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import sys
+import time
 from typing import Any
 
 from pipeline.config import Settings
+from pipeline.errors import DatabaseUnavailableError, StateError
 from workers import queues
 from workers.embedded import discover_redis_url
+from workers.keys import Keys
 from workers.redis_url import NO_BROKER_URL, RedisAddress
 
-__all__ = ["celery_settings", "settings_of_environment"]
+__all__ = [
+    "NO_INSTALLATION",
+    "celery_settings",
+    "identity_of_environment",
+    "settings_of_environment",
+]
+
+NO_INSTALLATION = "none"
+"""Stands for the identity while there is no usable database; a worker does not start with it."""
+
+_AGAIN_S = 5.0
 
 
 def settings_of_environment() -> dict[str, Any]:
@@ -19,10 +34,34 @@ def settings_of_environment() -> dict[str, Any]:
     """
     settings = Settings.from_env()
     url = discover_redis_url(settings) or NO_BROKER_URL
-    return celery_settings(settings, RedisAddress.parse(url))
+    keys = Keys(identity_of_environment(settings))
+    return celery_settings(settings, RedisAddress.parse(url), keys)
 
 
-def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]:
+def identity_of_environment(settings: Settings) -> str:
+    """Return the identity of the database; `NO_INSTALLATION` if it has none that can be used.
+
+    The processes of ``vantage up`` are told. Others read it, and wait for a database that does not
+    answer: without it they do not know which messages are theirs.
+    """
+    told = os.environ.get("VANTAGE_INSTALLATION")
+    if told:
+        return told
+    from pipeline.installation import find_installation
+
+    while True:
+        try:
+            own = find_installation(settings.database_url)
+        except DatabaseUnavailableError as error:
+            print(f"waiting for the database: {error}", file=sys.stderr, flush=True)
+            time.sleep(_AGAIN_S)
+        except StateError:
+            return NO_INSTALLATION  # a worker says so when it starts
+        else:
+            return NO_INSTALLATION if own is None else own.identity
+
+
+def celery_settings(settings: Settings, address: RedisAddress, keys: Keys) -> dict[str, Any]:
     """Return Celery's settings by name.
 
     Parameters
@@ -30,6 +69,9 @@ def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]
     settings : Settings
     address : RedisAddress
         Redis is broker and result store, in two databases of one server.
+    keys : Keys
+        Of the installation: everything that Celery keeps in Redis, its channels for events and
+        remote control too, has their prefix.
     """
     timeout_s = settings.visibility_timeout_s
     return _FIXED | {
@@ -42,6 +84,7 @@ def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]
         # read it.
         "visibility_timeout": timeout_s,
         "broker_transport_options": {
+            "global_keyprefix": keys.prefix,
             "visibility_timeout": timeout_s,
             # Looked for every 5 s (defaults: 10 s x 10).
             "unacked_restore_interval": min(5, max(1, timeout_s // 4)),
@@ -54,6 +97,7 @@ def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]
             **address.transport_options,
         },
         "result_backend_transport_options": {
+            "global_keyprefix": keys.prefix,
             "visibility_timeout": timeout_s,
             "retry_policy": {"timeout": 5.0},
             **address.transport_options,
@@ -69,7 +113,6 @@ def celery_settings(settings: Settings, address: RedisAddress) -> dict[str, Any]
 _FIXED: dict[str, Any] = {
     "broker_connection_retry_on_startup": True,  # workers may start before Redis is up
     "broker_connection_max_retries": None,  # a worker outlives any outage
-    "worker_consumer": "workers.celery_private.consumer:PatientConsumer",
     "redis_socket_timeout": 10.0,
     "redis_socket_connect_timeout": 2.0,
     "redis_socket_keepalive": True,
@@ -105,6 +148,7 @@ _FIXED: dict[str, Any] = {
     "result_expires": 3600,
     "result_chord_expires": 86_400,
     "result_extended": False,
+    "worker_consumer": "workers.consumer:VantageConsumer",
     "worker_max_tasks_per_child": 1000,  # bounds slow leaks in image decoders
     "worker_proc_alive_timeout": 30.0,  # a busy two-core machine needs more than the default 4 s
     # REMAP_SIGTERM=SIGQUIT (set by `vantage up`) makes a stop give running tasks these seconds,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline.config import Settings
 from pipeline.errors import BrokerUnavailableError
 from workers.embedded import discover_redis_url
+from workers.keys import Keys
 from workers.redis_url import RedisAddress
 from workers.troubles import Troubles
 
@@ -40,6 +41,8 @@ class Context:
     worker_app : Celery, optional
         The app of this process. Default: the context's own app, whose messages go to the Redis of
         `settings` and whose connections end with the context.
+    identity : str, optional
+        Of the installation. Default: that of the app of this process, or of the database.
 
     Attributes
     ----------
@@ -53,8 +56,11 @@ class Context:
         What this process could not read of the store.
     """
 
-    def __init__(self, settings: Settings, worker_app: Celery | None = None) -> None:
+    def __init__(
+        self, settings: Settings, worker_app: Celery | None = None, identity: str | None = None
+    ) -> None:
         self.settings = settings
+        self._told = identity or getattr(worker_app, "installation", None)
         self._worker_app = worker_app
         self.pid = os.getpid()
         self.troubles = Troubles()
@@ -63,14 +69,24 @@ class Context:
 
     @cached_property
     def resources(self) -> Resources:
-        """Metadata, storage, and open files of this process."""
+        """Metadata, storage, and open files of this process.
+
+        Raises
+        ------
+        OtherInstallationError
+            The store belongs to another installation.
+        """
         import cv2
 
+        from pipeline.installation import check_store
         from pipeline.resources import Resources
+        from pipeline.store_root import StoreRoot
 
         # Tasks run in threads; OpenCV's own threads would only compete with them.
         cv2.setNumThreads(1)
-        return Resources(self.settings, self.engine)
+        resources = Resources(self.settings, self.engine)
+        check_store(resources.engine, StoreRoot(self.settings.store))
+        return resources
 
     @cached_property
     def engine(self) -> Engine:
@@ -78,6 +94,24 @@ class Context:
         from pipeline.metadata.engine import create_metadata_engine
 
         return create_metadata_engine(self.settings.database_url)
+
+    @cached_property
+    def identity(self) -> str:
+        """The identity of the installation.
+
+        Raises
+        ------
+        OtherInstallationError
+            The database is a copy that was not started yet.
+        """
+        from pipeline.installation import require_original
+
+        return self._told or require_original(self.engine).identity
+
+    @cached_property
+    def keys(self) -> Keys:
+        """Names of what the installation has in Redis."""
+        return Keys(self.identity)
 
     @property
     def storage(self) -> Storage:
@@ -118,7 +152,7 @@ class Context:
         """
         from workers.app import make_app
 
-        return self._worker_app or make_app(self.settings, self.redis_address)
+        return self._worker_app or make_app(self.settings, self.redis_address, self.keys)
 
     @contextlib.contextmanager
     def broker_errors(self) -> Iterator[None]:

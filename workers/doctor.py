@@ -26,6 +26,7 @@ from pipeline.config import Settings
 from pipeline.cores import usable_cores
 from pipeline.errors import StateError, VantageError
 from pipeline.redaction import redacted, secrets_of_environment, without_secrets
+from pipeline.text import seconds
 from workers.compiled import note_compiled
 
 if TYPE_CHECKING:
@@ -180,6 +181,38 @@ def _information(client: redis.Redis) -> dict[str, Any]:
         return {}
 
 
+def _sharing(settings: Settings) -> Iterator[Check]:
+    """Say which installations use this Redis, and whether another database has our identity."""
+    import redis
+
+    from pipeline.installation import find_installation
+    from workers.context import Context
+    from workers.embedded import discover_redis_url
+    from workers.presence import installations, require_claim
+
+    if discover_redis_url(settings) is None:
+        return
+    own = find_installation(settings.database_url)
+    context = Context(settings, identity=own.identity if own else "none")
+    try:
+        if own is not None:
+            require_claim(context)
+        found = installations(context.redis)
+    except redis.RedisError:
+        return  # the check of Redis says it
+    finally:
+        context.close()
+    for one in found:
+        ours = own is not None and one.identity == own.identity
+        ago = seconds(max(0.0, time.time() - one.seen_at))
+        yield Check(
+            "sharing",
+            True,
+            f"{'this' if ours else 'another'} installation, {one.identity}: {one.database}, host "
+            f"{one.host}, seen {ago} ago",
+        )
+
+
 def _database(settings: Settings) -> Iterator[Check]:
     from pipeline.metadata.engine import create_metadata_engine, schema_revision, shown
     from pipeline.metadata.models import SCHEMA_REVISION
@@ -197,6 +230,24 @@ def _database(settings: Settings) -> Iterator[Check]:
     remedy = "" if found == SCHEMA_REVISION else f"this program needs {SCHEMA_REVISION}: "
     remedy += "run `vantage migrate`" if remedy else ""
     yield Check("database", not remedy, detail, remedy)
+
+
+def _installation(settings: Settings) -> Iterator[Check]:
+    """Check that database and store belong together."""
+    from pipeline.installation import check_store, find_installation
+    from pipeline.metadata.engine import create_metadata_engine
+    from pipeline.store_root import StoreRoot
+
+    own = find_installation(settings.database_url)
+    if own is None:
+        yield Check("identity", True, "none yet; `vantage up` makes it")
+        return
+    engine = create_metadata_engine(settings.database_url)
+    try:
+        check_store(engine, StoreRoot(settings.store))
+    finally:
+        engine.dispose()
+    yield Check("identity", True, f"{own.identity}, of database and store")
 
 
 def _directories(settings: Settings) -> Iterator[Check]:
@@ -302,11 +353,10 @@ def _flower(settings: Settings) -> Iterator[Check]:
 
 
 def _workers(settings: Settings) -> Iterator[Check]:
-    from pipeline.metadata.engine import create_metadata_engine, session_scope
+    from pipeline.metadata.engine import create_metadata_engine, database_exists, session_scope
     from pipeline.metadata.heartbeats import live_workers
 
-    sqlite = sqlite_file(settings.database_url)
-    if sqlite and not Path(sqlite).exists():
+    if not database_exists(settings.database_url):
         yield Check("workers", True, "none: `vantage up` starts them")
         return
     engine = create_metadata_engine(settings.database_url)
@@ -325,6 +375,8 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Check]]], ...] = (
     ("opencv", _opencv),
     ("redis", _redis),
     ("database", _database),
+    ("identity", _installation),
+    ("sharing", _sharing),
     ("directories", _directories),
     ("store files", _store_files),
     ("image roots", _image_roots),

@@ -34,7 +34,8 @@ from pipeline.sources import image_bytes
 from workers import searches
 from workers.context import Context
 from workers.job_messages import broker_epoch, send_stage
-from workers.keys import KEEP_S, KEYS
+from workers.keys import KEEP_S
+from workers.presence import require_claim
 
 __all__ = ["WorkersDriver", "WorkersSearch"]
 
@@ -59,7 +60,7 @@ class WorkersSearch:
     def ready(self) -> bool:
         """Tell whether the search has ended."""
         with self.context.broker_errors():
-            return bool(self.context.redis.exists(KEYS.result(self.id)))
+            return bool(self.context.redis.exists(self.context.keys.result(self.id)))
 
     def wait(self, timeout: float = 30.0) -> SearchResult:
         """Return the answer.
@@ -76,7 +77,7 @@ class WorkersSearch:
         until = time.monotonic() + timeout
         look_at: float | None = time.time() + searches.LOOK_EVERY_S
         with self.context.broker_errors():
-            while (results := searches.fetch_results(self.context.redis, self.id)) is None:
+            while (results := searches.fetch_results(self.context, self.id)) is None:
                 left = until - time.monotonic()
                 if left <= 0:
                     raise TimeoutError(f"search {self.id} has no answer after {timeout} s")
@@ -107,6 +108,8 @@ class WorkersDriver:
         Redis does not answer, or is not running.
     SchemaVersionError
         The database must be migrated first.
+    OtherInstallationError
+        The database is a copy, or another one uses its identity at this Redis.
     """
 
     local = False
@@ -118,6 +121,8 @@ class WorkersDriver:
             with self.context.broker_errors():
                 self.context.redis.ping()
             require_schema(self.context.engine)
+            with self.context.broker_errors():
+                require_claim(self.context)
         except BaseException:
             self.close()
             raise
@@ -242,7 +247,7 @@ class WorkersDriver:
 def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[SearchResult]:
     """Wait for a search; handle late scans and the deadline, as the supervisor does."""
     over = False
-    while (results := searches.fetch_results(context.redis, ticket.id)) is None:
+    while (results := searches.fetch_results(context, ticket.id)) is None:
         if over:
             raise TransientError("Redis has lost this search with its data; search again")
         now = time.time()
@@ -258,7 +263,7 @@ def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[Sear
 def _block(context: Context, search_id: str, seconds: float) -> None:
     """Wait for a search's reply, for at most so long."""
     # The element is put back for other callers that wait for the same search.
-    key = KEYS.reply(search_id)
+    key = context.keys.reply(search_id)
     if context.redis.blpop([key], timeout=max(0.01, min(seconds, _BLOCK_S))):
         # An emptied list no longer exists, and neither does its time to live.
         pipe = context.redis.pipeline(transaction=True)

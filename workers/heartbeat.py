@@ -19,10 +19,12 @@ from sqlalchemy.orm import Session
 
 from pipeline.config import Settings
 from pipeline.cores import usable_cores
-from pipeline.errors import VantageError
+from pipeline.errors import OtherInstallationError, VantageError
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.heartbeats import beat, forget_worker
+from pipeline.metadata.installation import require_identity
 from pipeline.metadata.records import WorkerRecord, WorkerState
+from workers.messages import PROTOCOL
 from workers.up_watch import UpWatch
 
 __all__ = ["Heartbeat", "write_between_beats"]
@@ -59,6 +61,8 @@ class Heartbeat:
     Parameters
     ----------
     settings : Settings
+    identity : str
+        Of the installation. A database that gets another one ends the process.
     name : str
         Node name, unique among all processes: ``extract@host``.
     roles : sequence of str
@@ -81,6 +85,7 @@ class Heartbeat:
     def __init__(
         self,
         settings: Settings,
+        identity: str,
         name: str,
         roles: Sequence[str],
         groups: Iterable[int] = (),
@@ -88,10 +93,10 @@ class Heartbeat:
         troubles: Callable[[], list[str]] = list,
     ) -> None:
         create_metadata_engine(settings.database_url).dispose()
-        self._settings = settings
+        self._settings, self._identity = settings, identity
         self.name, self._roles = name, tuple(roles)
         self._groups = tuple(sorted(groups))
-        self._details = dict(details or {})
+        self._details = {**(details or {}), "installation": identity, "protocol": PROTOCOL}
         self._troubles = troubles
         self._started_at = time.time()
         self._pid = os.getpid()
@@ -112,6 +117,10 @@ class Heartbeat:
         """Change the state; the row follows at once. Safe in a signal handler."""
         self._state = state
         self._wake.set()
+
+    def note(self, name: str, value: Any) -> None:
+        """Add a detail that the next beats carry. Safe in any thread."""
+        self._details = {**self._details, name: value}
 
     def stop(self) -> None:
         """End the thread and remove the row; safe to call twice, and in a fork without one."""
@@ -143,14 +152,19 @@ class Heartbeat:
                     self._settings, lambda session: forget_worker(session, self.name)
                 )
             else:
-                write_between_beats(
-                    self._settings, lambda session: beat(session, self._record(), _host_details())
-                )
+                write_between_beats(self._settings, self._beat)
             self._failing = False
+        except OtherInstallationError as error:
+            self._watch.end_process(str(error))
         except VantageError as error:
             if not self._failing:
                 _log.warning("heartbeat not written: %s", error)
             self._failing = True
+
+    def _beat(self, session: Session) -> None:
+        """Write the row, unless the database is another one now."""
+        require_identity(session, self._identity)
+        beat(session, self._record(), _host_details())
 
     def _record(self) -> WorkerRecord:
         """Return the row as it is now."""

@@ -20,7 +20,7 @@ from typing import Any
 
 from celery.exceptions import Ignore, SoftTimeLimitExceeded
 from kombu.exceptions import OperationalError
-from redis import Redis, RedisError
+from redis import RedisError
 from sqlalchemy.orm import Session
 
 from pipeline.errors import (
@@ -33,7 +33,7 @@ from pipeline.metadata import heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, JobStage
 from workers.context import Context, is_redelivered, worker_name
-from workers.keys import KEYS, PUT_OFF_KEEP_S
+from workers.keys import PUT_OFF_KEEP_S
 from workers.workflows import stage_canvas
 
 __all__ = [
@@ -72,8 +72,8 @@ def broker_epoch(context: Context) -> str:
         Redis does not answer, or refuses.
     """
     with context.broker_errors():
-        context.redis.set(KEYS.epoch, secrets.token_hex(8), nx=True)
-        value: Any = context.redis.get(KEYS.epoch)
+        context.redis.set(context.keys.epoch, secrets.token_hex(8), nx=True)
+        value: Any = context.redis.get(context.keys.epoch)
     return bytes(value).decode()
 
 
@@ -173,13 +173,13 @@ def _wait_its_turn(
         return VOID
     if number is not None:
         _leave_to_others(context, job, number)
-    context.redis.set(KEYS.put_off(job_id), b"1", ex=PUT_OFF_KEEP_S)
+    context.redis.set(context.keys.put_off(job_id), b"1", ex=PUT_OFF_KEEP_S)
     return None
 
 
-def waits_its_turn(redis: Redis, job_id: str) -> bool:
+def waits_its_turn(context: Context, job_id: str) -> bool:
     """Say whether a message of a job was postponed lately, so that it is not lost."""
-    return bool(redis.exists(KEYS.put_off(job_id)))
+    return bool(context.redis.exists(context.keys.put_off(job_id)))
 
 
 def release(session: Session, task_name: str, args: list[Any]) -> None:

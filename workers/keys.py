@@ -12,22 +12,51 @@ PUT_OFF_KEEP_S = 15
 """Time to live of the note that a job's merge was postponed."""
 
 
+CLAIM_KEEP_S = 30
+"""Time to live of the note which database has an identity; workers write it again before."""
+
+PREFIX = "vantage"
+"""What all keys begin with, whoever's they are."""
+
+INSTALLATIONS = f"{PREFIX}:installations"
+"""Hash of the results' database: who uses this Redis, identity -> JSON; for people only."""
+
+
 @dataclass(frozen=True)
 class Keys:
-    """Keys of the results' database.
+    """Keys of one installation.
 
     Parameters
     ----------
-    prefix : str
-        Before every key, so that others can share the Redis.
+    identity : str
+        Of the installation: several may share a Redis.
     """
 
-    prefix: str = "vantage"
+    identity: str
+
+    @classmethod
+    def of_prefix(cls, prefix: str) -> Keys:
+        """Inverse of `prefix`."""
+        return cls(prefix.split(":")[1])
+
+    @property
+    def prefix(self) -> str:
+        """What every key of the installation begins with, those of Celery too."""
+        return f"{PREFIX}:{self.identity}:"
+
+    def queue(self, name: str) -> str:
+        """The list of a queue, in the broker's database; Celery makes it."""
+        return f"{self.prefix}{name}"
+
+    @property
+    def claim(self) -> str:
+        """The address of the database with this identity; kept `CLAIM_KEEP_S`."""
+        return f"{self.prefix}database"
 
     @property
     def epoch(self) -> str:
         """The broker's epoch; kept until Redis loses its data."""
-        return f"{self.prefix}:epoch"
+        return f"{self.prefix}epoch"
 
     @property
     def in_flight(self) -> str:
@@ -35,44 +64,41 @@ class Keys:
 
         It has no time to live: a search is taken out when it ends.
         """
-        return f"{self.prefix}:searches"
+        return f"{self.prefix}searches"
 
     def put_off(self, job_id: str) -> str:
         """Whether a message of a job was sent again lately; kept `PUT_OFF_KEEP_S`."""
-        return f"{self.prefix}:put-off:{job_id}"
+        return f"{self.prefix}put-off:{job_id}"
 
     def request(self, search_id: str) -> str:
         """The request of an enqueued search; kept `keep_s`."""
-        return f"{self.prefix}:request:{search_id}"
+        return f"{self.prefix}request:{search_id}"
 
     def image(self, search_id: str) -> str:
         """The query image's bytes of an enqueued search; kept `keep_s`."""
-        return f"{self.prefix}:image:{search_id}"
+        return f"{self.prefix}image:{search_id}"
 
     def batch(self, search_id: str) -> str:
         """Features and plan of a search; kept `keep_s`."""
-        return f"{self.prefix}:query:{search_id}"
+        return f"{self.prefix}query:{search_id}"
 
     def ticket(self, search_id: str) -> str:
         """The ticket of a search; kept `keep_s`."""
-        return f"{self.prefix}:search:{search_id}"
+        return f"{self.prefix}search:{search_id}"
 
     def scan(self, search_id: str, group: int) -> str:
         """The scan of a group: what it found, or its error; kept `keep_s`."""
-        return f"{self.prefix}:scan:{search_id}:{group}"
+        return f"{self.prefix}scan:{search_id}:{group}"
 
     def result(self, search_id: str) -> str:
         """The answers, or the error, written once; kept `KEEP_S`."""
-        return f"{self.prefix}:result:{search_id}"
+        return f"{self.prefix}result:{search_id}"
 
     def reply(self, search_id: str) -> str:
         """List that gets one element when the answer is there; kept `KEEP_S`."""
-        return f"{self.prefix}:reply:{search_id}"
-
-    @staticmethod
-    def keep_s(deadline_at: float) -> int:
-        """Return for how many seconds from now what belongs to a search is kept."""
-        return KEEP_S + max(0, round(deadline_at - time.time()))
+        return f"{self.prefix}reply:{search_id}"
 
 
-KEYS = Keys()
+def keep_s(deadline_at: float) -> int:
+    """Return for how many seconds from now what belongs to a search is kept."""
+    return KEEP_S + max(0, round(deadline_at - time.time()))

@@ -11,26 +11,34 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Collection
 from typing import Any
 
 from celery import signals
 from celery.apps.worker import Worker
 from celery.exceptions import WorkerLostError
+from redis import RedisError
 
 from pipeline.config import Settings
-from pipeline.errors import VantageError
+from pipeline.errors import ConfigError, StateError, TransientError, VantageError
+from pipeline.installation import check_store, find_installation
+from pipeline.metadata.engine import session_scope
+from pipeline.metadata.installation import require_identity
+from pipeline.store_root import StoreRoot
 from workers.celery_private import current_task
 from workers.celery_private.transport import dropped_messages
-from workers.context import get_context
+from workers.celery_settings import NO_INSTALLATION
+from workers.context import Context, get_context
 from workers.heartbeat import Heartbeat, write_between_beats
 from workers.job_messages import release
 from workers.placement import sync_groups, watch_copies
-from workers.processes import set_death_signal
+from workers.presence import announce
+from workers.processes import EXIT_CONFIG, set_death_signal
 from workers.queues import EXTRACT, QUERY, REDUCE, group_of, unrouted
 from workers.supervise import supervise
 
-__all__ = ["VantageWorker", "roles_of_queues"]
+__all__ = ["VantageWorker", "note_newer", "roles_of_queues"]
 
 _log = logging.getLogger(__name__)
 SUPERVISE = "supervise"
@@ -89,9 +97,12 @@ def _start(sender: Any, **_: object) -> None:
     _roles = roles_of_queues(queues, sender.pool_cls)
     groups = sorted(group for group in map(group_of, queues) if group is not None)
     _groups = tuple(groups)
+    settings = Settings.from_env()
+    _check_installation(settings, sender.app, queues)
     try:
         _heartbeat = Heartbeat(
-            Settings.from_env(),
+            settings,
+            sender.app.installation,
             name=sender.hostname,
             roles=_roles,
             groups=groups,
@@ -136,6 +147,35 @@ def _tell_all() -> list[str]:
     return [*get_context().troubles.told(), *_tell_dropped()]
 
 
+def _check_installation(settings: Settings, app: Any, queues: Collection[str]) -> None:
+    """End the process if database, store or Redis are not those of its installation."""
+    context = Context(settings, app)
+    try:
+        if app.installation == NO_INSTALLATION and find_installation(settings.database_url) is None:
+            raise StateError("there is no database yet: run `vantage up` or `vantage migrate`")
+        with session_scope(context.engine, write=False) as session:
+            require_identity(session, app.installation)
+        root = StoreRoot(settings.store)
+        # A client of an object store has threads, which do not survive the fork of a pool; its
+        # processes check the store themselves.
+        if root.on_disk or EXTRACT not in queues:
+            check_store(context.engine, root)
+        announce(context)
+    except (TransientError, RedisError) as error:
+        _log.warning("the installation is not checked now: %s", error)
+    except (StateError, ConfigError) as error:
+        _log.error("%s: %s", type(error).__name__, error)
+        raise SystemExit(EXIT_CONFIG) from error
+    finally:
+        context.close()
+
+
+def note_newer(protocol: int) -> None:
+    """Let the heartbeat say that messages of a newer protocol are here."""
+    if _heartbeat is not None:
+        _heartbeat.note("newer", {"protocol": protocol, "at": time.time()})
+
+
 def _after_fork(**_: object) -> None:
     """Set up a pool process: it dies with its worker, OpenCV uses one thread."""
     set_death_signal(signal.SIGKILL)
@@ -164,9 +204,9 @@ def _let_go(sender: Any, args: Any, exception: BaseException, **_: object) -> No
         _log.exception("the part of %s is not given back", sender.name)
 
 
-def _ready(**_: object) -> None:
+def _ready(sender: Any, **_: object) -> None:
     if SUPERVISE in _roles:
-        watch = (Settings.from_env(), _draining_began)
+        watch = (Settings.from_env(), sender.app.installation, _draining_began)
         threading.Thread(target=supervise, args=watch, name="supervisor", daemon=True).start()
     if _groups:
         copies = (get_context(), _groups, _draining_began)

@@ -113,6 +113,7 @@ def _commands(name: str) -> Iterator[Command]:
         ("ZREM", index, 1),
         ("HSET", table, 1, 1),
         ("HGET", table, 1),
+        ("HGETALL", table),
         ("HDEL", table, 1),
         ("EVAL", "return redis.call('TIME')", 0),
         ("PUBLISH", name, 1),

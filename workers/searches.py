@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from redis import Redis, RedisError
+from redis import RedisError
 
 from pipeline import errors
 from pipeline.arrays import ArrayFile, arrays_to_bytes
@@ -34,7 +34,7 @@ from pipeline.metadata.records import VersionRecord
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from workers.context import Context
-from workers.keys import KEEP_S, KEYS
+from workers.keys import KEEP_S, keep_s
 from workers.workflows import scan_task, search_canvas, task
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Ticket:
     Attributes
     ----------
     id : str
+    installation : str
+        Identity of the installation; another one must not answer.
     version_id : int
     asked, missing : tuple of int
         Groups with a scan; groups without a live worker.
@@ -83,6 +85,7 @@ class Ticket:
     """
 
     id: str
+    installation: str
     version_id: int
     asked: tuple[int, ...]
     missing: tuple[int, ...]
@@ -91,12 +94,13 @@ class Ticket:
     deadline_at: float
     resent: bool = False
 
-    def save(self, redis: Redis) -> None:
+    def save(self, context: Context) -> None:
         """Write the ticket."""
-        redis.set(KEYS.ticket(self.id), json.dumps(asdict(self)), ex=KEYS.keep_s(self.deadline_at))
+        key, value = context.keys.ticket(self.id), json.dumps(asdict(self))
+        context.redis.set(key, value, ex=keep_s(self.deadline_at))
 
     @classmethod
-    def load(cls, redis: Redis, search_id: str) -> Ticket | None:
+    def load(cls, context: Context, search_id: str) -> Ticket | None:
         """Read a ticket; None when the search was not begun or is long over.
 
         Raises
@@ -104,8 +108,8 @@ class Ticket:
         CorruptFileError
             What Redis holds is no ticket of this search.
         """
-        key = KEYS.ticket(search_id)
-        text = cast("bytes | None", redis.get(key))
+        key = context.keys.ticket(search_id)
+        text = cast("bytes | None", context.redis.get(key))
         if text is None:
             return None
         values = _read_json(key, text)
@@ -168,6 +172,7 @@ def begin(
     wanted = searched_groups(version, batch.plan)
     ticket = Ticket(
         id=search_id,
+        installation=context.identity,
         version_id=version.id,
         asked=tuple(group for group in wanted if group in served),
         missing=tuple(group for group in wanted if group not in served),
@@ -177,8 +182,8 @@ def begin(
     )
     arrays, meta = batch.to_arrays()
     blob = arrays_to_bytes(arrays, meta)
-    context.redis.set(KEYS.batch(search_id), blob, ex=KEYS.keep_s(deadline_at))
-    ticket.save(context.redis)
+    context.redis.set(context.keys.batch(search_id), blob, ex=keep_s(deadline_at))
+    ticket.save(context)
     if ticket.asked:
         expires_s = max(0.1, deadline_at - now)
         search_canvas(context.app, search_id, ticket.asked, expires_s).apply_async()
@@ -197,34 +202,34 @@ def request(
     deadline_s = asked.seconds(context.settings.search_deadline_s)
     deadline_at = time.time() + deadline_s
     wanted = {"collection": collection, "request": asked.to_dict(), "deadline_at": deadline_at}
+    keys, kept = context.keys, keep_s(deadline_at)
     pipe = context.redis.pipeline(transaction=True)
-    keep_s = KEYS.keep_s(deadline_at)
-    pipe.set(KEYS.image(search_id), image, ex=keep_s)
-    pipe.set(KEYS.request(search_id), json.dumps(wanted), ex=keep_s)
-    pipe.zadd(KEYS.in_flight, {search_id: time.time() + RESEND_SHARE * deadline_s})
+    pipe.set(keys.image(search_id), image, ex=kept)
+    pipe.set(keys.request(search_id), json.dumps(wanted), ex=kept)
+    pipe.zadd(keys.in_flight, {search_id: time.time() + RESEND_SHARE * deadline_s})
     pipe.execute()
     task(context.app, "retrieve.prepare", search_id, expires=deadline_s).apply_async()
 
 
 def prepare(context: Context, search_id: str) -> dict[str, Any]:
     """Extract and plan an enqueued query and send its chord; an error becomes its result."""
-    redis = context.redis
-    image = cast("bytes | None", redis.get(KEYS.image(search_id)))
-    text = cast("bytes | None", redis.get(KEYS.request(search_id)))
-    if image is None or text is None or redis.exists(KEYS.result(search_id)):
+    redis, keys = context.redis, context.keys
+    image = cast("bytes | None", redis.get(keys.image(search_id)))
+    text = cast("bytes | None", redis.get(keys.request(search_id)))
+    if image is None or text is None or redis.exists(keys.result(search_id)):
         return {"error": "the search is over"}
     try:
-        wanted = _read_json(KEYS.request(search_id), text)
+        wanted = _read_json(keys.request(search_id), text)
         asked = SearchRequest.from_dict(wanted["request"])
         deadline_at = float(wanted["deadline_at"])
         prepared = _prepare(context, str(wanted["collection"]), image, asked)
     except Exception as exc:
         if not isinstance(exc, VantageError):
             _log.exception("search %s could not be prepared", search_id)
-        store_error(redis, search_id, _as_ours(exc))
+        store_error(context, search_id, _as_ours(exc))
         return {"error": str(exc)}
     if isinstance(prepared, SearchResult):
-        _store_result(redis, search_id, {"results": [prepared.to_dict()]})
+        _store_result(context, search_id, {"results": [prepared.to_dict()]})
         return {"descriptors": 0}
     version, batch = prepared
     begin(context, search_id, version, batch, deadline_at)
@@ -245,7 +250,7 @@ def _prepare(
     return prepared if isinstance(prepared, SearchResult) else (version, prepared)
 
 
-def _read_batch(redis: Redis, search_id: str, version: VersionRecord) -> Batch | None:
+def _read_batch(context: Context, search_id: str, version: VersionRecord) -> Batch | None:
     """Return a search's batch; None when it is gone.
 
     Raises
@@ -253,8 +258,8 @@ def _read_batch(redis: Redis, search_id: str, version: VersionRecord) -> Batch |
     CorruptFileError
         What Redis holds is no batch for this version.
     """
-    key = KEYS.batch(search_id)
-    blob = cast("bytes | None", redis.get(key))
+    key = context.keys.batch(search_id)
+    blob = cast("bytes | None", context.redis.get(key))
     if blob is None:
         return None
     from pipeline.retrieval.batch import Batch
@@ -267,12 +272,12 @@ def _read_batch(redis: Redis, search_id: str, version: VersionRecord) -> Batch |
 
 def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     """Scan one group and store what was found, or the error, in Redis (map)."""
-    key = KEYS.scan(search_id, group)
+    key = context.keys.scan(search_id, group)
     redis = context.redis
     if redis.exists(key):
         return {"group": group, "known": True}
     try:
-        ticket = Ticket.load(redis, search_id)
+        ticket = Ticket.load(context, search_id)
     except CorruptFileError as exc:
         return {"group": group, "error": str(exc)}
     if ticket is None:
@@ -281,7 +286,7 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
         from pipeline.searching import scan_group
 
         version = context.resources.version(ticket.version_id)
-        batch = _read_batch(redis, search_id, version)
+        batch = _read_batch(context, search_id, version)
         if batch is None:
             return {"group": group, "error": "the search is over"}
         found = scan_group(context.resources, version, group, batch, ticket.deadline_at)
@@ -289,10 +294,10 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     except Exception as exc:
         _log.exception("search %s: group %d could not be scanned", search_id, group)
         error = f"{type(exc).__name__}: {exc}"
-        redis.set(key, arrays_to_bytes({}, {"error": error}), ex=KEYS.keep_s(ticket.deadline_at))
+        redis.set(key, arrays_to_bytes({}, {"error": error}), ex=keep_s(ticket.deadline_at))
         return {"group": group, "error": error}
     blob = arrays_to_bytes(found.block.to_arrays(), found.to_meta())
-    redis.set(key, blob, ex=KEYS.keep_s(ticket.deadline_at))
+    redis.set(key, blob, ex=keep_s(ticket.deadline_at))
     return {"group": group, "matches": len(found.block.query)}
 
 
@@ -303,15 +308,14 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
     """
     from pipeline.searching import finish_batch
 
-    redis = context.redis
-    ticket = Ticket.load(redis, search_id)
+    ticket = Ticket.load(context, search_id)
     if ticket is None:
         return None
     version = context.resources.version(ticket.version_id)
-    batch = _read_batch(redis, search_id, version)
+    batch = _read_batch(context, search_id, version)
     if batch is None:
         return None
-    scans, missing = _read_scans(redis, ticket, len(batch.plan.codes))
+    scans, missing = _read_scans(context, ticket, len(batch.plan.codes))
     results = finish_batch(
         context.resources,
         version,
@@ -320,7 +324,7 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
         {**dict.fromkeys(ticket.missing, "no live worker serves it"), **missing},
         {"scan": (time.time() - ticket.sent_at) * 1e3},
     )
-    _store_result(redis, search_id, {"results": [result.to_dict() for result in results]})
+    _store_result(context, search_id, {"results": [result.to_dict() for result in results]})
     return results
 
 
@@ -342,27 +346,27 @@ def pairs(
     """
     from pipeline.searching import find_pairs
 
-    ticket = Ticket.load(context.redis, search_id)
+    ticket = Ticket.load(context, search_id)
     if ticket is None:
         return None
     version = context.resources.version(ticket.version_id)
-    batch = _read_batch(context.redis, search_id, version)
+    batch = _read_batch(context, search_id, version)
     if batch is None:
         return None
-    scans, _ = _read_scans(context.redis, ticket, len(batch.plan.codes))
+    scans, _ = _read_scans(context, ticket, len(batch.plan.codes))
     return find_pairs(context.resources, version, batch, scans, chosen, number)
 
 
 def _read_scans(
-    redis: Redis, ticket: Ticket, queries: int
+    context: Context, ticket: Ticket, queries: int
 ) -> tuple[list[GroupScan], dict[int, str]]:
     """Return the available scans for so many query descriptors, and why others are missing."""
     from pipeline.retrieval.blocks import GroupScan
 
     scans: list[GroupScan] = []
     missing: dict[int, str] = {}
-    keys = [KEYS.scan(ticket.id, group) for group in ticket.asked]
-    blobs = cast("list[bytes | None]", redis.mget(keys)) if keys else []
+    keys = [context.keys.scan(ticket.id, group) for group in ticket.asked]
+    blobs = cast("list[bytes | None]", context.redis.mget(keys)) if keys else []
     for group, key, blob in zip(ticket.asked, keys, blobs, strict=True):
         if blob is None:
             missing[group] = "its answer did not come in time"
@@ -380,23 +384,24 @@ def _read_scans(
     return scans, missing
 
 
-def _store_result(redis: Redis, search_id: str, value: dict[str, Any]) -> None:
+def _store_result(context: Context, search_id: str, value: dict[str, Any]) -> None:
     """Write a search's result, once, and wake its callers."""
-    if redis.set(KEYS.result(search_id), json.dumps(value, default=str), ex=KEEP_S, nx=True):
+    redis, keys = context.redis, context.keys
+    if redis.set(keys.result(search_id), json.dumps(value, default=str), ex=KEEP_S, nx=True):
         pipe = redis.pipeline(transaction=False)
-        pipe.rpush(KEYS.reply(search_id), b"1")
-        pipe.expire(KEYS.reply(search_id), KEEP_S)
-        pipe.zrem(KEYS.in_flight, search_id)
+        pipe.rpush(keys.reply(search_id), b"1")
+        pipe.expire(keys.reply(search_id), KEEP_S)
+        pipe.zrem(keys.in_flight, search_id)
         pipe.execute()
 
 
-def store_error(redis: Redis, search_id: str, error: VantageError) -> None:
+def store_error(context: Context, search_id: str, error: VantageError) -> None:
     """End a search with an error of ours, which `fetch_results` raises again."""
     value = {"error": {"type": type(error).__name__, "args": list(error.args)}}
-    _store_result(redis, search_id, value)
+    _store_result(context, search_id, value)
 
 
-def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
+def fetch_results(context: Context, search_id: str) -> list[SearchResult] | None:
     """Return a search's answers, in the order of its images; None before they exist.
 
     Raises
@@ -404,10 +409,10 @@ def fetch_results(redis: Redis, search_id: str) -> list[SearchResult] | None:
     VantageError
         The search ended with it.
     """
-    text = cast("bytes | None", redis.get(KEYS.result(search_id)))
+    key = context.keys.result(search_id)
+    text = cast("bytes | None", context.redis.get(key))
     if text is None:
         return None
-    key = KEYS.result(search_id)
     value = _read_json(key, text)
     try:
         if "error" not in value:
@@ -440,16 +445,16 @@ def tend_all(context: Context) -> int:
     A search whose query was not prepared by its deadline ends with an error, and so does one that
     can no longer be answered (its collection was deleted).
     """
-    redis = context.redis
+    redis, in_flight = context.redis, context.keys.in_flight
     now = time.time()
-    due = cast("list[bytes]", redis.zrangebyscore(KEYS.in_flight, "-inf", now))
+    due = cast("list[bytes]", redis.zrangebyscore(in_flight, "-inf", now))
     for member in due:
         search_id = member.decode("utf-8", "replace")
         next_look = look_after(context, search_id, now)
         if next_look is None:
-            redis.zrem(KEYS.in_flight, member)
+            redis.zrem(in_flight, member)
         else:
-            redis.zadd(KEYS.in_flight, {member: next_look}, xx=True)
+            redis.zadd(in_flight, {member: next_look}, xx=True)
     return len(due)
 
 
@@ -475,26 +480,26 @@ def look_after(context: Context, search_id: str, now: float) -> float | None:
     except Exception as exc:
         # An error in one search must not stop watching the others.
         _log.exception("search %s failed", search_id)
-        store_error(context.redis, search_id, _as_ours(exc))
+        store_error(context, search_id, _as_ours(exc))
         return None
 
 
 def _look_after(context: Context, search_id: str, now: float) -> float | None:
-    redis = context.redis
-    if redis.exists(KEYS.result(search_id)):
+    redis, keys = context.redis, context.keys
+    if redis.exists(keys.result(search_id)):
         return None
-    ticket = Ticket.load(redis, search_id)
+    ticket = Ticket.load(context, search_id)
     if ticket is not None:
         ticket = tend(context, ticket, now)
         next_step = ticket.deadline_at if ticket.resent else ticket.resend_at
         return min(max(now, next_step), now + LOOK_EVERY_S)
-    text = cast("bytes | None", redis.get(KEYS.request(search_id)))
-    wanted = _read_json(KEYS.request(search_id), text) if text else {}
+    text = cast("bytes | None", redis.get(keys.request(search_id)))
+    wanted = _read_json(keys.request(search_id), text) if text else {}
     deadline_at = float(wanted.get("deadline_at", 0.0))
     if now < deadline_at:
         return min(deadline_at, now + LOOK_EVERY_S)
     sentence = "the query was not prepared in time: no query worker is free or running"
-    store_error(redis, search_id, TransientError(sentence))
+    store_error(context, search_id, TransientError(sentence))
     return None
 
 
@@ -505,11 +510,11 @@ def _as_ours(error: Exception) -> VantageError:
     return VantageError(f"{type(error).__name__}: {error}")
 
 
-def _unanswered(redis: Redis, ticket: Ticket) -> Sequence[int]:
+def _unanswered(context: Context, ticket: Ticket) -> Sequence[int]:
     """Return the groups whose scan is missing."""
-    pipe = redis.pipeline(transaction=False)
+    pipe = context.redis.pipeline(transaction=False)
     for group in ticket.asked:
-        pipe.exists(KEYS.scan(ticket.id, group))
+        pipe.exists(context.keys.scan(ticket.id, group))
     there = pipe.execute() if ticket.asked else []
     return [group for group, found in zip(ticket.asked, there, strict=True) if not found]
 
@@ -519,7 +524,7 @@ def tend(context: Context, ticket: Ticket, now: float) -> Ticket:
 
     Called by waiting callers and by the supervisor, as often as they like.
     """
-    late = _unanswered(context.redis, ticket)
+    late = _unanswered(context, ticket)
     if not late or now >= ticket.deadline_at:
         # Complete without an answer: the chord's ranking was lost or is about to run.
         if now >= ticket.resend_at:
@@ -529,5 +534,5 @@ def tend(context: Context, ticket: Ticket, now: float) -> Ticket:
         for group in late:
             scan_task(context.app, ticket.id, group, expires_s).apply_async()
         ticket = replace(ticket, resent=True)
-        ticket.save(context.redis)
+        ticket.save(context)
     return ticket

@@ -16,12 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.config import Settings
+from pipeline.errors import OtherInstallationError
 from pipeline.metadata import compaction, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, PartRecord, Snapshot
 from workers import searches
 from workers.context import Context
 from workers.job_messages import PASSING, broker_epoch, keep_up, replan, waits_its_turn
+from workers.presence import ANNOUNCE_EVERY_S, announce
+from workers.up_watch import UpWatch
 
 __all__ = ["supervise", "watch_jobs", "watch_segments"]
 
@@ -97,7 +100,7 @@ def _why_stopped(
     )
     if parts.needs_replanning(job, mine, seen, workers_busy=busy) is None:
         return None
-    put_off = waits_its_turn(context.redis, job.id)
+    put_off = waits_its_turn(context, job.id)
     with session_scope(context.engine, write=False) as session:
         all_parts = parts.parts(session, job.id, job.stage)
     return parts.needs_replanning(job, all_parts, seen, workers_busy=busy, put_off=put_off)
@@ -121,13 +124,19 @@ def _is_filled(path: Path) -> bool:
         return False
 
 
-def supervise(settings: Settings, stop: threading.Event) -> None:
-    """Watch until `stop` is set; wait while database or broker do not answer."""
-    context = Context(settings)
-    next_jobs = 0.0
+def supervise(settings: Settings, identity: str, stop: threading.Event) -> None:
+    """Watch until `stop` is set; wait while database or broker do not answer.
+
+    Another database that claims our identity ends the process.
+    """
+    context = Context(settings, identity=identity)
+    next_jobs = next_announcement = 0.0
     troubled = False
     while not stop.wait(_TICK_S):
         try:
+            if time.monotonic() >= next_announcement:
+                next_announcement = time.monotonic() + ANNOUNCE_EVERY_S
+                announce(context)
             searches.tend_all(context)
             if time.monotonic() >= next_jobs:
                 next_jobs = time.monotonic() + _JOBS_EVERY_S
@@ -139,6 +148,8 @@ def supervise(settings: Settings, stop: threading.Event) -> None:
                 _log.warning("waiting for database or broker: %s", exc)
             troubled = True
             context.close()
+        except OtherInstallationError as exc:
+            UpWatch().end_process(str(exc))
         except Exception:
             # An error in one job must not stop watching the others.
             _log.exception("the watch goes on")

@@ -24,13 +24,16 @@ from types import FrameType
 from typing import Any
 
 from honcho.environ import parse_procfile
+from redis import RedisError
 
 from pipeline.config import Settings
 from pipeline.cores import library_threads
-from pipeline.errors import ConfigError, StateError, VantageError
+from pipeline.errors import ConfigError, StateError, StorageUnavailableError, VantageError
+from pipeline.installation import require_original, settle
 from pipeline.metadata.engine import create_metadata_engine, session_scope, shown, upgrade
 from pipeline.metadata.heartbeats import live_workers
 from pipeline.redaction import secrets_of_environment
+from pipeline.store_root import StoreRoot
 from workers.compiled import are_compiled
 from workers.dashboard import check_flower_settings, flower_file
 from workers.embedded import EmbeddedRedis
@@ -137,8 +140,9 @@ def run_up(
     try:
         with interrupt, HomeLock(settings.home), contextlib.ExitStack() as stack:
             settings, redis = _redis(settings, with_redis, stack, say)
-            env = _child_environment(settings)
-            _migrate(settings, say)
+            installation = _migrate(settings, say)
+            env = _child_environment(settings) | {"VANTAGE_INSTALLATION": installation}
+            _announce(settings, say)
             _warm(settings, env, say)
             printer = _printer(settings, say, verbose)
             stack.callback(printer.close)
@@ -264,14 +268,37 @@ def _child_environment(settings: Settings) -> dict[str, str]:
     return env
 
 
-def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
-    """Migrate the database to this program's schema."""
+def _migrate(settings: Settings, say: Callable[[str], None]) -> str:
+    """Migrate the database to this program's schema; return the installation's identity."""
     engine = create_metadata_engine(settings.database_url)
     try:
         upgrade(engine)
+        say(f"Database: {shown(engine.url)}")
+        try:
+            return settle(engine, StoreRoot(settings.store), say).identity
+        except StorageUnavailableError as error:
+            say(f"The store is not checked now, workers wait for it: {error}")
+            return require_original(engine).identity
     finally:
         engine.dispose()
-    say(f"Database: {shown(engine.url)}")
+
+
+def _announce(settings: Settings, say: Callable[[str], None]) -> None:
+    """Claim the installation's identity at Redis; say who else is there."""
+    from workers.context import Context
+    from workers.presence import announce, installations
+
+    context = Context(settings)
+    try:
+        announce(context)
+        others = [one for one in installations(context.redis) if one.identity != context.identity]
+    except RedisError:
+        return  # workers wait for it
+    finally:
+        context.close()
+    if others:
+        names = ", ".join(sorted(f"{one.database} ({one.host})" for one in others))
+        say(f"Others use this Redis too: {names}")
 
 
 def _warm(settings: Settings, env: dict[str, str], say: Callable[[str], None]) -> None:

@@ -34,7 +34,7 @@ class UpWatch:
     def __init__(self, environ: Mapping[str, str] | None = None) -> None:
         text = (os.environ if environ is None else environ).get("VANTAGE_UP_PID", "")
         self._up: psutil.Process | None = None
-        self._gone = False
+        self._gone = self._own_group = False
         if text.isdigit():
             try:
                 self._up = psutil.Process(int(text))  # knows its start: a reused pid is another
@@ -48,9 +48,9 @@ class UpWatch:
             self._gone = not self._up.is_running() or self._up.status() == psutil.STATUS_ZOMBIE
         return self._gone
 
-    def end_process(self) -> None:
+    def end_process(self, reason: str = "vantage up has ended: this process ends too") -> None:
         """Ask this process to stop; kill it and its children when it has not after 6 s."""
-        _log.error("vantage up has ended: this process ends too")
+        _log.error("%s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(_GRACE_S)
         if self._own_group:

@@ -8,7 +8,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import (
+    JSON,
+    URL,
+    Connection,
+    Engine,
+    bindparam,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import (
     ArgumentError,
     DatabaseError,
@@ -105,6 +116,12 @@ def shown(url: URL) -> str:
     if url.get_backend_name() == "sqlite":
         return f"{url.drivername}:///{url.database}"
     return without_secrets(url.render_as_string(hide_password=False))
+
+
+def database_exists(url: str) -> bool:
+    """Tell whether there may be a database at an address; looks for a SQLite file, makes none."""
+    parsed = parse_url(url)
+    return parsed.get_backend_name() != "sqlite" or Path(str(parsed.database)).exists()
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -308,6 +325,7 @@ def _migrate(engine: Engine, revision: str) -> None:
     with _alembic_lock, driver_errors(engine), migration_connection(engine) as connection:
         try:
             command.upgrade(alembic_config(connection), revision)
+            _record_place(connection)
         except CommandError as error:
             found = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
             raise SchemaVersionError(found, SCHEMA_REVISION) from error
@@ -318,6 +336,17 @@ def _migrate(engine: Engine, revision: str) -> None:
                 f"the database cannot be migrated and stays as it was ({_reason(engine, error)}); "
                 "does it hold tables that are not of Vantage?"
             ) from error
+
+
+def _record_place(connection: Connection) -> None:
+    """Record where a new database is, so that a copy of it is recognised."""
+    if not inspect(connection).has_table("installation"):
+        return
+    from pipeline.metadata.installation import place_of
+
+    statement = text("UPDATE installation SET place = :place WHERE place IS NULL")
+    typed = statement.bindparams(bindparam("place", type_=JSON))
+    connection.execute(typed, {"place": dict(place_of(connection))})
 
 
 def alembic_config(connection: Connection | None = None) -> Config:

@@ -28,7 +28,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipeline.metadata.types import PathText
 
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 """The migration that creates exactly these tables (a test compares)."""
 
 NAMING_CONVENTION = {
@@ -48,6 +48,24 @@ class Base(DeclarativeBase):
 
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
     type_annotation_map = {float: Float(53), dict[str, Any]: Json, list[Any]: Json}  # noqa: RUF012
+
+
+class Installation(Base):
+    """The one row that says which installation this is.
+
+    ``identity``: random, made with the database; a copy that is started gets one of its own and
+    keeps that of the original in ``former``. ``place``: where the database was when it got the
+    identity. ``store``: the store that has a marker of this installation.
+    """
+
+    __tablename__ = "installation"
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    identity: Mapped[str] = mapped_column(String(32))
+    former: Mapped[str | None] = mapped_column(String(32))
+    place: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    store: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    created_at: Mapped[float]
 
 
 class Collection(Base):

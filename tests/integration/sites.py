@@ -18,6 +18,7 @@ import psutil
 from sqlalchemy import text
 
 from pipeline.config import Settings
+from pipeline.installation import MARKER
 from pipeline.metadata import heartbeats
 from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.records import WorkerRecord
@@ -208,12 +209,12 @@ class Site:
 
 
 def files_below(folder: Path | str, pattern: str = "**/*") -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder by its relative path."""
+    """Return the SHA-256 of every file below a folder, but a store's marker, by its path in it."""
     root = Path(folder)
     return {
         path.relative_to(root).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.glob(pattern))
-        if path.is_file()
+        if path.is_file() and path.name != MARKER
     }
 
 

@@ -22,6 +22,7 @@ from sites import make_settings
 
 from pipeline.config import Settings
 from pipeline.metadata.engine import create_metadata_engine, upgrade
+from workers.context import Context
 from workers.embedded import EmbeddedRedis
 from workers.environment import environment
 from workers.redis_url import RedisAddress
@@ -73,25 +74,30 @@ def two_homes(tmp_path: Path) -> Iterator[list[Settings]]:
 
 def _waiting(settings: Settings) -> dict[str, int]:
     """Return the number of messages in the queues of an installation."""
-    address = RedisAddress.parse(settings.redis_url or "")
+    context = Context(settings)
+    address = context.redis_address
     with address.client(database=address.broker_db) as broker:
         names = ("reduce", "query", "group.0", "group.1")
-        counts = {name: int(broker.llen(name)) for name in names}
+        counts = {name: int(broker.llen(context.keys.queue(name))) for name in names}
+    context.close()
     return {name: count for name, count in counts.items() if count}
 
 
-def test_two_installations_in_one_process_send_to_their_own_redis(
-    two_homes: list[Settings], tmp_path: Path
+@pytest.mark.parametrize("shared", [False, True], ids=["two Redis", "one Redis"])
+def test_two_installations_in_one_process_send_to_their_own_queues(
+    two_homes: list[Settings], tmp_path: Path, shared: bool
 ) -> None:
+    if shared:
+        url = two_homes[0].redis_url
+        two_homes[1] = dataclasses.replace(two_homes[1], redis_url=url)
     code = """
-        import dataclasses, json, sys, threading
+        import json, sys, threading
         import celery._state
         from pipeline.config import Settings
         from workers.context import Context
         from workers.workflows import search_canvas, task
 
-        one, two = (Context(dataclasses.replace(Settings.from_env(), redis_url=url))
-                    for url in sys.argv[1:])
+        one, two = (Context(Settings.from_env(json.loads(text))) for text in sys.argv[1:])
 
         def send(context, count):
             for number in range(count):
@@ -108,8 +114,8 @@ def test_two_installations_in_one_process_send_to_their_own_redis(
         two.close()
         print(json.dumps(celery._state.default_app is None))
     """
-    urls = [settings.redis_url or "" for settings in two_homes]
-    assert _run(code, two_homes[0], tmp_path, *urls), "the process got a default app from us"
+    texts = [json.dumps(environment(settings, {})) for settings in two_homes]
+    assert _run(code, two_homes[0], tmp_path, *texts), "the process got a default app from us"
     assert _waiting(two_homes[0]) == {"reduce": 20, "group.0": 1, "group.1": 1}
     assert _waiting(two_homes[1]) == {"reduce": 35, "group.0": 2, "group.1": 2}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from pipeline.metadata.heartbeats import live_workers
 from pipeline.metadata.records import WorkerRecord
 from workers.celery_private import close_connections
 from workers.environment import environment
+from workers.keys import Keys
 from workers.processes import die_with_parent, stop_process
 from workers.redis_url import RedisAddress
 
@@ -116,10 +118,11 @@ def test_a_chord_of_parts_that_keep_no_result_is_collected_once_and_in_order(
         assert _wait(result, eventually) == list(range(8))
         assert site.redis.llen("collected") == 1
         backend = RedisAddress.parse(site.settings.redis_url or "").client()
-        kept = list(backend.keys("celery-task-meta-*"))
+        kept = list(backend.keys("*celery-task-meta-*"))
         backend.close()
         # Only the collecting task's: the parts' reached it through the join alone.
-        assert kept == [f"celery-task-meta-{result.id}".encode()]
+        name = f"vantage:{site.tasks.app.installation}:celery-task-meta-{result.id}"
+        assert kept == [name.encode()]
 
 
 def test_the_join_of_a_chord_is_kept_a_day_while_a_part_is_late(
@@ -155,6 +158,50 @@ def test_a_chord_outlives_the_worker_that_is_killed_in_the_middle_of_a_part(
     runs = [run.split()[1] for run in site.redis.lrange(site.tasks.RUNS, 0, -1)]
     assert len(set(runs)) == 2, "the part was not run by the second worker"
     assert site.redis.llen("collected") == 1
+
+
+def test_a_message_of_a_newer_protocol_is_put_back_and_one_of_others_is_refused(
+    site: Site, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app, keys = site.tasks.app, Keys(site.tasks.app.installation)
+    address = RedisAddress.parse(site.settings.redis_url or "")
+    with monkeypatch.context() as changed:
+        changed.setattr("workers.messages.PROTOCOL", 99)
+        newer = site.tasks.part.delay(1).id
+        app.send_task("a.task.of.the.future", queue="extract")
+    with monkeypatch.context() as changed:
+        changed.setitem(app.__dict__, "installation", "0123456789abcdef")
+        site.tasks.part.delay(2)
+    site.tasks.part.delay(3)
+    broker = address.client(database=address.broker_db)
+
+    def waiting() -> list[dict[str, Any]]:
+        return [json.loads(text) for text in broker.lrange(keys.queue("extract"), 0, -1)]
+
+    with site.worker("w", "extract") as worker:
+        eventually(lambda: site.redis.llen(site.tasks.RUNS) == 1)
+
+        def newer_at() -> float | None:
+            row = site.live().get("w@test")
+            found = row.details.get("newer") if row else None
+            assert found is None or found["protocol"] == 99
+            return None if found is None else float(found["at"])
+
+        first = eventually(newer_at)
+        assert broker.hlen(keys.queue("unacked")) == 2  # held, which takes no processor time
+        eventually(lambda: newer_at() != first)  # put back, and taken again
+        worker.terminate()
+        assert worker.wait(timeout=600) == 0
+    assert {message["headers"]["task"] for message in waiting()} == {
+        "extract.batch",
+        "a.task.of.the.future",
+    }
+    assert newer in {message["headers"]["id"] for message in waiting()}
+    assert {message["headers"]["vantage"]["protocol"] for message in waiting()} == {99}
+    assert [run.split()[0] for run in site.redis.lrange(site.tasks.RUNS, 0, -1)] == [b"3"]
+    log = (site.settings.home / "w.log").read_text()
+    assert log.count("a message of installation 0123456789abcdef is refused") == 1
+    broker.close()
 
 
 @long_only

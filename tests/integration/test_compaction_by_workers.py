@@ -347,8 +347,9 @@ def test_a_repeated_message_leaves_a_part_to_its_worker(
     send(1, f"extract@{settings.host}")  # lives, but its process may not
     eventually(lambda: part(1).state == "done")
     address = context.redis_address
+    queue, unacked = (context.keys.queue(name) for name in ("group.0", "unacked"))
     with address.client(database=address.broker_db) as broker:
-        eventually(lambda: not broker.exists("group.0") and not broker.hlen("unacked"))
+        eventually(lambda: not broker.exists(queue) and not broker.hlen(unacked))
     assert (part(0).state, part(0).starts) == ("running", 1)
     # In another attempt it is begun again, whichever worker has it; so are parts of dead workers.
     assert replan(context, job, "the test says so")

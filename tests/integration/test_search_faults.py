@@ -15,7 +15,6 @@ from sites import Eventually, SecondHost, Site, answer, frozen, live_workers, se
 from pipeline.errors import NoWorkersError
 from pipeline.records import SearchResult
 from vantage import Collection
-from workers.keys import KEYS
 from workers.searches import Ticket
 
 DEADLINE_S = 8.0
@@ -114,7 +113,7 @@ def test_a_host_that_hangs_is_asked_twice_and_not_waited_for(
     assert result.matches[0].image == whole.matches[0].image
     enqueued = handle.wait(timeout=600)
     assert (enqueued.complete, enqueued.missing_groups) == (False, (2, 3))
-    ticket = Ticket.load(collection._driver.context.redis, handle.id)
+    ticket = Ticket.load(collection._driver.context, handle.id)
     assert ticket is not None
     assert (ticket.asked, ticket.resent) == ((0, 1, 2, 3), True)
     # What it finds waiting when it is back is over, and does no harm.
@@ -134,20 +133,21 @@ def test_what_a_killed_host_had_been_handed_is_scanned_by_its_successor(
 ) -> None:
     second.freeze()
     handle = collection.enqueue_search(queries[0], plan="exhaustive", deadline_s=600)
-    redis = collection._driver.context.redis
-    eventually(lambda: redis.exists(*(KEYS.scan(handle.id, group) for group in (0, 1))) == 2)
+    context = collection._driver.context
+    scans = [context.keys.scan(handle.id, group) for group in (0, 1)]
+    eventually(lambda: context.redis.exists(*scans) == 2)
     # A worker that dies takes along the messages that it had received.
     second.kill()
-    address = collection._driver.context.redis_address
+    address = context.redis_address
     with address.client(database=address.broker_db) as broker:
-        broker.delete("group.2", "group.3")
+        broker.delete(*(context.keys.queue(f"group.{group}") for group in (2, 3)))
     second.start()
-    ticket = Ticket.load(redis, handle.id)
+    ticket = Ticket.load(context, handle.id)
     assert ticket is not None
     assert not ticket.resent
-    dataclasses.replace(ticket, resend_at=time.time()).save(redis)  # its successor serves: now
+    dataclasses.replace(ticket, resend_at=time.time()).save(context)  # its successor serves: now
     assert answer(handle.wait(timeout=600)) == answer(whole)
-    ticket = Ticket.load(redis, handle.id)
+    ticket = Ticket.load(context, handle.id)
     assert ticket is not None
     assert ticket.resent
 

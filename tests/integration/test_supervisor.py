@@ -49,7 +49,6 @@ from workers.job_messages import (
     send_stage,
     waits_its_turn,
 )
-from workers.keys import KEYS
 from workers.supervise import watch_jobs, watch_segments
 
 PATIENCE_S = 15.0
@@ -80,8 +79,9 @@ def context(indexed_home: Settings, redis_url: str) -> Iterator[Context]:
 def _messages(context: Context, queue: str) -> list[tuple[str, list[Any]]]:
     """Take what waits in a queue: names and arguments of the tasks."""
     with context.redis_address.client(database=context.redis_address.broker_db) as broker:
-        texts = broker.lrange(queue, 0, -1)
-        broker.delete(queue)
+        key = context.keys.queue(queue)
+        texts = broker.lrange(key, 0, -1)
+        broker.delete(key)
     found = []
     for text in reversed(texts):
         assert len(text) < 2048, "a message carries ids, not data"
@@ -124,10 +124,10 @@ def _read(context: Context, job: JobRecord) -> JobRecord:
 
 def _let_be_due(context: Context, search_id: str, *steps: str) -> None:
     """Let the time of steps of a search, which is in no hurry, have come."""
-    ticket = searches.Ticket.load(context.redis, search_id)
+    ticket = searches.Ticket.load(context, search_id)
     assert ticket is not None
-    dataclasses.replace(ticket, **dict.fromkeys(steps, time.time())).save(context.redis)
-    context.redis.zadd(KEYS.in_flight, {search_id: 0.0})
+    dataclasses.replace(ticket, **dict.fromkeys(steps, time.time())).save(context)
+    context.redis.zadd(context.keys.in_flight, {search_id: 0.0})
 
 
 class TestJobs:
@@ -293,7 +293,7 @@ class TestJobs:
         assert held == 2
         assert do_whole_stage(context, job.id, job.attempt, "register") is None
         assert do_join(context, job.id, job.attempt) is None
-        assert waits_its_turn(context.redis, job.id)
+        assert waits_its_turn(context, job.id)
         assert do_join(context, job.id, job.attempt - 1) == {"void": True}
         assert _read(context, job).stage == "register"
         context.reduce_slots.release()
@@ -368,21 +368,21 @@ class TestSearches:
 
         late = searches.tend(context, ticket, ticket.resend_at)
         assert late.resent
-        assert searches.Ticket.load(context.redis, ticket.id) == late
+        assert searches.Ticket.load(context, ticket.id) == late
         again = searches.tend(context, late, ticket.resend_at + 1)
         assert again == late
         for group in range(4):
             sent = _messages(context, f"group.{group}")
             assert sent == ([("retrieve.scan", [ticket.id, group])] if group in (1, 2) else [])
-        assert searches.fetch_results(context.redis, ticket.id) is None
+        assert searches.fetch_results(context, ticket.id) is None
 
         searches.tend(context, late, ticket.deadline_at)
-        (result,) = searches.fetch_results(context.redis, ticket.id) or []
+        (result,) = searches.fetch_results(context, ticket.id) or []
         assert (result.complete, result.missing_groups) == (False, (1, 2))
         # What comes after the end changes nothing.
         searches.scan(context, ticket.id, 1)
         searches.rank(context, ticket.id)
-        assert searches.fetch_results(context.redis, ticket.id) == [result]
+        assert searches.fetch_results(context, ticket.id) == [result]
 
     def test_a_lost_ranking_is_made_up_for(self, context: Context, query: bytes) -> None:
         _beat(context, "group@a", "group", (0, 1, 2, 3))
@@ -390,9 +390,9 @@ class TestSearches:
         for group in range(4):
             assert "matches" in searches.scan(context, ticket.id, group)
             assert searches.scan(context, ticket.id, group) == {"group": group, "known": True}
-        assert searches.fetch_results(context.redis, ticket.id) is None
+        assert searches.fetch_results(context, ticket.id) is None
         searches.tend(context, ticket, ticket.resend_at)
-        (result,) = searches.fetch_results(context.redis, ticket.id) or []
+        (result,) = searches.fetch_results(context, ticket.id) or []
         assert result.complete
 
     def test_a_scan_that_fails_is_a_missing_group_not_an_error(
@@ -438,7 +438,7 @@ class TestSearches:
             searches.tend_all(context)
         result = handle.wait(timeout=1)
         assert (result.complete, result.missing_groups) == (False, (1, 2, 3))
-        assert context.redis.zcard(KEYS.in_flight) == 0
+        assert context.redis.zcard(context.keys.in_flight) == 0
         # Sent with the chord, and once more.
         assert len(_messages(context, "group.1")) == 2
 
@@ -454,7 +454,7 @@ class TestSearches:
         eventually(lambda: searches.tend_all(context) and handle.ready())
         with pytest.raises(TransientError, match="was not prepared in time"):
             handle.wait(timeout=1)
-        assert context.redis.zcard(KEYS.in_flight) == 0
+        assert context.redis.zcard(context.keys.in_flight) == 0
 
     def test_all_callers_waiting_for_a_search_get_its_answer(
         self, context: Context, query: bytes
@@ -465,14 +465,14 @@ class TestSearches:
         assert WorkersSearch(context, ticket.id).wait(timeout=600) == first
         # Waiting takes its element and puts it back: it still goes by itself.
         _block(context, ticket.id, 1.0)
-        assert 500 < context.redis.ttl(KEYS.reply(ticket.id)) <= 600
+        assert 500 < context.redis.ttl(context.keys.reply(ticket.id)) <= 600
         assert not first.complete
 
     def test_finished_and_unknown_searches_are_left_alone(self, context: Context) -> None:
         assert "error" in searches.prepare(context, "unknown")
         assert "error" in searches.scan(context, "unknown", 0)
         assert searches.rank(context, "unknown") is None
-        assert searches.fetch_results(context.redis, "unknown") is None
+        assert searches.fetch_results(context, "unknown") is None
         assert context.redis.keys("*unknown*") == []
 
     @pytest.mark.parametrize("deadline_s", [60.0, 5000.0])
@@ -489,7 +489,7 @@ class TestSearches:
         searches.rank(context, search_id)
         names = context.redis.keys(f"*{search_id}*")
         assert len(names) == 10
-        lives = {name.decode().split(":")[1]: context.redis.ttl(name) for name in names}
+        lives = {name.decode().split(":")[2]: context.redis.ttl(name) for name in names}
         assert 500 < lives.pop("result") <= 600
         assert 500 < lives.pop("reply") <= 600
         assert {n: v for n, v in lives.items() if not deadline_s < v <= deadline_s + 600} == {}
@@ -516,7 +516,7 @@ class TestSearches:
         with pytest.raises(UnknownNameError):
             handles["passing"].wait(timeout=1)
         assert not handles["photographs"].wait(timeout=1).complete
-        assert context.redis.zcard(KEYS.in_flight) == 0
+        assert context.redis.zcard(context.keys.in_flight) == 0
 
 
 class TestClient:
@@ -579,7 +579,7 @@ class TestClient:
 
             searcher = threading.Thread(target=search)
             searcher.start()
-            eventually(lambda: context.redis.keys(KEYS.ticket("*")))
+            eventually(lambda: context.redis.keys(context.keys.ticket("*")))
             context.redis.flushall()
             searcher.join(timeout=600)
             assert not searcher.is_alive()

@@ -30,7 +30,12 @@ PAGES = [
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TASKS = set(task_routes())
 # Said by the pages and read elsewhere: by the program for itself, by the tests.
-OTHER_VARIABLES = {"VANTAGE_UP_PID", "VANTAGE_COMPLETE", "VANTAGE_TEST_POSTGRESQL_URL"}
+OTHER_VARIABLES = {
+    "VANTAGE_UP_PID",
+    "VANTAGE_INSTALLATION",
+    "VANTAGE_COMPLETE",
+    "VANTAGE_TEST_POSTGRESQL_URL",
+}
 
 
 def name(path: Path) -> str:

@@ -37,6 +37,8 @@ vantage doctor --json
 MIGRATE_HELP = epilog(
     """
 vantage migrate
+vantage migrate --new-identity
+vantage migrate --take-store
 """,
     """
 Stop the workers and copy the database first. If it is up to date, nothing happens.
@@ -119,25 +121,47 @@ def doctor(
         raise typer.Exit(exits.TROUBLE)
 
 
-def migrate(as_json: JsonOption = False) -> None:
-    """Migrate the database to this program's schema."""
+def migrate(
+    new_identity: Annotated[
+        bool,
+        typer.Option(
+            "--new-identity",
+            help="Make this an installation of its own, where a copy cannot be told from the "
+            "original: that of a whole machine, or of the files of a PostgreSQL cluster.",
+        ),
+    ] = False,
+    take_store: Annotated[
+        bool,
+        typer.Option(
+            "--take-store", help="Let the store belong to this database, whose ever it was."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Migrate the database to this program's schema; give a copy an identity of its own."""
+    from pipeline.installation import settle
     from pipeline.metadata.engine import (
         create_metadata_engine,
         schema_revision,
         shown,
         upgrade,
     )
+    from pipeline.store_root import StoreRoot
 
-    engine = create_metadata_engine(Settings.from_env().database_url)
+    settings = Settings.from_env()
+    engine = create_metadata_engine(settings.database_url)
     try:
         before = schema_revision(engine)
         upgrade(engine)
         after = schema_revision(engine)
+        root = StoreRoot(settings.store)
+        own = settle(engine, root, to_stderr, force=new_identity, take=take_store)
     finally:
         engine.dispose()
     address = shown(engine.url)
     if as_json:
-        write_json({"database": address, "from": before, "to": after})
+        names = {"database": address, "from": before, "to": after}
+        write_json({**names, "installation": own.identity})
     elif before == after:
         say(f"{address} is up to date (schema {after}).")
     else:
