@@ -6,6 +6,7 @@ same for both.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
@@ -15,8 +16,8 @@ from sqlalchemy import Engine
 from pipeline.errors import InputError, StateError
 from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
-from pipeline.metadata import parts
-from pipeline.metadata.engine import session_scope
+from pipeline.metadata import heartbeats, jobs, parts
+from pipeline.metadata.engine import after_fork, session_scope
 from pipeline.metadata.records import CollectionRecord, JobProgress
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 Report = Callable[[JobProgress], None]
 """Called with the progress of a job."""
 
+DESERTED_S = 60.0
+"""Seconds without any live worker after which a wait without a limit ends."""
+
+_LOOK_EVERY_S = 3.0
 _POLL_S = 0.2
 
 
@@ -44,14 +49,24 @@ class JobHandle:
 
     def __init__(self, engine: Engine, job_id: str) -> None:
         self._engine = engine
+        self._pid = os.getpid()
+        self._inherited: list[Engine] = []
         self.id = job_id
+
+    @property
+    def _own_engine(self) -> Engine:
+        """The engine; in a forked child another one, as the parent still uses its connections."""
+        if self._pid != os.getpid():
+            self._inherited.append(self._engine)  # kept: to close it would disturb the parent
+            self._engine, self._pid = after_fork(self._engine), os.getpid()
+        return self._engine
 
     def __repr__(self) -> str:
         return f"<JobHandle {self.id}>"
 
     def progress(self) -> JobProgress:
         """Return the job's progress, or its outcome."""
-        with session_scope(self._engine, write=False) as session:
+        with session_scope(self._own_engine, write=False) as session:
             return parts.job_progress(session, self.id)
 
     def wait(self, timeout: float | None = None, report: Report | None = None) -> JobProgress:
@@ -60,7 +75,7 @@ class JobHandle:
         Parameters
         ----------
         timeout : float, optional
-            Seconds; default: no limit.
+            Seconds; default: as long as the job goes on.
         report : callable, optional
             Called with a `JobProgress` several times a second.
 
@@ -73,9 +88,11 @@ class JobHandle:
         TimeoutError
             The job is still running; it goes on.
         StateError
-            The job failed, or is paused because a whole image folder is missing.
+            The job failed, or is paused because a whole image folder is missing. Without `timeout`
+            also: no worker has been alive for a minute.
         """
         until = None if timeout is None else time.monotonic() + timeout
+        look_at = time.monotonic()
         while True:
             progress = self.progress()
             if report is not None:
@@ -88,7 +105,22 @@ class JobHandle:
                 raise TimeoutError(
                     f"job {self.id} is in stage {progress.stage} after {timeout} s and goes on"
                 )
+            if until is None and time.monotonic() >= look_at:
+                look_at = time.monotonic() + _LOOK_EVERY_S
+                self._require_life(progress)
             time.sleep(_POLL_S)
+
+    def _require_life(self, progress: JobProgress) -> None:
+        """Raise if the job is left to workers and none of them has been alive for long."""
+        now = time.time()
+        with session_scope(self._own_engine, write=False) as session:
+            job = jobs.get_job(session, self.id)
+            alive = heartbeats.live_workers(session, now, DESERTED_S)
+        if job.process is None and not alive and now - job.progress_at > DESERTED_S:
+            raise StateError(
+                f"job {self.id} is in stage {progress.stage}, and no worker has been alive for "
+                f"{DESERTED_S:.0f} s; start everything with `vantage up`, then wait again"
+            )
 
 
 class SearchHandle(Protocol):

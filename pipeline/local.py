@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ class LocalSearch:
 
     def __init__(self, future: Future[SearchResult]) -> None:
         self._future = future
+        self._pid = os.getpid()
         self.id = uuid.uuid4().hex
 
     def __repr__(self) -> str:
@@ -76,7 +78,15 @@ class LocalSearch:
         return self._future.done()
 
     def wait(self, timeout: float = 30.0) -> SearchResult:
-        """Return the answer or raise the error; `TimeoutError` if there is no answer yet."""
+        """Return the answer or raise the error; `TimeoutError` if there is no answer yet.
+
+        Raises
+        ------
+        StateError
+            This is a forked child: the search goes on in its parent alone.
+        """
+        if self._pid != os.getpid() and not self._future.done():
+            raise StateError(f"search {self.id} goes on in this process's parent; search again")
         try:
             return self._future.result(timeout)
         except TimeoutError:

@@ -94,6 +94,12 @@ def _temporary_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def may_write_below(folder: Path) -> bool:
+    """Tell whether this user may make files in a folder, or the folder; yes if none is there."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return not existing.is_dir() or os.access(existing, os.W_OK | os.X_OK)
+
+
 Reader = Callable[[ArrayFile], object]
 
 
@@ -130,6 +136,8 @@ class Storage:
         self._verified = VerifiedCopies(local)
         # Stored files that did not have a SHA-256: what they looked like, or until when.
         self._refused: dict[tuple[str, str], tuple[Look | float, CorruptFileError]] = {}
+        # Stored files that are read in place: what they looked like, and their SHA-256.
+        self._compared: dict[str, tuple[Look | None, str]] = {}
         protocol = self._fs.protocol
         self._on_disk = "file" in ((protocol,) if isinstance(protocol, str) else protocol)
 
@@ -331,6 +339,8 @@ class Storage:
         if look is not None and self._is_sound_copy(key, look, checksum):
             return path
         self._raise_refused(key, checksum)
+        if self._on_disk and not may_write_below(self.local):
+            return self._stored_file(key, checksum)
         with self._reading(key), _temporary_beside(path) as temporary:
             before = self._look_at_store(key)
             self._copy_to(key, temporary)
@@ -342,6 +352,17 @@ class Storage:
             temporary.replace(path)
             # A rename changes the time of the last status change.
             self._verified.note(key, found, look_at(path))
+        return path
+
+    def _stored_file(self, key: str, checksum: str | None) -> Path:
+        """Return the path of a stored file itself, compared: this user may make no local copy."""
+        path = Path(self._address(key))
+        with self._reading(key):
+            look, found = look_at(path), self._compared.get(key)
+            if found is None or found[0] != look:
+                found = self._compared[key] = look, file_checksum(path)
+            if checksum not in (None, found[1]):
+                raise CorruptFileError(self._address(key), _OTHER_CHECKSUM)
         return path
 
     def _is_sound_copy(self, key: str, look: Look, checksum: str | None) -> bool:
@@ -462,8 +483,10 @@ class Storage:
         return arrays
 
     def drop_local(self, key: str) -> None:
-        """Remove this host's copy, if it exists."""
+        """Remove this host's copy, if it exists and this user may do so."""
         self._verified.forget(key)
+        if not may_write_below(self.local):
+            return
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), self._driver(key):
             (self.local / safe_key(key)).unlink(missing_ok=True)
 

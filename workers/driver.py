@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Sequence
@@ -51,11 +52,21 @@ class WorkersSearch:
     """
 
     def __init__(self, context: Context, search_id: str) -> None:
-        self.context = context
+        self._context = context
+        self._pid = os.getpid()
+        self._inherited: list[Context] = []
         self.id = search_id
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id}>"
+
+    @property
+    def context(self) -> Context:
+        """Its connections; in a forked child others, as the parent still uses its own."""
+        if self._pid != os.getpid():
+            self._inherited.append(self._context)
+            self._context, self._pid = Context(self._context.settings), os.getpid()
+        return self._context
 
     def ready(self) -> bool:
         """Tell whether the search has ended."""

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +28,7 @@ __all__ = [
     "set_death_signal",
     "stop_process",
     "write_private",
+    "writing_home",
 ]
 
 EXIT_CONFIG = 78
@@ -86,6 +87,26 @@ def free_port(address: str = "127.0.0.1") -> int:
         return int(probe.getsockname()[1])
 
 
+@contextlib.contextmanager
+def writing_home(home: Path) -> Iterator[None]:
+    """Turn an error about a file of the home into a sentence that says what to do.
+
+    Raises
+    ------
+    StateError
+        A file of the home cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if not str(error.filename or "").startswith(str(home)):
+            raise
+        raise StateError(
+            f"{error.filename} cannot be written ({error.strerror}); give this user the right to "
+            f"write in {home}, or set VANTAGE_HOME to another folder"
+        ) from error
+
+
 def run_dir(home: Path) -> Path:
     """Return ``home/run``, made for this user only: it holds addresses and passwords."""
     path = home / "run"
@@ -136,7 +157,8 @@ class HomeLock:
         StateError
             Another process holds it.
         """
-        file = (run_dir(self._home) / "up.lock").open("a+", encoding="utf-8")
+        with writing_home(self._home):
+            file = (run_dir(self._home) / "up.lock").open("a+", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -39,7 +39,7 @@ from workers.dashboard import check_flower_settings, flower_file
 from workers.embedded import EmbeddedRedis
 from workers.environment import environment
 from workers.manager import LogPrinter, ProcessManager
-from workers.processes import EXIT_CONFIG, HomeLock, read_json
+from workers.processes import EXIT_CONFIG, HomeLock, read_json, writing_home
 from workers.redis_check import RedisWatch, require_password
 from workers.redis_url import RedisAddress
 
@@ -135,7 +135,8 @@ def run_up(
     if serve_groups is not None:
         settings = dataclasses.replace(settings, serve_groups=tuple(sorted(set(serve_groups))))
     check_flower_settings(settings)
-    settings.home.mkdir(parents=True, exist_ok=True)
+    with writing_home(settings.home):
+        settings.home.mkdir(parents=True, exist_ok=True)
     interrupt = _Interrupt()
     try:
         with interrupt, HomeLock(settings.home), contextlib.ExitStack() as stack:

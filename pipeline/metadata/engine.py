@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from sqlalchemy import (
     JSON,
@@ -29,6 +32,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
+from sqlalchemy.pool import NullPool
 
 from pipeline.addresses import sqlite_file
 from pipeline.errors import ConfigError, DatabaseUnavailableError, SchemaVersionError, StateError
@@ -44,6 +48,17 @@ BUSY_TIMEOUT_S = 10.0
 _SETTING = "VANTAGE_DATABASE_URL"
 _READ_ONLY = "vantage_read_only"
 _MIGRATION_LOCK = 0x56414E54  # any constant: the number of PostgreSQL's advisory lock
+_MAY_NOT_WRITE = (
+    "; this user may only read: let another one write, or permit it for the file and its folder"
+)
+_REMEDIES = {
+    "SQLITE_READONLY": _MAY_NOT_WRITE,
+    "SQLITE_READONLY_DIRECTORY": _MAY_NOT_WRITE,
+    "SQLITE_READONLY_CANTINIT": _MAY_NOT_WRITE,
+    "SQLITE_READONLY_RECOVERY": _MAY_NOT_WRITE,
+    "SQLITE_CANTOPEN": _MAY_NOT_WRITE,
+    "SQLITE_BUSY": "; another process has been writing for a long time: wait for it, or end it",
+}
 # Alembic's environment is global to the process.
 _alembic_lock = threading.Lock()
 
@@ -65,7 +80,16 @@ def create_metadata_engine(url: str) -> Engine:
     ConfigError
         Not such an address, or the PostgreSQL driver is not installed.
     """
-    parsed = parse_url(url)
+    return _engine_of(parse_url(url))
+
+
+def after_fork(engine: Engine) -> Engine:
+    """Return an engine on the same database for a forked child, which may not use its parent's."""
+    return _engine_of(engine.url)
+
+
+def _engine_of(parsed: URL) -> Engine:
+    """Return an engine on a parsed address."""
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed)
     try:
@@ -127,6 +151,8 @@ def database_exists(url: str) -> bool:
 def _sqlite_engine(url: URL) -> Engine:
     """Engine on a SQLite file: write-ahead log; a writer waits for the one before it."""
     path = Path(str(url.database))
+    if is_read_only(path):
+        return _reading_engine(url, path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -137,6 +163,38 @@ def _sqlite_engine(url: URL) -> Engine:
     engine = create_engine(
         url, pool_size=4, max_overflow=-1, connect_args={"timeout": BUSY_TIMEOUT_S}
     )
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def is_read_only(path: Path) -> bool:
+    """Tell whether there is such a database, and this user may read it only."""
+    try:
+        return path.stat().st_size > 0 and not (
+            os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)
+        )
+    except OSError:
+        return False
+
+
+def _reading_engine(url: URL, path: Path) -> Engine:
+    """Engine on a SQLite file that this user may only read; writing says so.
+
+    SQLite wants to write even when it reads a database with a write-ahead log. If nobody has it
+    open, there is no log, and nothing changes: then the file is read as it is. Otherwise the files
+    of those who have it open are used. Each session looks anew.
+    """
+
+    def connect() -> sqlite3.Connection:
+        try:
+            log = path.with_name(f"{path.name}-wal").stat().st_size
+        except OSError:
+            log = 0
+        address = f"file:{quote(os.fsencode(path))}?mode=ro" + ("" if log else "&immutable=1")
+        return sqlite3.connect(address, timeout=BUSY_TIMEOUT_S, uri=True, check_same_thread=False)
+
+    engine = create_engine(url, creator=connect, poolclass=NullPool)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -238,7 +296,8 @@ def _reason(engine: Engine, error: Exception) -> str:
     """Return the address without its password and the driver's first line."""
     cause = getattr(error, "orig", None) or error
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
-    return f"{shown(engine.url)}: {lines[0]}"
+    remedy = _REMEDIES.get(str(getattr(cause, "sqlite_errorname", "")), "")
+    return f"{shown(engine.url)}: {lines[0]}{remedy}"
 
 
 def _found_revision(engine: Engine) -> str | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pipeline.errors import VantageError
+from pipeline.errors import StateError, VantageError
 from workers.cli import exits
 from workers.cli.output import ReaderGoneError, finish
 
@@ -96,6 +96,10 @@ class VantageGroup(TyperGroup):
             if debug:
                 raise
             code = exits.show_error(error, "--json" in options)
+        except OSError as error:
+            if debug:
+                raise
+            code = exits.show_error(_trouble(error), "--json" in options)
         except typer.TyperException as error:
             code = exits.show_usage_error(error, "--json" in options)
         except exits.InterruptError as interrupt:
@@ -105,6 +109,15 @@ class VantageGroup(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = exits.OK
         sys.exit(code or exits.OK)
+
+
+def _trouble(error: OSError) -> VantageError:
+    """Say which file or connection is the trouble."""
+    what = f"{error.filename}: " if error.filename else ""
+    return StateError(
+        f"{what}{error.strerror or error}; check that it is there and that this user may use it "
+        "(--debug shows where it was needed)"
+    )
 
 
 def _escape_what_cannot_be_written() -> None:
