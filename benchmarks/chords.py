@@ -25,8 +25,9 @@ from workers.environment import environment
 from workers.queues import group_queue
 
 ECHO = """
-import sys, redis
-client = redis.Redis.from_url(sys.stdin.readline().strip(), socket_timeout=None)
+import sys
+from workers.redis_url import RedisAddress
+client = RedisAddress.parse(sys.stdin.readline().strip()).client(timeout_s=None)
 client.rpush("bench:ready", b"1")
 while True:
     _, reply = client.blpop(["bench:ask"])
@@ -88,7 +89,7 @@ def main() -> None:
         )  # fmt: skip
         echo = subprocess.Popen([sys.executable, "-c", ECHO], stdin=subprocess.PIPE, text=True)
         assert echo.stdin is not None
-        echo.stdin.write(address.result_url + "\n")
+        echo.stdin.write(address.our_url() + "\n")
         echo.stdin.flush()
         client = context.redis
         client.blpop(["bench:ready"], timeout=4)

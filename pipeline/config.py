@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import ipaddress
 import json
 import os
 import re
@@ -26,7 +27,6 @@ from platformdirs import user_data_path
 from pipeline.addresses import absolute_database, absolute_store, sqlite_address
 from pipeline.cores import usable_cores
 from pipeline.errors import ConfigError
-from pipeline.redaction import HIDDEN
 
 MAX_GROUPS = 16
 """Most groups a collection can have: every message of a search costs 1.3 to 2 ms."""
@@ -282,6 +282,7 @@ class Settings:
     local: Path
     database_url: str = field(repr=False)
     redis_url: str | None = field(default=None, repr=False)
+    redis_listen: str | None = None
     image_roots: tuple[str, ...] = ("/",)
     host: str = "localhost"
     serve_groups: tuple[int, ...] = tuple(range(MAX_GROUPS))
@@ -338,6 +339,7 @@ class Settings:
                 env.text("VANTAGE_DATABASE_URL", sqlite_address(home / "vantage.sqlite"))
             ),
             redis_url=env.text("VANTAGE_REDIS_URL", "") or None,
+            redis_listen=env.place("VANTAGE_REDIS_LISTEN"),
             image_roots=env.folders("VANTAGE_IMAGE_ROOTS", "/"),
             host=env.text("VANTAGE_HOST", socket.gethostname()),
             serve_groups=env.groups("VANTAGE_SERVE_GROUPS"),
@@ -427,6 +429,21 @@ class _Environment:
             raise ConfigError(name, text, f"must be absolute folders with {os.pathsep!r} between")
         return folders
 
+    def place(self, name: str) -> str | None:
+        """Read an address and a port; None if there is no such variable."""
+        text = self.text(name, "")
+        if not text:
+            return None
+        address, _, port = text.rpartition(":")
+        try:
+            ipaddress.ip_address(address.strip("[]"))
+            known = 0 < int(port) < 65536
+        except ValueError:
+            known = False
+        if not known:
+            raise ConfigError(name, text, "must be like 10.0.0.5:6379, an address of this host")
+        return text
+
     def groups(self, name: str) -> tuple[int, ...]:
         text = self.text(name, "all")
         if text == "all":
@@ -462,4 +479,4 @@ class _Environment:
                 near = difflib.get_close_matches(name, self._known - self._INTERNAL, n=1)
                 meant = f"; did you mean {near[0]}?" if near else ""
                 # Its value may be a secret, whatever its name.
-                raise ConfigError(name, HIDDEN, f"not a variable that Vantage knows{meant}")
+                raise ConfigError(name, "***", f"not a variable that Vantage knows{meant}")

@@ -9,9 +9,9 @@ from typing import TypeVar
 import hypothesis
 import pytest
 from heavy import LONG
+from operators_redis import OperatorsRedis
 
 from pipeline.config import Settings
-from workers.embedded import EmbeddedRedis
 from workers.redis_url import RedisAddress
 
 T = TypeVar("T")
@@ -79,7 +79,7 @@ def settings(home: Path) -> Settings:
 
 @pytest.fixture(scope="session")
 def _redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with EmbeddedRedis(tmp_path_factory.mktemp("redis")) as server:
+    with OperatorsRedis(tmp_path_factory.mktemp("redis"), password="of-the-operator") as server:
         yield server.url
 
 

@@ -41,13 +41,17 @@ class OperatorsRedis:
         For its log and its snapshots.
     options : str
         More of the command line.
+    password : str, optional
     """
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, password: str | None = None) -> None:
         self._folder, self._options = folder, options
+        if password is not None:
+            self._options += ("--requirepass", password)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        login = "" if password is None else f":{password}@"
+        self.url = f"redis://{login}127.0.0.1:{self.port}/0"
         self.client: Any = RedisAddress.parse(self.url).client(0, timeout_s=None)
         """Of the broker's database."""
 

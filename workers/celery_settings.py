@@ -75,6 +75,7 @@ def celery_settings(settings: Settings, address: RedisAddress, keys: Keys) -> di
     """
     timeout_s = settings.visibility_timeout_s
     return _FIXED | {
+        "redis_socket_keepalive": not address.is_socket,
         "broker_url": address.broker_url,
         "result_backend": address.result_url,
         "task_queues": queues.task_queues(),
@@ -115,7 +116,6 @@ _FIXED: dict[str, Any] = {
     "broker_connection_max_retries": None,  # a worker outlives any outage
     "redis_socket_timeout": 10.0,
     "redis_socket_connect_timeout": 2.0,
-    "redis_socket_keepalive": True,
     "redis_backend_health_check_interval": 10,
     # JSON only: whoever can write to Redis must not be able to run code through pickle.
     "accept_content": ["json"],

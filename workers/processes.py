@@ -26,6 +26,7 @@ __all__ = [
     "read_json",
     "run_dir",
     "set_death_signal",
+    "start_time",
     "stop_process",
     "write_private",
     "writing_home",
@@ -77,6 +78,15 @@ def stop_process(
         except subprocess.TimeoutExpired:
             process.kill()
     return process.wait()
+
+
+def start_time(pid: int) -> int | None:
+    """Return when a process began, in ticks since this machine did; None if that is not known."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return None
+    return int(text.rpartition(b")")[2].split()[19])
 
 
 def free_port(address: str = "127.0.0.1") -> int:

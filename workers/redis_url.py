@@ -106,8 +106,8 @@ class RedisAddress:
         text = query.pop("db", query.pop("virtual_host", ""))
         if others or part.hostname or part.fragment or part.path in ("", "/"):
             raise _WrongError(_ALLOWED)
-        part = _with_login(part._replace(scheme="unix"), query)
-        return cls((urlunsplit(part),), _database(text) if text else 0)
+        part = _with_login(part, query)
+        return cls((f"unix://{part.netloc}{part.path}",), _database(text) if text else 0)
 
     @classmethod
     def of_socket(cls, path: str, user: str, password: str) -> RedisAddress:

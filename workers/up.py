@@ -246,7 +246,7 @@ def _redis(
         watch.start()
         stack.callback(watch.stop)
         return settings, None
-    server = stack.enter_context(EmbeddedRedis(settings.home))
+    server = stack.enter_context(EmbeddedRedis(settings.home, settings.redis_listen))
     say(f"Redis: our own at {RedisAddress.parse(server.url)}")
     return dataclasses.replace(settings, redis_url=server.url), server
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import psutil
 import pytest
+from celery import chord, signature
 from heavy import long_only
 from operators_redis import REFUSALS, OperatorsRedis
 from sites import make_settings
 
+import pipeline
 from pipeline.config import Settings
 from pipeline.errors import BrokerUnavailableError
 from pipeline.metadata import heartbeats
@@ -30,6 +32,9 @@ from vantage import Collection
 from workers.context import Context
 from workers.environment import environment
 from workers.processes import die_with_parent, stop_process
+from workers.redis_check import refusals
+from workers.redis_rights import RIGHTS
+from workers.redis_url import RedisAddress
 from workers.workflows import task
 
 Eventually = Callable[..., Any]
@@ -43,7 +48,7 @@ class Worker:
     def __init__(self, settings: Settings, redis: OperatorsRedis, name: str, pool: str) -> None:
         self.settings, self.redis = settings, redis
         self._log = settings.home / f"{name}.log"
-        self._context = Context(settings)
+        self.context = Context(settings)
         env = environment(settings) | {"REMAP_SIGTERM": "SIGQUIT"}
         env["PYTHONPATH"] = f"{_HERE}:{env.get('PYTHONPATH', '')}"
         command = [sys.executable, "-m", "celery", "-A", "chord_app", "worker", "-c", "2"]
@@ -64,17 +69,17 @@ class Worker:
 
     def runs(self) -> set[int]:
         """Return the numbers of the tasks that were run."""
-        client = self._context.redis_address.client(RUNS_DATABASE)
+        client = self.context.redis_address.client(RUNS_DATABASE)
         try:
             return {int(run.split()[0]) for run in client.lrange("runs", 0, -1)}
         finally:
             client.close()
 
     def send(self, number: int) -> None:
-        task(self._context.app, "extract.batch", number).apply_async()
+        task(self.context.app, "extract.batch", number).apply_async()
 
     def stop(self) -> int:
-        self._context.close()
+        self.context.close()
         return stop_process(self.process, 600)
 
 
@@ -150,14 +155,14 @@ def test_a_task_that_ends_while_redis_is_killed_does_not_end_its_worker(
     """
     with _worker(settings, redis, "processes", "prefork", eventually) as worker:
         pool = psutil.Process(worker.process.pid).children()
-        task(worker._context.app, "extract.batch", 40, held=True).apply_async()
+        task(worker.context.app, "extract.batch", 40, held=True).apply_async()
         eventually(lambda: 40 in worker.runs())
         before = len(worker.log())
         redis.kill()
         eventually(lambda: "Trying again" in worker.log()[before:])
         redis.start()
         for _ in range(4):  # of each time that it runs
-            worker._context.redis_address.client(RUNS_DATABASE).rpush("go", 1)
+            worker.context.redis_address.client(RUNS_DATABASE).rpush("go", 1)
         worker.send(41)
         eventually(lambda: worker.log() and 41 in worker.runs())
         assert psutil.Process(worker.process.pid).children() == pool
@@ -277,6 +282,33 @@ def _details(settings: Settings, name: str) -> Mapping[str, Any]:
         rows = heartbeats.live_workers(session, time.time(), 600)
     engine.dispose()
     return {row.name: row for row in rows}[name].details
+
+
+def test_the_rights_in_operations_suffice(tmp_path: Path, eventually: Eventually) -> None:
+    """For a worker, a chord with its scripts, events and remote control; doctor finds no other."""
+    page = (Path(pipeline.__file__).parent.parent / "docs" / "operations.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("ACL SETUSER vantage")]
+    assert line.endswith(f" {RIGHTS}")
+    with OperatorsRedis(tmp_path) as redis:
+        redis.client.execute_command(*line.replace("PASSWORD", "word").split())
+        url = redis.url.replace("//", "//vantage:word@")
+        settings = make_settings(tmp_path / "home", redis_url=url)
+        engine = create_metadata_engine(settings.database_url)
+        upgrade(engine)
+        engine.dispose()
+        assert refusals(RedisAddress.parse(url)) == []
+        with _worker(settings, redis, "rights", "threads", eventually) as worker:
+            app = worker.context.app
+            header = [task(app, "extract.batch", number) for number in (1, 2)]
+            chord(header, signature("extract.collect", app=app), app=app).apply_async()
+            results = worker.context.redis_address.client(RUNS_DATABASE)
+            eventually(lambda: worker.log() and results.llen("collected") == 1)
+            results.close()
+            assert app.control.inspect(timeout=600, limit=1).ping() == {
+                "rights@test": {"ok": "pong"}
+            }
+        assert "NOPERM" not in (settings.home / "rights.log").read_text()
+        assert "no permissions" not in (settings.home / "rights.log").read_text()
 
 
 @pytest.mark.parametrize("state", [*REFUSALS, "no right to send"])

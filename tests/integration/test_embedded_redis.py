@@ -2,19 +2,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import stat
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+import redis
+from operators_redis import OperatorsRedis
 
 from pipeline.config import Settings
 from pipeline.errors import StateError
 from workers.embedded import EmbeddedRedis, discover_redis_url, find_server
 from workers.environment import environment
-from workers.processes import HomeLock
+from workers.processes import HomeLock, free_port
+from workers.redis_check import refusals
 from workers.redis_url import RedisAddress
 
 
@@ -24,7 +31,7 @@ def test_other_processes_on_the_home_find_the_running_server(settings: Settings)
         client = RedisAddress.parse(server.url).client()
         assert client.set("key", b"\x00\xff")
         assert client.get("key") == b"\x00\xff"
-        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.info()["maxmemory_policy"] == "noeviction"
         client.close()
     assert discover_redis_url(settings) is None
 
@@ -41,8 +48,8 @@ def test_the_password_is_needed_and_only_this_user_can_read_it(home: Path) -> No
     with EmbeddedRedis(home) as server:
         (password,) = RedisAddress.parse(server.url).passwords
         assert len(password) >= 24
-        anonymous = RedisAddress.parse(server.url.replace(f":{password}@", "")).client()
-        with pytest.raises(Exception, match="Authentication required"):
+        anonymous = RedisAddress.parse(server.url.replace(f"vantage:{password}@", "")).client()
+        with pytest.raises(redis.AuthenticationError):
             anonymous.ping()
         anonymous.close()
         process = psutil.Process(server.pid)
@@ -52,9 +59,99 @@ def test_the_password_is_needed_and_only_this_user_can_read_it(home: Path) -> No
         assert {p.name for p in holders} == {"redis.conf", "redis.json"}
         assert {stat.S_IMODE(p.stat().st_mode) for p in holders} == {0o600}
         assert stat.S_IMODE((home / "run").stat().st_mode) == 0o700
-        addresses = {c.laddr.ip for c in process.net_connections() if c.status == "LISTEN"}
-        assert addresses == {"127.0.0.1"}
+        assert [c for c in process.net_connections("inet") if c.status == "LISTEN"] == []
+        assert stat.S_IMODE((home / "run" / "redis.sock").stat().st_mode) == 0o700
+    assert list((home / "run").iterdir()) == []
     assert [p for p in home.rglob("*") if p.is_file() and password in p.read_text()] == []
+
+
+FORBIDDEN = """MODULE LIST|CONFIG GET dir|CONFIG SET dir /tmp|CONFIG REWRITE|SAVE|BGSAVE
+BGREWRITEAOF|DEBUG SLEEP 0|SHUTDOWN NOSAVE|REPLICAOF no one|SLAVEOF no one
+FLUSHALL|FLUSHDB|SWAPDB 0 1|KEYS *
+ACL LIST|ACL SETUSER default on nopass|MONITOR|CLIENT LIST|CLIENT KILL TYPE normal|MIGRATE h 1 k 0 1
+SLOWLOG GET|LATENCY RESET|CLUSTER INFO|FAILOVER|PSYNC ? -1|SYNC|RESTORE k 0 x"""
+
+
+@pytest.mark.parametrize("command", FORBIDDEN.replace("\n", "|").split("|"))
+def test_our_processes_may_not_change_the_server(our_client: redis.Redis, command: str) -> None:
+    with pytest.raises(redis.exceptions.NoPermissionError):
+        our_client.execute_command(*command.split())
+    script = "return redis.call(unpack(ARGV))"
+    with pytest.raises(redis.ResponseError):
+        our_client.eval(script, 0, *command.split())
+
+
+@pytest.fixture(scope="module")
+def our_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
+    with EmbeddedRedis(tmp_path_factory.mktemp("rights")) as server:
+        client = RedisAddress.parse(server.url).client()
+        yield client
+        client.close()
+
+
+def test_doctor_finds_that_all_rights_are_there(home: Path) -> None:
+    with EmbeddedRedis(home) as server:
+        assert refusals(RedisAddress.parse(server.url)) == []
+
+
+def test_a_home_with_a_path_too_long_for_a_socket_has_a_port(tmp_path: Path) -> None:
+    home = tmp_path / ("x" * 100)
+    with EmbeddedRedis(home) as server:
+        assert server.url.startswith("redis://vantage:")
+        process = psutil.Process(server.pid)
+        listening = [c for c in process.net_connections("inet") if c.status == "LISTEN"]
+        assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+        assert discover_redis_url(Settings.from_env({"VANTAGE_HOME": str(home)})) == server.url
+
+
+def test_where_no_socket_can_be_made_it_has_a_port(home: Path) -> None:
+    (home / "run").mkdir()
+    (home / "run" / "redis.sock").mkdir()
+    (home / "run" / "redis.sock" / "full").touch()
+    server = EmbeddedRedis(home)
+    try:
+        assert server.start().startswith("redis://vantage:")
+    finally:
+        shutil.rmtree(home / "run" / "redis.sock")
+        server.stop()
+
+
+def test_a_server_that_is_replicated_has_a_user_for_that_alone(
+    home: Path, tmp_path: Path, eventually: Callable[..., Any]
+) -> None:
+    port = free_port()
+    with EmbeddedRedis(home, f"127.0.0.1:{port}") as server, OperatorsRedis(tmp_path) as copy:
+        record = json.loads((home / "run" / "redis.json").read_text())["replication"]
+        assert record["address"] == f"127.0.0.1:{port}"
+        ours = RedisAddress.parse(server.url).client(0)
+        ours.set("key", "value")
+        copy.client.config_set("masteruser", record["user"])
+        copy.client.config_set("masterauth", record["password"])
+        copy.client.replicaof("127.0.0.1", str(port))
+        eventually(lambda: copy.client.get("key") == b"value")
+        ours.close()
+        login = f"{record['user']}:{record['password']}"
+        other = RedisAddress.parse(f"redis://{login}@127.0.0.1:{port}/0").client(0)
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            other.get("key")
+        other.close()
+        with pytest.raises(redis.AuthenticationError):
+            RedisAddress.parse(f"redis://127.0.0.1:{port}/0").client(0).ping()
+
+
+def test_who_listens_at_the_port_of_a_server_that_is_gone_gets_nothing(settings: Settings) -> None:
+    """Not even the password: the process that was written down no longer runs."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        listener.setblocking(False)
+        url = f"redis://vantage:password@127.0.0.1:{listener.getsockname()[1]}/0"
+        record = {"url": url, "pid": os.getpid(), "owner": 1, "started": 1}
+        (settings.home / "run").mkdir()
+        (settings.home / "run" / "redis.json").write_text(json.dumps(record))
+        assert discover_redis_url(settings) is None
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_it_dies_with_its_parent_even_by_kill_9(settings: Settings) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import multiprocessing
 import os
 import re
-import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from operators_redis import OperatorsRedis
 from PIL import Image
 from sites import Site, make_settings
 
@@ -180,8 +181,10 @@ def test_workers_that_cannot_be_used_leave_no_connection_open(tmp_path: Path) ->
         sockets = [c for c in process.net_connections() if c.raddr and c.raddr.port == redis_port]
         return [*databases, *sockets]
 
-    with EmbeddedRedis(settings.home) as server:
-        port = urllib.parse.urlsplit(server.url).port
+    with OperatorsRedis(tmp_path) as server:
+        settings = dataclasses.replace(settings, redis_url=server.url)
+        port = server.port
+        server.client.close()  # the test's own connection
         assert left_by(SchemaVersionError, port) == []
         with Collection.open("one", settings, local=True) as made:
             open_collection(made.resources, "one")

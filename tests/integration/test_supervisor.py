@@ -561,7 +561,7 @@ class TestClient:
                     handle.ready,
                     handle.wait,
                 ):
-                    with pytest.raises(BrokerUnavailableError, match=r"127\.0\.0\.1"):
+                    with pytest.raises(BrokerUnavailableError, match="unix://"):
                         call()
 
     def test_a_search_whose_data_redis_has_lost_does_not_hang(

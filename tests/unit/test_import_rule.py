@@ -58,7 +58,7 @@ STAGES = {
     "pipeline.addresses": set[str](),
     "pipeline.cores": set[str](),
     "pipeline.redaction": set[str](),
-    "pipeline.config": {"pipeline.addresses", "pipeline.cores", "pipeline.redaction"},
+    "pipeline.config": {"pipeline.addresses", "pipeline.cores"},
     "pipeline.records": set[str](),
     "pipeline.job_kinds": {"pipeline.job_params"},
     "pipeline.job_params": {"pipeline.config"},

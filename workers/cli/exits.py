@@ -9,7 +9,6 @@ import sys
 import typer
 
 from pipeline.errors import ConfigError, InputError, VantageError
-from pipeline.redaction import redacted, secrets_of_environment
 from workers.cli.output import printable, to_stderr, wants_colour, write_json
 
 OK = 0
@@ -39,6 +38,8 @@ def exit_code(error: VantageError) -> int:
 
 def show_error(error: VantageError, as_json: bool) -> int:
     """Print an error; return its exit code."""
+    from pipeline.redaction import redacted, secrets_of_environment
+
     # Of what is told, not all is ours: a driver may quote an address.
     secrets = secrets_of_environment(os.environ)
     values = {name: redacted(text, secrets) for name, text in error.to_dict().items()}
