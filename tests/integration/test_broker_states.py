@@ -31,6 +31,7 @@ from pipeline.metadata.records import WorkerRecord
 from vantage import Collection
 from workers.context import Context
 from workers.environment import environment
+from workers.messages import PROTOCOL
 from workers.processes import die_with_parent, stop_process
 from workers.redis_check import refusals
 from workers.redis_rights import RIGHTS
@@ -91,7 +92,12 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorsRedis]:
 
 @pytest.fixture(scope="module")
 def settings(redis: OperatorsRedis, tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    settings = make_settings(tmp_path_factory.mktemp("states") / "home", redis_url=redis.url)
+    return _installation(tmp_path_factory.mktemp("states") / "home", redis.url)
+
+
+def _installation(home: Path, url: str) -> Settings:
+    """Make a database; its identity gives it queues of its own."""
+    settings = make_settings(home, redis_url=url)
     engine = create_metadata_engine(settings.database_url)
     upgrade(engine)
     engine.dispose()
@@ -140,19 +146,21 @@ def test_a_worker_waits_while_redis_refuses(
 @long_only
 @pytest.mark.parametrize("state", REFUSALS)
 def test_a_worker_with_a_pool_of_processes_waits_while_redis_refuses(
-    settings: Settings, redis: OperatorsRedis, state: str, eventually: Eventually
+    redis: OperatorsRedis, tmp_path: Path, state: str, eventually: Eventually
 ) -> None:
+    settings = _installation(tmp_path / "home", redis.url)
     with _worker(settings, redis, "pool", "prefork", eventually) as worker:
         _outlives(worker, state, 20 + list(REFUSALS).index(state), eventually)
 
 
 def test_a_task_that_ends_while_redis_is_killed_does_not_end_its_worker(
-    settings: Settings, redis: OperatorsRedis, eventually: Eventually
+    redis: OperatorsRedis, tmp_path: Path, eventually: Eventually
 ) -> None:
     """Its message cannot be acknowledged, and comes again; the result is ready while none listens.
 
     kombu: 'NoneType' object has no attribute 'hostname'.
     """
+    settings = _installation(tmp_path / "home", redis.url)
     with _worker(settings, redis, "processes", "prefork", eventually) as worker:
         pool = psutil.Process(worker.process.pid).children()
         task(worker.context.app, "extract.batch", 40, held=True).apply_async()
@@ -170,6 +178,7 @@ def test_a_task_that_ends_while_redis_is_killed_does_not_end_its_worker(
 
 BODY = base64.b64encode(b'[[1], {}, {"chord": null}]').decode()
 HEADERS = {"task": "extract.batch", "id": "an id", "lang": "py", "argsrepr": "", "kwargsrepr": ""}
+SENDER = {"vantage": {"installation": "ours", "protocol": PROTOCOL}}
 PROPERTIES = {
     "delivery_tag": "a tag",
     "delivery_info": {"exchange": "extract", "routing_key": "extract"},
@@ -181,7 +190,7 @@ MESSAGE = {
     "body": BODY,
     "content-type": "application/json",
     "content-encoding": "utf-8",
-    "headers": HEADERS,
+    "headers": {**HEADERS, **SENDER},
     "properties": PROPERTIES,
 }
 
@@ -213,40 +222,43 @@ UNREADABLE: dict[str, bytes | dict[str, Any]] = {
     "pickle": {"content-type": "application/x-python-serialize", **_body(b"\x80\x04N.")},
     "headers of another type": {"headers": [1]},
     "headers that are null": {"headers": None},
-    "no task": {"headers": {}},
-    "a task of another type": {"headers": {**HEADERS, "task": [1]}},
-    "an unknown task": {"headers": {**HEADERS, "task": "no.such.task"}},
-    "no id": {"headers": {"task": "extract.batch"}},
-    "a time that is none": {"headers": {**HEADERS, "eta": "soon"}},
-    "an end that is none": {"headers": {**HEADERS, "expires": {"a": 1}}},
-    "an unknown compression": {"headers": {**HEADERS, "compression": "none"}},
+    "no task": {"headers": SENDER},
+    "a task of another type": {"headers": {**HEADERS, **SENDER, "task": [1]}},
+    "an unknown task": {"headers": {**HEADERS, **SENDER, "task": "no.such.task"}},
+    "no id": {"headers": {"task": "extract.batch", **SENDER}},
+    "a time that is none": {"headers": {**HEADERS, **SENDER, "eta": "soon"}},
+    "an end that is none": {"headers": {**HEADERS, **SENDER, "expires": {"a": 1}}},
+    "an unknown compression": {"headers": {**HEADERS, **SENDER, "compression": "none"}},
     "a body that is not JSON": _body("hello"),
     "a body that is a number": _body("5"),
     "a body of two": _body("[1, 2]"),
     "a body of four": _body("[1, 2, 3, 4]"),
-    "time limits of another type": {"headers": {**HEADERS, "timelimit": "long"}},
+    "time limits of another type": {"headers": {**HEADERS, **SENDER, "timelimit": "long"}},
 }
 
 
-UNKNOWN = ("an unknown task",)
-"""Celery itself drops these."""
+OTHERWISE_DROPPED = ("an unknown task", "headers that are null")
+"""Celery itself drops the one; the other is one of no installation."""
 
 
-def _raw(change: bytes | dict[str, Any]) -> bytes:
-    return change if isinstance(change, bytes) else json.dumps({**MESSAGE, **change}).encode()
+def _raw(change: bytes | dict[str, Any], installation: str) -> bytes:
+    if isinstance(change, bytes):
+        return change
+    return json.dumps({**MESSAGE, **change}).replace("ours", installation).encode()
 
 
 def test_messages_that_cannot_be_read_are_dropped_and_counted(
     worker: Worker, eventually: Eventually
 ) -> None:
+    keys = worker.context.keys
     for change in UNREADABLE.values():
-        worker.redis.client.lpush("extract", _raw(change))
+        worker.redis.client.lpush(keys.queue("extract"), _raw(change, keys.identity))
     worker.send(60)
     eventually(lambda: worker.log() and 60 in worker.runs())
-    assert worker.redis.client.llen("extract") == 0
-    eventually(lambda: worker.log() and worker.redis.client.hlen("unacked") == 0)
-    # All but the one that has a name and a body of its form: it is a task that failed.
-    dropped = len(UNREADABLE) - len(UNKNOWN)
+    assert worker.redis.client.llen(keys.queue("extract")) == 0
+    unacked = keys.queue("unacked")
+    eventually(lambda: worker.log() and worker.redis.client.hlen(unacked) == 0)
+    dropped = len(UNREADABLE) - len(OTHERWISE_DROPPED)
     told = f"threads@test has dropped {dropped} messages that it could not read: see the log"
     eventually(lambda: _details(worker.settings, "threads@test")["troubles"] == [told])
     assert worker.log().count("cannot be read and is dropped") == dropped
@@ -256,8 +268,10 @@ def test_unacknowledged_messages_that_cannot_be_read_hold_up_no_other(
     worker: Worker, eventually: Eventually
 ) -> None:
     """What a dead worker had not acknowledged is sent again, after the visibility timeout."""
-    client = worker.redis.client
-    sound = {**MESSAGE, **_body("[[61], {}, {}]"), "headers": {**HEADERS, "id": "another id"}}
+    client, keys = worker.redis.client, worker.context.keys
+    unacked, index = keys.queue("unacked"), keys.queue("unacked_index")
+    headers = {**HEADERS, "vantage": {"installation": keys.identity, "protocol": PROTOCOL}}
+    sound = {**MESSAGE, **_body("[[61], {}, {}]"), "headers": headers}
     entries = {
         "1": b"not JSON",
         "2": b"5",
@@ -268,12 +282,10 @@ def test_unacknowledged_messages_that_cannot_be_read_hold_up_no_other(
         "7": json.dumps([sound, "extract", "extract"]).encode(),
     }
     for tag, entry in entries.items():
-        client.hset("unacked", tag, entry)
-        client.zadd("unacked_index", {tag: 1000.0 - int(tag)})
+        client.hset(unacked, tag, entry)
+        client.zadd(index, {tag: 1000.0 - int(tag)})
     eventually(lambda: worker.log() and 61 in worker.runs())
-    eventually(
-        lambda: worker.log() and client.hlen("unacked") == client.zcard("unacked_index") == 0
-    )
+    eventually(lambda: worker.log() and client.hlen(unacked) == client.zcard(index) == 0)
 
 
 def _details(settings: Settings, name: str) -> Mapping[str, Any]:
@@ -290,12 +302,11 @@ def test_the_rights_in_operations_suffice(tmp_path: Path, eventually: Eventually
     (line,) = [line for line in page.splitlines() if line.startswith("ACL SETUSER vantage")]
     assert line.endswith(f" {RIGHTS}")
     with OperatorsRedis(tmp_path) as redis:
-        redis.client.execute_command(*line.replace("PASSWORD", "word").split())
+        # The keys of the tasks in `chord_app` are not those of Vantage.
+        own = ("~runs", "~go", "~collected")
+        redis.client.execute_command(*line.replace("PASSWORD", "word").split(), *own)
         url = redis.url.replace("//", "//vantage:word@")
-        settings = make_settings(tmp_path / "home", redis_url=url)
-        engine = create_metadata_engine(settings.database_url)
-        upgrade(engine)
-        engine.dispose()
+        settings = _installation(tmp_path / "home", url)
         assert refusals(RedisAddress.parse(url)) == []
         with _worker(settings, redis, "rights", "threads", eventually) as worker:
             app = worker.context.app
