@@ -26,14 +26,22 @@ def hash_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def read_file(path: str | Path, *, limits: ImageLimits) -> bytes:
+def read_file(path: str | Path, *, limits: ImageLimits, roots: Sequence[str] = ("/",)) -> bytes:
     """Read a regular file of at most ``limits.max_bytes`` bytes.
+
+    Parameters
+    ----------
+    path : str or Path
+    limits : ImageLimits
+    roots : sequence of str, default ("/",)
+        Folders that the file must lie in. The opened file is judged, not its name: a link may be
+        laid, or a folder replaced, at any moment before.
 
     Raises
     ------
     ImageReadError
         Codes ``vanished``, ``permission-denied``, ``not-a-file``, ``symlink-loop``,
-        ``too-large-bytes``, ``read-error``.
+        ``outside-roots``, ``too-large-bytes``, ``read-error``.
     """
     name = os.fspath(path)
     try:
@@ -44,6 +52,7 @@ def read_file(path: str | Path, *, limits: ImageLimits) -> bytes:
         with os.fdopen(descriptor, "rb") as file:
             status = os.fstat(descriptor)
             require_regular(name, status.st_mode)
+            _require_below(name, descriptor, roots)
             require_bytes(name, status.st_size, limits)
             data = file.read(limits.max_bytes + 1)
     except OSError as error:
@@ -80,18 +89,41 @@ def read_location(
         fault.
     """
     try:
-        if "/" not in roots and not is_below(path, roots):
-            raise outside_roots(path)
-        return read_file(path, limits=limits)
+        return read_file(path, limits=limits, roots=roots)
     except ImageReadError as error:
         if error.code == "vanished" and path != root and _is_missing_folder(root):
             raise MissingRootError(root) from error
         raise
 
 
+def _require_below(name: str, descriptor: int, roots: Sequence[str]) -> None:
+    """Refuse an opened file that lies in none of the folders.
+
+    Raises
+    ------
+    ImageReadError
+        Code ``outside-roots``.
+    """
+    if "/" in roots:
+        return
+    try:
+        # The kernel's own answer: where the opened file lies now.
+        real = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
+    except OSError:  # a system without it
+        real = os.path.realpath(name)
+        if not os.path.samestat(os.stat(real), os.fstat(descriptor)):  # noqa: PTH116
+            raise outside_roots(name) from None
+    if not _lies_below(real, roots):
+        raise outside_roots(name)
+
+
 def is_below(path: str, roots: Sequence[str]) -> bool:
     """Say whether a path lies in one of the folders, or is one, all links resolved."""
-    resolved = os.path.realpath(path)
+    return _lies_below(os.path.realpath(path), roots)
+
+
+def _lies_below(resolved: str, roots: Sequence[str]) -> bool:
+    """Say whether a path without links lies in one of the folders, or is one."""
     folders = (os.path.realpath(root).rstrip("/") for root in roots)
     return any(resolved == folder or resolved.startswith(folder + "/") for folder in folders)
 

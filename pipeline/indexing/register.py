@@ -149,7 +149,8 @@ def _registered(resources: Resources, file: FoundFile) -> RegisteredFile:
     began_ns = time.time_ns()
     if error is None:
         try:
-            sha256 = hash_bytes(read_file(file.path, limits=resources.settings.image_limits))
+            limits, roots = resources.settings.image_limits, resources.settings.image_roots
+            sha256 = hash_bytes(read_file(file.path, limits=limits, roots=roots))
         except ImageReadError as exc:
             error = exc
     stamp = _stamp(file)

@@ -204,6 +204,52 @@ class TestLinks:
             read_location(found.path, found.root, limits=LIMITS, roots=roots)
         assert caught.value.code == "outside-roots"
 
+    def test_the_opened_file_is_judged_however_its_name_changes(self, tmp_path: Path) -> None:
+        """A link is laid and removed again and again: what is read always lies inside."""
+        make(tmp_path, "in/sub/a.jpg", "out/sub/a.jpg")
+        inside, link = tmp_path / "in" / "sub", tmp_path / "in" / "link"
+        aside = tmp_path / "in" / "aside"
+        link.symlink_to(tmp_path / "out" / "sub")
+        done = threading.Event()
+
+        def change() -> None:
+            while not done.is_set():
+                inside.rename(aside)
+                link.rename(inside)
+                inside.rename(link)
+                aside.rename(inside)
+
+        thread = threading.Thread(target=change)
+        thread.start()
+        seen: set[str] = set()
+        try:
+            for _ in range(2000):
+                try:
+                    data = read_file(inside / "a.jpg", limits=LIMITS, roots=[str(tmp_path / "in")])
+                    seen.add(data.decode())
+                except ImageReadError as error:
+                    seen.add(error.code)
+        finally:
+            done.set()
+            thread.join()
+        assert seen <= {"in/sub/a.jpg", "outside-roots", "vanished"}
+
+    def test_an_opened_file_outside_is_refused(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        make(tmp_path, "in/a.jpg", "out/a.jpg", "in-not/a.jpg")
+        real = os.open
+        for outside in ("out", "in-not"):
+            # The name led inside when it was looked at, and outside when it was opened.
+            def swapped(_path: str, flags: int, outside: str = outside) -> int:
+                return real(tmp_path / outside / "a.jpg", flags)
+
+            with monkeypatch.context() as patch:
+                patch.setattr("pipeline.files.os.open", swapped)
+                with pytest.raises(ImageReadError) as caught:
+                    read_file(tmp_path / "in/a.jpg", limits=LIMITS, roots=[str(tmp_path / "in")])
+            assert caught.value.code == "outside-roots"
+
     def test_allowed_folders_may_be_links_themselves(self, tmp_path: Path) -> None:
         make(tmp_path, "real/a.jpg")
         (tmp_path / "mount").symlink_to(tmp_path / "real")
