@@ -169,10 +169,14 @@ def _rows_are_as_the_extractor_says(resources: Resources, record: CollectionReco
 def _try_model(chosen: ChosenExtractor) -> None:
     """Make the extractor from a local model file before anything is stored.
 
-    An error then names the given file, and leaves nothing behind.
+    An error then names the given file, and leaves nothing behind. First in a process of its own: a
+    model may take all time and memory.
     """
     model = chosen.model
     if model is not None:
+        from pipeline.extraction.trial import try_model
+
+        try_model(chosen.config, model)
         get_extractor(chosen.config, lambda _sha256: model)
 
 

@@ -94,6 +94,10 @@ def _describe(spec: str, config: ExtractorConfig, model: Path | None) -> Extract
     """Make an extractor and describe it."""
     known = registration(config.name)
     try:
+        if model is not None:
+            from pipeline.extraction.trial import try_model
+
+            try_model(config, model)
         made = get_extractor(config, lambda _sha256: model or Path())
         info = ExtractorInfo(
             spec,

@@ -20,11 +20,25 @@ from pipeline.extraction.cnn.wire import BYTES, Field, encoded, fields, message
 FLOAT, UINT8, FLOAT16 = 1, 2, 10
 """Element types of ONNX tensors."""
 
+_TENSOR_ELSEWHERE = 13, 14
+"""Fields of a tensor that say where else its numbers are: a list of places, the kind of place."""
+
+_INSIDE = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "function": {7: "node", 11: "attribute"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+}
+"""Every way that leads to a tensor: by kind of message, field number and kind of what it holds."""
+
 _MODEL_GRAPH = 7
 _NODE, _INITIALIZER, _INPUT, _OUTPUT, _VALUE_INFO = 1, 5, 11, 12, 13
 _NODE_INPUT, _NODE_OUTPUT, _NODE_ATTRIBUTE = 1, 2, 5
 _ATTRIBUTE_GRAPHS = (6, 11)
-_TENSOR_NAME, _TENSOR_LOCATION = 8, 14
+_TENSOR_NAME = 8
 _FREE_BATCH = "vantage_batch"
 
 
@@ -110,6 +124,12 @@ class ModelFile:
 
     def _read(self) -> None:
         """Go through the graph once."""
+        if _keeps_numbers_elsewhere(memoryview(self._data)):
+            raise ConfigError(
+                "model",
+                str(self.path),
+                "keeps weights in other files; save it as one file, which its SHA-256 then names",
+            )
         self._head = list(fields(self._data))
         graphs = [f.value for f in self._head if (f.number, f.wire_type) == (_MODEL_GRAPH, BYTES)]
         if len(graphs) != 1:
@@ -126,12 +146,6 @@ class ModelFile:
     def _weight(self, field: Field) -> str:
         """Return the name of a stored weight."""
         parts = {part.number: part for part in fields(field.value)}
-        if _TENSOR_LOCATION in parts and parts[_TENSOR_LOCATION].integer():
-            raise ConfigError(
-                "model",
-                str(self.path),
-                "keeps weights in other files; save it as one file, which its SHA-256 then names",
-            )
         return parts[_TENSOR_NAME].text() if _TENSOR_NAME in parts else ""
 
     def needed_inputs(self, output: str) -> tuple[TensorType, ...]:
@@ -180,6 +194,25 @@ class ModelFile:
                 kept.append(node)
                 names |= node.inputs
         return kept[::-1], names
+
+
+def _keeps_numbers_elsewhere(model: memoryview) -> bool:
+    """Tell whether any tensor, however deep in inner graphs, is kept in another file.
+
+    A runtime would read whatever file of this host the model names.
+    """
+    left = [("model", model)]
+    while left:
+        kind, content = left.pop()
+        for field in fields(content):
+            if kind == "tensor":
+                if field.number in _TENSOR_ELSEWHERE and (
+                    field.wire_type == BYTES or field.integer()
+                ):
+                    return True
+            elif field.number in _INSIDE[kind] and field.wire_type == BYTES:
+                left.append((_INSIDE[kind][field.number], field.value))
+    return False
 
 
 def _node(field: Field) -> _Node:
