@@ -59,10 +59,12 @@ class RedisAddress:
         Raises
         ------
         ConfigError
-            The URL has not one of the forms that are known.
+            The URL has not one of the forms that are known, or an option that nobody knows.
         """
         try:
-            return cls._parse(url)
+            address = cls._parse(url)
+            address._try_options()
+            return address
         except ValueError as error:
             told = str(error) if isinstance(error, _WrongError) else _ALLOWED
             raise ConfigError("VANTAGE_REDIS_URL", without_secrets(url), told) from None
@@ -97,6 +99,17 @@ class RedisAddress:
             place = part.netloc if not urls else part.netloc.rpartition("@")[2]
             urls.append(urlunsplit(part._replace(netloc=place, path="", fragment="")))
         return cls(tuple(urls), database, master if sentinel else None)
+
+    def _try_options(self) -> None:
+        """Make a connection without opening it; a ValueError says that an option is wrong."""
+        if self.master_name is not None:
+            return
+        try:
+            self.client().connection_pool.make_connection()
+        except Exception as error:  # of every kind, by the option
+            # A name that it does not know is the argument of a function for redis-py.
+            told = str(error).rpartition("unexpected keyword argument ")[2]
+            raise _WrongError(f"an option after ? is wrong or not known: {told}") from None
 
     @classmethod
     def _of_socket(cls, parts: list[SplitResult]) -> RedisAddress:

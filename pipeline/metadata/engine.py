@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -93,6 +94,7 @@ def _engine_of(parsed: URL) -> Engine:
     if parsed.get_backend_name() == "sqlite":
         return _sqlite_engine(parsed)
     try:
+        _require_options(parsed)
         return create_engine(
             parsed,
             pool_size=2,
@@ -107,6 +109,25 @@ def _engine_of(parsed: URL) -> Engine:
             shown(parsed),
             "needs the PostgreSQL driver: pip install 'vantage-cbir[postgresql]'",
         ) from error
+
+
+def _require_options(parsed: URL) -> None:
+    """Refuse a port or an option in the address of a PostgreSQL database that cannot be.
+
+    Raises
+    ------
+    ConfigError
+    ModuleNotFoundError
+        The driver, which knows the options, is not installed.
+    """
+    if parsed.port is not None and not 0 < parsed.port < 65536:
+        raise ConfigError(_SETTING, shown(parsed), "the port must be a number from 1 to 65535")
+    psycopg: Any = import_module("psycopg")
+    try:
+        import_module("psycopg.conninfo").make_conninfo(**dict(parsed.query))
+    except (psycopg.ProgrammingError, TypeError) as error:
+        told = f"an option after ? is not known: {str(error).strip()}"
+        raise ConfigError(_SETTING, shown(parsed), told) from error
 
 
 def parse_url(url: str) -> URL:

@@ -63,6 +63,19 @@ def test_other_addresses_are_refused_without_showing_a_password(url: str) -> Non
     assert "word" not in str(caught.value)
 
 
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "abc"])
+def test_a_port_that_cannot_be_is_refused(port: str) -> None:
+    with pytest.raises(ConfigError, match="VANTAGE_DATABASE_URL"):
+        create_metadata_engine(f"postgresql://me:word@host:{port}/vantage")
+
+
+def test_an_option_that_cannot_be_is_refused() -> None:
+    pytest.importorskip("psycopg")
+    with pytest.raises(ConfigError, match="is not known") as caught:
+        create_metadata_engine("postgresql://me:word@host/vantage?bogus=1")
+    assert "word" not in str(caught.value)
+
+
 def test_a_missing_postgresql_driver_is_named_with_its_remedy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

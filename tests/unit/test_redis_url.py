@@ -103,3 +103,27 @@ def test_an_error_about_an_address_does_not_show_its_password() -> None:
         with pytest.raises(ConfigError) as caught:
             RedisAddress.parse(url)
         assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "bogus=1",
+        "socket_timeout=soon",
+        "max_connections=-1",
+        "health_check_interval=x",
+        "protocol=9",
+        "ssl_cert_reqs=maybe",
+    ],
+)
+def test_an_option_that_cannot_be_is_named_before_anything_is_opened(option: str) -> None:
+    scheme = "rediss" if option.startswith("ssl") else "redis"
+    with pytest.raises(ConfigError, match="is wrong or not known") as caught:
+        RedisAddress.parse(f"{scheme}://:secret@host/0?{option}")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "abc", "1:2"])
+def test_a_port_that_cannot_be_is_refused(port: str) -> None:
+    with pytest.raises(ConfigError, match="VANTAGE_REDIS_URL"):
+        RedisAddress.parse(f"redis://host:{port}/0")
