@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from pipeline.config import Settings
 from pipeline.metadata.engine import create_metadata_engine, migration_connection, parse_url
 from pipeline.metadata.models import Base
+from pipeline.metadata.sqlite import make_file
 
 OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
@@ -47,6 +48,7 @@ elif given is not None:
 else:
     engine = create_metadata_engine(Settings.from_env().database_url)
     try:
+        make_file(engine)
         with migration_connection(engine) as own:
             run_online(own)
     finally:

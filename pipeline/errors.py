@@ -168,9 +168,12 @@ class SchemaVersionError(StateError):
 
     def __str__(self) -> str:
         found, expected = self.args
+        remedy = "run `vantage migrate`"
+        # Revisions are numbers of four digits.
+        if found is not None and found > expected:
+            remedy = "a newer release made it: install a newer Vantage"
         return (
-            f"the database is at schema {found or 'none'}, this program needs {expected}; "
-            "run `vantage migrate`"
+            f"the database is at schema {found or 'none'}, this program needs {expected}; {remedy}"
         )
 
 

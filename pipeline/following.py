@@ -15,6 +15,7 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.heartbeats import live_workers
 from pipeline.metadata.jobs import get_job
 from pipeline.metadata.records import JobProgress
+from pipeline.metadata.sqlite import is_locked
 
 __all__ = ["follow_job", "watched"]
 
@@ -56,7 +57,9 @@ def _is_deserted(engine: Engine, job_id: str, host_timeout_s: float) -> bool:
     with session_scope(engine, write=False) as session:
         if get_job(session, job_id).process is not None:
             return False
-        return not live_workers(session, time.time(), host_timeout_s)
+        live = live_workers(session, time.time(), host_timeout_s)
+    # Of a locked database nobody can tell.
+    return not live and not is_locked(engine)
 
 
 @contextmanager

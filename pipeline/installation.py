@@ -126,7 +126,7 @@ def check_store(engine: Engine, root: StoreRoot) -> None:
         if used and own.store is not None and not _same_store(own.store, here):
             raise _unmarked(own, here)
     elif found.identity != own.identity:
-        raise _foreign(own, found, here)
+        raise _foreign(own, found, here, used)
 
 
 def settle(
@@ -190,7 +190,7 @@ def _settle_store(engine: Engine, root: StoreRoot, own: Installation, used: bool
         _mark(engine, root, own)
     elif found.identity != own.identity:
         if not _follows(own, found, here):
-            raise _foreign(own, found, here)
+            raise _foreign(own, found, here, used)
         _mark(engine, root, own)
     elif own.store != here or found.store != here:
         _mark(engine, root, own)
@@ -223,7 +223,7 @@ def _mark(engine: Engine, root: StoreRoot, own: Installation) -> None:
     root.replace(MARKER, json.dumps(values, indent=1, sort_keys=True).encode() + b"\n")
     found = _read_marker(root)
     if found is not None and found.identity != own.identity:
-        raise _foreign(own, found, here)
+        raise _foreign(own, found, here, used=True)
     with session_scope(engine) as session:
         note_store(session, here)
 
@@ -250,8 +250,17 @@ def _read_marker(root: StoreRoot) -> Marker | None:
         ) from error
 
 
-def _foreign(own: Installation, found: Marker, here: Place) -> OtherInstallationError:
-    """Return the error for a store with the marker of another installation."""
+def _foreign(own: Installation, found: Marker, here: Place, used: bool) -> OtherInstallationError:
+    """Return the error for a store with the marker of another installation.
+
+    An empty database in the place of the one that the store was used with has replaced a lost one.
+    """
+    if not used and found.database == own.place["path"]:
+        return OtherInstallationError(
+            f"the database {own.place['path']} is empty, but the store {here['path']} holds the "
+            "files of the one that was there: restore the backup of the database (and remove its "
+            "-wal and -shm files before), or, to start anew, move the store away"
+        )
     mine = f"set VANTAGE_STORE to its own store, {own.store['path']}" if own.store else ""
     return OtherInstallationError(
         f"the store {here['path']} belongs to another installation (identity {found.identity}, "

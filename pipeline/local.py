@@ -34,6 +34,7 @@ from pipeline.installation import check_store, settle
 from pipeline.job_kinds import Kind
 from pipeline.job_params import JobParams
 from pipeline.locations import check_locations
+from pipeline.lost_database import refuse_lost_database
 from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import prepare_schema, session_scope
 from pipeline.metadata.records import CollectionRecord, JobOrigin, JobRecord, JobStage, PartRecord
@@ -111,6 +112,7 @@ class LocalDriver:
         self.resources = Resources(replace(settings, group_threads=self._threads))
         self._pool = ThreadPoolExecutor(self._threads, "vantage")
         try:
+            refuse_lost_database(self.resources.engine, settings.store)
             prepare_schema(self.resources.engine)
             check_store(self.resources.engine, StoreRoot(settings.store))
         except BaseException:

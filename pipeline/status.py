@@ -24,6 +24,7 @@ from pipeline.metadata.records import (
     JobRecord,
     WorkerRecord,
 )
+from pipeline.metadata.sqlite import LOCKED, is_locked
 from pipeline.store_check import FileTrouble, look_for_troubles
 from pipeline.text import seconds
 
@@ -58,7 +59,8 @@ class JobLine:
         done = f"{now.done:,}" if now.total is None else f"{now.done:,}/{now.total:,}"
         unit = "" if now.step is None else f" {now.step.unit}"
         left = "" if now.eta_s is None else f", {seconds(now.eta_s)} left"
-        return f"{now.stage} {done}{unit}{left}"
+        trouble = f"; tried again: {now.message}" if now.message else ""
+        return f"{now.stage} {done}{unit}{left}{trouble}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -81,8 +83,10 @@ class SystemStatus:
         Groups that the shown collections need and no worker serves.
     files : tuple of FileTrouble
         Files of the store that the shown collections need and that are not as they should be.
+    locked : bool
+        Nobody can write to the database, so no worker is known to live.
     troubles : tuple of str
-        What else workers could not read, a sentence each.
+        What else is wrong, a sentence each: what workers could not read, the locked database.
     """
 
     home: str
@@ -91,6 +95,7 @@ class SystemStatus:
     workers: tuple[WorkerRecord, ...]
     served: dict[int, list[str]]
     files: tuple[FileTrouble, ...] = ()
+    locked: bool = False
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -98,7 +103,8 @@ class SystemStatus:
         told = [text for worker in self.workers for text in worker.details.get("troubles", ())]
         known = [file.key for file in self.files if file.key]
         fresh = [text for text in told if not any(key in text for key in known)]
-        return tuple(dict.fromkeys(fresh))
+        locked = [f"the database is locked: {LOCKED}"] if self.locked else []
+        return tuple(dict.fromkeys([*locked, *fresh]))
 
     @property
     def unserved(self) -> tuple[int, ...]:
@@ -145,6 +151,7 @@ def read_status(settings: Settings, engine: Engine, collection: str | None) -> S
     files = look_for_troubles(settings, engine, every if collection is None else [collection])
     with session_scope(engine, write=False) as session:
         names = every if collection is None else [collection]
+        live = live_workers(session, now, settings.host_timeout_s)
         found = tuple(collection_status(session, name) for name in names)
         return SystemStatus(
             home=str(settings.home),
@@ -154,9 +161,10 @@ def read_status(settings: Settings, engine: Engine, collection: str | None) -> S
                 for item in found
                 for job_id in _shown_jobs(item, list_jobs(session, item.id, limit=1))
             ),
-            workers=tuple(live_workers(session, now, settings.host_timeout_s)),
+            workers=tuple(live),
             served=groups_served(session, now, settings.host_timeout_s),
             files=tuple(files),
+            locked=not live and is_locked(engine),
         )
 
 

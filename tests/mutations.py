@@ -47,7 +47,7 @@ from pipeline.retrieval.plan import make_plan
 from pipeline.retrieval.scan import scan_opened, scan_segment
 from pipeline.retrieval.score import rank_images
 from workers import searches
-from workers.keys import KEYS
+from workers.keys import Keys, keep_s
 from workers.searches import Ticket
 
 MEMORY = 3 * 2**30
@@ -141,10 +141,16 @@ def use_scan(data: bytes) -> None:
 
 
 class OneValue:
-    """A Redis that holds one value."""
+    """A context whose Redis holds one value."""
+
+    keys = Keys("a")
 
     def __init__(self, value: bytes) -> None:
         self.value = value
+
+    @property
+    def redis(self) -> OneValue:
+        return self
 
     def get(self, _key: str) -> bytes:
         return self.value
@@ -153,7 +159,7 @@ class OneValue:
 def use_ticket(data: bytes) -> None:
     ticket = Ticket.load(OneValue(data), "a")  # type: ignore[arg-type]
     assert ticket is not None
-    KEYS.keep_s(ticket.deadline_at)
+    keep_s(ticket.deadline_at)
     assert all(0 <= group < 16 for group in (*ticket.asked, *ticket.missing))
 
 
@@ -211,7 +217,7 @@ def _scan() -> Specimen:
 
 def _texts() -> dict[str, tuple[Any, Callable[[bytes], object]]]:
     """Messages without arrays."""
-    ticket = Ticket("a", 3, (0, 1), (2,), 1.0e9, 1.0e9, 1.0e9)
+    ticket = Ticket("a", "an installation", 3, (0, 1), (2,), 1.0e9, 1.0e9, 1.0e9)
     match = Match(1, "ab", ("/a",), 0.5, 3, 4, 5)
     plan = {"kind": "exhaustive", "scanned_share": 0.1}
     result = SearchResult((match,), True, (), plan, {"rank": 1.0}, {"digest": "a"})

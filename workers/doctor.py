@@ -357,6 +357,7 @@ def _flower(settings: Settings) -> Iterator[Check]:
 def _workers(settings: Settings) -> Iterator[Check]:
     from pipeline.metadata.engine import create_metadata_engine, database_exists, session_scope
     from pipeline.metadata.heartbeats import live_workers
+    from pipeline.metadata.sqlite import LOCKED, is_locked
 
     if not database_exists(settings.database_url):
         yield Check("workers", True, "none: `vantage up` starts them")
@@ -365,8 +366,12 @@ def _workers(settings: Settings) -> Iterator[Check]:
     try:
         with session_scope(engine, write=False) as session:
             hosts = live_workers(session, time.time(), settings.host_timeout_s)
+        locked = not hosts and is_locked(engine)
     finally:
         engine.dispose()
+    if locked:
+        yield Check("workers", False, LOCKED, "find and end it: `lsof` or `fuser` name it")
+        return
     listing = ", ".join(f"{host.name} ({host.state})" for host in hosts)
     yield Check("workers", True, listing or "none: `vantage up` starts them")
 

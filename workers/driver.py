@@ -14,6 +14,7 @@ from pipeline.config import Settings
 from pipeline.cores import usable_cores
 from pipeline.driver import JobHandle, Report
 from pipeline.errors import (
+    DatabaseUnavailableError,
     IndexNotBuiltError,
     InputError,
     NoWorkersError,
@@ -26,6 +27,7 @@ from pipeline.locations import check_locations
 from pipeline.metadata import heartbeats, jobs
 from pipeline.metadata.engine import require_schema, session_scope
 from pipeline.metadata.records import CollectionRecord
+from pipeline.metadata.sqlite import LOCKED, is_locked
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from pipeline.resources import Resources
@@ -252,6 +254,9 @@ class WorkersDriver:
         played = {role for worker in live for role in worker.roles}
         for role in roles:
             if role not in played:
+                if is_locked(self.context.engine):
+                    # Heartbeats cannot be written, so nobody is known to live.
+                    raise DatabaseUnavailableError(LOCKED)
                 raise NoWorkersError(role)
 
 

@@ -13,8 +13,9 @@ from sqlalchemy import Engine
 from pipeline.config import ExtractorConfig, Settings, digest
 from pipeline.errors import StateError, UnknownNameError
 from pipeline.evaluation import Dataset, EvaluationReport, run_evaluation
+from pipeline.lost_database import database_of
 from pipeline.metadata.collections import delete_collection
-from pipeline.metadata.engine import open_database, session_scope
+from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobProgress
 from pipeline.opening import choose_extractor
 from pipeline.records import FusedResult, SearchResult
@@ -89,7 +90,7 @@ class Evaluator:
         """
         configs = [choose_extractor(self.settings, spec).config for spec in specs]
         found, names = Evaluation(), []
-        with open_database(self.settings.database_url) as engine, ExitStack() as collections:
+        with database_of(self.settings, make=True) as engine, ExitStack() as collections:
             for spec, config, label in zip(specs, configs, _labels(specs, configs), strict=True):
                 names.append(collections.enter_context(self._collection(engine, config, found)))
                 found.unusable.append(self._index(names[-1], spec))

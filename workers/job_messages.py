@@ -24,9 +24,12 @@ from redis import RedisError
 from sqlalchemy.orm import Session
 
 from pipeline.errors import (
+    BrokerUnavailableError,
+    DatabaseUnavailableError,
     MissingRootError,
     TransientError,
     UnknownNameError,
+    VantageError,
 )
 from pipeline.job_kinds import all_stages, kind_of
 from pipeline.metadata import heartbeats, jobs, parts
@@ -297,7 +300,10 @@ def _guarded(
     try:
         job = _wanting(context, job_id, attempt)
         return VOID if job is None else work(job)
-    except (*PASSING, Ignore):
+    except Ignore:
+        raise
+    except PASSING as exc:
+        _note_trouble(context, job_id, attempt, exc)
         raise
     except MissingRootError as exc:
         if _wanting(context, job_id, attempt) is None:
@@ -314,6 +320,15 @@ def _guarded(
         with session_scope(context.engine) as session:
             jobs.finish_job(session, job_id, "failed", f"{type(exc).__name__}: {exc}")
         raise
+
+
+def _note_trouble(context: Context, job_id: str, attempt: int, error: Exception) -> None:
+    """Let `index` and `status` show what a job waits for; broker and database tell themselves."""
+    if isinstance(error, DatabaseUnavailableError | BrokerUnavailableError | RedisError):
+        return
+    said = str(error) or type(error).__name__
+    with contextlib.suppress(VantageError), session_scope(context.engine) as session:
+        jobs.note_trouble(session, job_id, attempt, f"{context.settings.host}: {said}")
 
 
 def _wanting(context: Context, job_id: str, attempt: int) -> JobRecord | None:

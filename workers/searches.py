@@ -27,10 +27,17 @@ from pipeline import errors
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.columns import require, require_types
 from pipeline.config import MAX_GROUPS
-from pipeline.errors import CorruptFileError, IndexNotBuiltError, TransientError, VantageError
+from pipeline.errors import (
+    CorruptFileError,
+    DatabaseUnavailableError,
+    IndexNotBuiltError,
+    TransientError,
+    VantageError,
+)
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.heartbeats import groups_served
 from pipeline.metadata.records import VersionRecord
+from pipeline.metadata.sqlite import LOCKED, is_locked
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from workers.context import Context
@@ -162,6 +169,11 @@ def begin(
     """Store a prepared batch and send its chord.
 
     Groups without a live worker get no scan; if no group has one, the answer is made at once.
+
+    Raises
+    ------
+    DatabaseUnavailableError
+        No worker is known to live, because nobody can write to the database.
     """
     from pipeline.searching import searched_groups
 
@@ -170,6 +182,8 @@ def begin(
     with session_scope(context.engine, write=False) as session:
         served = groups_served(session, now, timeout_s)
     wanted = searched_groups(version, batch.plan)
+    if wanted and not served and is_locked(context.engine):
+        raise DatabaseUnavailableError(LOCKED)
     ticket = Ticket(
         id=search_id,
         installation=context.identity,
@@ -223,16 +237,16 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
         asked = SearchRequest.from_dict(wanted["request"])
         deadline_at = float(wanted["deadline_at"])
         prepared = _prepare(context, str(wanted["collection"]), image, asked)
+        if isinstance(prepared, SearchResult):
+            _store_result(context, search_id, {"results": [prepared.to_dict()]})
+            return {"descriptors": 0}
+        version, batch = prepared
+        begin(context, search_id, version, batch, deadline_at)
     except Exception as exc:
         if not isinstance(exc, VantageError):
             _log.exception("search %s could not be prepared", search_id)
         store_error(context, search_id, _as_ours(exc))
         return {"error": str(exc)}
-    if isinstance(prepared, SearchResult):
-        _store_result(context, search_id, {"results": [prepared.to_dict()]})
-        return {"descriptors": 0}
-    version, batch = prepared
-    begin(context, search_id, version, batch, deadline_at)
     return {"descriptors": len(batch.plan.codes), "plan": batch.plan.kind}
 
 

@@ -30,6 +30,7 @@ from pipeline.config import Settings
 from pipeline.cores import library_threads
 from pipeline.errors import ConfigError, StateError, StorageUnavailableError, VantageError
 from pipeline.installation import require_original, settle
+from pipeline.lost_database import refuse_lost_database
 from pipeline.metadata.engine import create_metadata_engine, session_scope, shown, upgrade
 from pipeline.metadata.heartbeats import live_workers
 from pipeline.redaction import secrets_of_environment
@@ -273,6 +274,7 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> str:
     """Migrate the database to this program's schema; return the installation's identity."""
     engine = create_metadata_engine(settings.database_url)
     try:
+        refuse_lost_database(engine, settings.store)
         upgrade(engine)
         say(f"Database: {shown(engine.url)}")
         try:

@@ -33,11 +33,12 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import NullPool
+from sqlalchemy.pool import NullPool, StaticPool
 
 from pipeline.addresses import sqlite_file
 from pipeline.errors import ConfigError, DatabaseUnavailableError, SchemaVersionError, StateError
-from pipeline.metadata.models import SCHEMA_REVISION
+from pipeline.metadata.models import SCHEMA_REVISION, Base
+from pipeline.metadata.sqlite import is_missing, make_file, watch_file
 from pipeline.redaction import without_secrets
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def create_metadata_engine(url: str) -> Engine:
     Parameters
     ----------
     url : str
-        ``sqlite:///FILE`` (a path as it is written; its folder is made) or
+        ``sqlite:///FILE`` (a path as it is written; `upgrade` makes it) or
         ``postgresql://USER:PASSWORD@HOST/NAME``.
 
     Raises
@@ -174,16 +175,11 @@ def _sqlite_engine(url: URL) -> Engine:
     path = Path(str(url.database))
     if is_read_only(path):
         return _reading_engine(url, path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            _SETTING, shown(url), f"its folder cannot be made ({error.strerror})"
-        ) from error
     # Connections are cheap and writers queue on the file, so threads never wait for the pool.
     engine = create_engine(
         url, pool_size=4, max_overflow=-1, connect_args={"timeout": BUSY_TIMEOUT_S}
     )
+    watch_file(engine)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -302,6 +298,12 @@ def _translate(engine: Engine, error: DBAPIError) -> Exception | None:
     if _is_wrong_statement(error):
         found = _found_revision(engine)
         return None if found == SCHEMA_REVISION else SchemaVersionError(found, SCHEMA_REVISION)
+    if name.startswith("SQLITE_BUSY"):
+        held = f"another process has held its write lock for {BUSY_TIMEOUT_S:g} s"
+        return DatabaseUnavailableError(f"{_reason(engine, error)}: {held}")
+    if is_missing(engine):
+        gone = "there is no such file; restore it from the backup"
+        return DatabaseUnavailableError(f"{shown(engine.url)}: {gone}")
     if isinstance(error, OperationalError) or error.connection_invalidated:
         return DatabaseUnavailableError(_reason(engine, error))
     return None
@@ -338,7 +340,9 @@ def _read_revision(engine: Engine) -> str | None:
 
 
 def schema_revision(engine: Engine) -> str | None:
-    """Return the schema revision of the database, None for an empty one."""
+    """Return the schema revision of the database, None for an empty or missing one."""
+    if is_missing(engine):
+        return None
     with driver_errors(engine):
         return _read_revision(engine)
 
@@ -350,18 +354,35 @@ def require_schema(engine: Engine) -> None:
     ------
     SchemaVersionError
         It has another one or none.
+    DatabaseUnavailableError
+        It does not answer, or is gone.
     """
+    if is_missing(engine):
+        with session_scope(engine, write=False):
+            pass
     found = schema_revision(engine)
     if found != SCHEMA_REVISION:
         raise SchemaVersionError(found, SCHEMA_REVISION)
 
 
 @contextmanager
-def open_database(url: str) -> Iterator[Engine]:
-    """Give an engine on a database of this program's schema, see `prepare_schema`."""
+def open_database(url: str, *, make: bool = True) -> Iterator[Engine]:
+    """Give an engine on a database of this program's schema, see `prepare_schema`.
+
+    Parameters
+    ----------
+    url : str
+    make : bool
+        False: a SQLite file that does not exist is not made, an empty database in memory stands for
+        it. For reading only.
+    """
     engine = create_metadata_engine(url)
     try:
-        prepare_schema(engine)
+        if not make and is_missing(engine):
+            engine = create_engine("sqlite://", poolclass=StaticPool)
+            Base.metadata.create_all(engine)
+        else:
+            prepare_schema(engine)
         yield engine
     finally:
         engine.dispose()
@@ -394,6 +415,11 @@ def upgrade(engine: Engine, revision: str = "head") -> None:
     """
     if revision == "head" and schema_revision(engine) == SCHEMA_REVISION:
         return
+    try:
+        make_file(engine)
+    except OSError as error:
+        reason = f"its file cannot be made ({error.strerror})"
+        raise ConfigError(_SETTING, shown(engine.url), reason) from error
     _migrate(engine, revision)
 
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from sqlalchemy import Row, delete, select, update
+from sqlalchemy import Row, and_, delete, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import StateError, UnknownNameError
@@ -127,11 +127,20 @@ def list_jobs(
 
 
 def touch_job(session: Session, job_id: str, message: str | None = None) -> None:
-    """Record progress, so that the supervisor leaves the job alone; set its message if given."""
+    """Record progress, so that the supervisor leaves the job alone; set its message if given.
+
+    An empty message removes it: what was in the way (`note_trouble`) is over.
+    """
     values: dict[str, Any] = {"progress_at": time.time()}
     if message is not None:
-        values["message"] = message
+        values["message"] = message or None
     session.execute(update(table(Job)).where(Job.id == job_id).values(values))
+
+
+def note_trouble(session: Session, job_id: str, attempt: int, message: str) -> None:
+    """Say what keeps a running job from going on; it is tried again, and this is no progress."""
+    mine = and_(Job.id == job_id, Job.attempt == attempt, Job.state == "running")
+    session.execute(update(table(Job)).where(mine).values(message=message))
 
 
 def advance_stage(

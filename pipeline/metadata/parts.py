@@ -178,7 +178,7 @@ def finish_part(
     failed : int
         Number of its images that could not be used.
     """
-    touch_job(session, job_id)
+    touch_job(session, job_id, "")
     now = time.time()
     values = {
         "state": "done",

@@ -18,6 +18,8 @@ from sqlalchemy import update
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import Settings
 from pipeline.errors import CorruptFileError, StorageUnavailableError
+from pipeline.installation import settle
+from pipeline.lost_database import database_of
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.files import known_files
 from pipeline.metadata.models import Segment
@@ -27,6 +29,7 @@ from pipeline.records import SearchResult
 from pipeline.status import read_status
 from pipeline.storage import file_checksum
 from pipeline.store_check import FileTrouble
+from pipeline.store_root import StoreRoot
 from pipeline.verified import look_at
 from vantage import Collection
 from workers.context import Context
@@ -64,7 +67,10 @@ def settings(made: tuple[Path, Path], tmp_path: Path) -> Settings:
     home = tmp_path / "home"
     shutil.copytree(made[0], home)
     shutil.rmtree(home / "local", ignore_errors=True)
-    return make_settings(home, compact_above=0)
+    settings = make_settings(home, compact_above=0)
+    with database_of(settings) as engine:
+        settle(engine, StoreRoot(settings.store))  # a copy is an installation of its own
+    return settings
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import json
+import sqlite3
 import threading
 import time
 import uuid
@@ -20,8 +21,10 @@ from pipeline.abandoned_jobs import this_process
 from pipeline.config import Settings
 from pipeline.errors import (
     BrokerUnavailableError,
+    DatabaseUnavailableError,
     NoWorkersError,
     StateError,
+    StorageUnavailableError,
     TransientError,
     UnknownNameError,
 )
@@ -32,7 +35,9 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Job, Version
 from pipeline.metadata.records import JobRecord, WorkerRecord
 from pipeline.request import SearchRequest
+from pipeline.retrieval.batch import Batch
 from pipeline.searching import prepare_query
+from pipeline.status import read_status
 from vantage import Collection
 from workers import searches
 from workers.context import Context
@@ -131,6 +136,26 @@ def _let_be_due(context: Context, search_id: str, *steps: str) -> None:
 
 
 class TestJobs:
+    def test_a_store_that_cannot_be_written_is_shown_until_the_job_goes_on(
+        self, context: Context, photo_folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = _job(context, (str(photo_folder / "page.png"),))
+
+        def full(*_: object) -> None:
+            raise StorageUnavailableError("groups/0/a.npz", "OSError: No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.indexing.run_part", full)
+            with pytest.raises(StorageUnavailableError):
+                do_whole_stage(context, job.id, job.attempt, "register")
+        (line,) = read_status(context.settings, context.engine, "photographs").jobs
+        assert line.state == "running"
+        assert "tried again: " in line.sentence()
+        assert "No space left on device" in line.sentence()
+        assert context.settings.host in line.sentence()
+        do_whole_stage(context, job.id, job.attempt, "register")
+        assert _read(context, job).message is None
+
     def test_a_job_on_its_way_is_left_alone(self, context: Context) -> None:
         job = _job(context)
         assert watch_jobs(context) == 0
@@ -532,6 +557,33 @@ class TestClient:
                 collection.enqueue_search(photo_folder / "page.png")
         with session_scope(context.engine, write=False) as session:
             assert jobs.unfinished_jobs(session) == []
+
+    def test_a_locked_database_is_not_told_as_workers_gone(
+        self, context: Context, photo_folder: Path
+    ) -> None:
+        query = (photo_folder / "page.png").read_bytes() + b"\0"  # not the same file
+        _beat(context, "group@a", "group", (0, 1, 2, 3), age_s=1e6)
+        _beat(context, "query@a", "query", age_s=1e6)
+        version = context.resources.current_version("photographs")
+        batch = prepare_query(context.resources, version, query, SearchRequest())
+        assert isinstance(batch, Batch)
+        other = sqlite3.connect(context.settings.home / "vantage.sqlite", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        try:
+            with Collection.open("photographs", context.settings) as collection:
+                for ask in (
+                    lambda: collection.enqueue_search(photo_folder / "page.png"),
+                    lambda: searches.begin(context, "s", version, batch, time.time() + 60),
+                ):
+                    with pytest.raises(DatabaseUnavailableError, match="holds the write lock"):
+                        ask()
+            searches.request(context, "t", "photographs", query, SearchRequest())
+            searches.prepare(context, "t")
+            with pytest.raises(DatabaseUnavailableError, match="holds the write lock"):
+                searches.fetch_results(context, "t")
+        finally:
+            other.execute("ROLLBACK")
+            other.close()
 
     def test_a_redis_that_does_not_answer_is_named_without_its_password(
         self, context: Context

@@ -19,16 +19,21 @@ from pipeline.metadata import engine as engine_module
 from pipeline.metadata.collections import list_collections
 from pipeline.metadata.engine import (
     create_metadata_engine,
+    open_database,
     parse_url,
+    prepare_schema,
     require_schema,
+    schema_revision,
     session_scope,
     upgrade,
 )
+from pipeline.metadata.sqlite import is_locked, make_file
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = create_metadata_engine(f"sqlite:///{tmp_path / 'vantage.sqlite'}")
+    make_file(engine)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE numbers (n INTEGER)"))
     yield engine
@@ -94,8 +99,9 @@ def test_the_folder_of_the_file_is_made(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="its folder cannot be made"):
-        create_metadata_engine(f"sqlite:///{tmp_path / 'file' / 'x.sqlite'}")
+    engine = create_metadata_engine(f"sqlite:///{tmp_path / 'file' / 'x.sqlite'}")
+    with pytest.raises(ConfigError, match=r"its file cannot be made \(.+\)"):
+        upgrade(engine)
 
 
 def test_a_connection_is_set_up_for_several_processes(engine: Engine) -> None:
@@ -165,14 +171,80 @@ def test_a_database_that_stays_locked_is_unavailable(
     path = tmp_path / "vantage.sqlite"
     engine = create_metadata_engine(f"sqlite:///{path}")
     other = sqlite3.connect(path, isolation_level=None)
+    other.execute("CREATE TABLE numbers (n INTEGER)")
+    assert not is_locked(engine)
     other.execute("BEGIN IMMEDIATE")
-    with pytest.raises(DatabaseUnavailableError, match="locked"), session_scope(engine):
-        pass
+    with pytest.raises(DatabaseUnavailableError, match=r"locked.*held its write lock"):  # noqa: SIM117
+        with session_scope(engine):
+            pass
+    assert is_locked(engine)
+    assert _count(engine) == 0  # readers go on
     other.execute("ROLLBACK")
     other.close()
     with session_scope(engine) as session:
         assert session.scalar(text("SELECT 1")) == 1
+    assert not is_locked(engine)
     engine.dispose()
+
+
+def test_readers_make_no_file_and_find_none_missing(tmp_path: Path) -> None:
+    path = tmp_path / "home" / "vantage.sqlite"
+    engine = create_metadata_engine(f"sqlite:///{path}")
+    assert schema_revision(engine) is None
+    for read in (
+        lambda: require_schema(engine),
+        lambda: _count(engine),
+        lambda: session_scope(engine).__enter__(),
+    ):
+        with pytest.raises(DatabaseUnavailableError, match="no such file; restore it from the"):
+            read()
+    assert not is_locked(engine)
+    with (
+        open_database(f"sqlite:///{path}", make=False) as empty,
+        session_scope(empty, write=False) as session,
+    ):
+        assert list_collections(session) == []
+    assert not path.parent.exists()
+    upgrade(engine)
+    require_schema(engine)
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["100 %41.sqlite", "a?mode=memory", "a#b", "a&cache=shared", "ü"])
+def test_a_path_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    engine = create_metadata_engine(f"sqlite:///{tmp_path / name}")
+    upgrade(engine)
+    engine.dispose()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_that_is_deleted_while_it_is_open_is_noticed(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "vantage.sqlite"
+    with session_scope(engine) as session:
+        session.execute(text("INSERT INTO numbers VALUES (1)"))
+    copy = tmp_path / "backup"
+    source, target = sqlite3.connect(path), sqlite3.connect(copy)
+    source.backup(target)
+    source.close()
+    target.close()
+    for victim in tmp_path.glob("vantage.sqlite*"):
+        victim.unlink()
+    for write in (True, False):
+        with pytest.raises(DatabaseUnavailableError, match="restore it from the backup"):  # noqa: SIM117
+            with session_scope(engine, write=write) as session:
+                session.execute(text("SELECT * FROM numbers"))
+    assert not path.exists()
+    copy.rename(path)  # the backup is restored, while everything runs
+    assert _count(engine) == 1
+
+
+def test_a_newer_schema_needs_a_newer_program(engine: Engine) -> None:
+    upgrade(engine)
+    with session_scope(engine) as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    for use in (require_schema, prepare_schema, upgrade):
+        with pytest.raises(SchemaVersionError, match=r"9999.*install a newer Vantage"):
+            use(engine)
 
 
 def test_a_file_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:

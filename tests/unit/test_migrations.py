@@ -31,11 +31,13 @@ from pipeline.metadata.engine import (
     upgrade,
 )
 from pipeline.metadata.models import SCHEMA_REVISION, Base
+from pipeline.metadata.sqlite import make_file
 
 
 @pytest.fixture
 def engine(tmp_path: Path) -> Iterator[Engine]:
     engine = create_metadata_engine(f"sqlite:///{tmp_path / '100 %.sqlite'}")
+    make_file(engine)
     yield engine
     engine.dispose()
 
@@ -80,6 +82,7 @@ def test_models_equal_migrations_to_the_last_constraint(engine: Engine, tmp_path
     # compare_metadata looks at neither AUTOINCREMENT nor the names of constraints.
     upgrade(engine)
     other = create_metadata_engine(f"sqlite:///{tmp_path / 'models.sqlite'}")
+    make_file(other)
     Base.metadata.create_all(other)
     migrated = _definitions(engine)
     assert migrated == _definitions(other)

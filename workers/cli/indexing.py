@@ -163,14 +163,14 @@ def run_job(
     """Do a job, show its progress and its outcome."""
     if local and not wait:
         raise typer.BadParameter("--local works in this process, so it cannot go without waiting")
-    from pipeline.metadata.engine import open_database
+    from pipeline.lost_database import database_of
     from workers.collection import Collection
     from workers.job_runs import do_job
 
     settings = Settings.from_env()
     began = time.monotonic()
     with (
-        open_database(settings.database_url),
+        database_of(settings, make=True),
         Collection.open(name, settings, local=local, extractor=extractor) as collection,
     ):
         with Bar() as bar:

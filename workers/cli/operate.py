@@ -140,6 +140,7 @@ def migrate(
 ) -> None:
     """Migrate the database to this program's schema; give a copy an identity of its own."""
     from pipeline.installation import settle
+    from pipeline.lost_database import refuse_lost_database
     from pipeline.metadata.engine import (
         create_metadata_engine,
         schema_revision,
@@ -151,6 +152,8 @@ def migrate(
     settings = Settings.from_env()
     engine = create_metadata_engine(settings.database_url)
     try:
+        if not take_store:
+            refuse_lost_database(engine, settings.store)
         before = schema_revision(engine)
         upgrade(engine)
         after = schema_revision(engine)

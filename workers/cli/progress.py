@@ -31,6 +31,7 @@ class Bar:
         self._bar = _rich_progress() if sys.stderr.isatty() else None
         self._task = self._bar.add_task("", total=None, note="") if self._bar else None
         self._last_line: tuple[str, float] = ("", 0.0)
+        self._trouble = ""
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -57,6 +58,8 @@ class Bar:
         """Show a job's present stage."""
         self.job = progress.job_id
         step = progress.step
+        if progress.state == "running":
+            self._tell_trouble(progress.message or "")
         if deserted:
             self.show("waiting", 0, None, "no worker is alive; start some: vantage up")
         elif progress.state == "paused":
@@ -64,6 +67,16 @@ class Bar:
         elif step is not None:
             pace = _pace(progress) if step.by_images else ""
             self.show(step.sentence, progress.done, progress.total or None, pace)
+
+    def _tell_trouble(self, message: str) -> None:
+        """Print once what keeps a job from going on, above the bar."""
+        if message and message != self._trouble:
+            text = f"It is tried again: {displayable(message)}"
+            if self._bar is not None:
+                self._bar.console.print(text, markup=False, highlight=False)
+            else:
+                to_stderr(text)
+        self._trouble = message
 
 
 def _pace(progress: JobProgress) -> str:

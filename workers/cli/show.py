@@ -65,11 +65,11 @@ def collections(as_json: JsonOption = False) -> None:
     """List the collections."""
     from dataclasses import asdict
 
+    from pipeline.lost_database import database_of
     from pipeline.metadata.collections import list_collections
-    from pipeline.metadata.engine import open_database, session_scope
+    from pipeline.metadata.engine import session_scope
 
-    url = Settings.from_env().database_url
-    with open_database(url) as engine, session_scope(engine, write=False) as session:
+    with database_of(Settings.from_env()) as engine, session_scope(engine, write=False) as session:
         found = list_collections(session)
     if as_json:
         shown = [{k: v for k, v in asdict(summary).items() if k != "id"} for summary in found]
@@ -110,11 +110,11 @@ def status(
     as_json: JsonOption = False,
 ) -> None:
     """Show the collections, running jobs, and workers."""
-    from pipeline.metadata.engine import open_database
+    from pipeline.lost_database import database_of
     from pipeline.status import read_status
 
     settings = Settings.from_env()
-    with open_database(settings.database_url) as engine:
+    with database_of(settings) as engine:
         if follow:
             _follow(settings, engine, collection)
         found = read_status(settings, engine, collection)
@@ -156,6 +156,9 @@ def _show_status(found: SystemStatus, compact_above: int, *, alone: bool) -> Non
         )
         say()
     _show_troubles(found)
+    if found.locked:
+        say("Workers: unknown, because their heartbeats cannot be written.")
+        return
     if not found.workers:
         say("Workers: none alive. Start everything here with `vantage up`.")
         return
@@ -237,11 +240,11 @@ def failures(
     """List the files that could not be indexed, and why."""
     from dataclasses import asdict
 
-    from pipeline.metadata.engine import open_database
+    from pipeline.lost_database import database_of
     from pipeline.status import read_failures
 
     wanted = (0 if as_json else _SHOWN_FAILURES) if limit is None else limit
-    with open_database(Settings.from_env().database_url) as engine:
+    with database_of(Settings.from_env()) as engine:
         rows = read_failures(engine, collection, wanted + 1 if wanted else None)
     more = 0 < wanted < len(rows)
     rows = rows[: wanted or None]
@@ -273,14 +276,15 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Compare every file of the store with its checksum, and say what to do."""
+    from pipeline.lost_database import database_of
     from pipeline.metadata.collections import list_collections
-    from pipeline.metadata.engine import open_database, session_scope
+    from pipeline.metadata.engine import session_scope
     from pipeline.storage import Storage
     from pipeline.verifying import verify_files
 
     settings = Settings.from_env()
     storage = Storage(settings.store, settings.local)
-    with open_database(settings.database_url) as engine:
+    with database_of(settings) as engine:
         with session_scope(engine, write=False) as session:
             names = [summary.name for summary in list_collections(session)]
         found = verify_files(engine, storage, names if collection is None else [collection])
