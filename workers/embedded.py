@@ -84,6 +84,15 @@ def find_server() -> Path:
     )
 
 
+def is_utf8(path: Path) -> bool:
+    """Tell whether a path can be written into an address that other libraries read."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def discover_redis_url(settings: Settings) -> str | None:
     """Return the URL to use: the one in the settings, else that of a running embedded server."""
     if settings.redis_url:
@@ -192,7 +201,7 @@ class EmbeddedRedis:
     def _places(run: Path) -> Iterator[_Place]:
         """Yield where it may listen, the best first."""
         socket = run / _SOCKET
-        if len(os.fsencode(socket)) <= _LONGEST_SOCKET:
+        if len(os.fsencode(socket)) <= _LONGEST_SOCKET and is_utf8(socket):
             yield _Place(str(socket), None)
         for _ in range(_PORT_TRIES):
             yield _Place(None, free_port())

@@ -35,6 +35,7 @@ from pipeline.metadata.engine import create_metadata_engine, session_scope, show
 from pipeline.metadata.heartbeats import live_workers
 from pipeline.redaction import secrets_of_environment
 from pipeline.store_root import StoreRoot
+from pipeline.text import displayable
 from workers.compiled import are_compiled
 from workers.dashboard import check_flower_settings, flower_file
 from workers.embedded import EmbeddedRedis
@@ -195,7 +196,7 @@ def _run(
 
 def _to_stderr(line: str) -> None:
     """Print for users, on standard error; standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
+    print(displayable(line), file=sys.stderr, flush=True)
 
 
 class _Interrupt:

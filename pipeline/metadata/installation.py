@@ -81,8 +81,8 @@ def place_of(connection: Connection) -> Place:
     the cluster takes over, and a restored dump has others.
     """
     if connection.dialect.name == "sqlite":
-        row = connection.execute(text("PRAGMA database_list")).first()
-        path = Path(str(row[2] if row else ""))
+        # Not as SQLite tells it: a path need not be UTF-8.
+        path = Path(str(connection.engine.url.database)).resolve()
         found = path.stat()
         return {"path": str(path), "inode": found.st_ino, "device": found.st_dev}
     url = connection.engine.url

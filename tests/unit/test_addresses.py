@@ -13,6 +13,7 @@ from pipeline.addresses import store_folder
 from pipeline.config import Settings
 from pipeline.metadata.engine import open_database, parse_url
 from pipeline.storage import Storage
+from workers.embedded import EmbeddedRedis
 from workers.environment import environment
 from workers.manager import LogPrinter
 from workers.processes import HomeLock
@@ -70,6 +71,12 @@ def test_everything_of_a_home_lies_in_it(tmp_path: Path, name: str) -> None:
         }
     assert list(tmp_path.iterdir()) == [tmp_path / "homes"]
     assert list((tmp_path / "homes").iterdir()) == [homes[1]]
+
+
+def test_a_socket_is_used_where_its_path_can_be_written_into_an_address(tmp_path: Path) -> None:
+    for name, wanted in (("h%20?#", True), (os.fsdecode(b"\xff"), False), ("x" * 100, False)):
+        place = next(iter(EmbeddedRedis._places(tmp_path / name)))
+        assert (place.socket is not None) == (wanted and len(str(tmp_path)) < 80)
 
 
 def test_two_homes_never_share_a_database() -> None:
