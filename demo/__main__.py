@@ -87,7 +87,10 @@ def _run(
     with system.running_system(console) as running:
         console.print(f"Ready after {time.perf_counter() - started:.1f} s.")
         if running.flower_url:
-            console.print(f"Flower shows the tasks at {show.plain(running.flower_url)}")
+            where = f"user vantage, password in {home / 'run' / 'flower.json'}"
+            console.print(
+                f"Flower shows the tasks at {show.plain(running.flower_url)} ({show.plain(where)})"
+            )
         running.index(folders)
         rows: list[Row] = []
         with console.status("Searching ...") as status:

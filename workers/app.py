@@ -48,6 +48,7 @@ class VantageApp(Celery):
 
     amqp_cls = "workers.messages:VantageAMQP"
     loader_cls = "workers.celery_private.transport:PatientLoader"
+    events_cls = "workers.celery_private.events:DiscreetEvents"
 
     @cached_property
     def installation(self) -> str:

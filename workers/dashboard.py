@@ -1,14 +1,17 @@
 """Flower, Celery's dashboard: ``python -m workers.dashboard``.
 
-Read-only, on the loopback address unless told otherwise, behind ``VANTAGE_FLOWER_PASSWORD`` (user
-``vantage``) when there is one. Its address is written to ``home/run/flower.json``.
+Read-only, on the loopback address unless told otherwise, for the user ``vantage`` with
+``VANTAGE_FLOWER_PASSWORD``, or with a new password at each start. Address and password are written
+to ``home/run/flower.json``, readable by this user only.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 import json
 import os
+import secrets
 import socket
 import sys
 import threading
@@ -25,11 +28,12 @@ from workers.up_watch import UpWatch
 __all__ = ["check_flower_settings", "choose_port", "flower_file", "main", "why_taken"]
 
 _LISTEN_S = 60.0
-_USER = "vantage"
+USER = "vantage"
+"""User of the dashboard."""
 
 
 def flower_file(home: Path) -> Path:
-    """Return the file that holds ``{"url": ..., "pid": ...}`` while Flower listens."""
+    """Return the file that holds url, user, password and pid while Flower listens."""
     return home / "run" / "flower.json"
 
 
@@ -93,6 +97,8 @@ def main() -> None:
     except ConfigError as error:
         print(f"ConfigError: {error}", file=sys.stderr)
         raise SystemExit(EXIT_CONFIG) from None
+    if not settings.flower_password:
+        settings = dataclasses.replace(settings, flower_password=secrets.token_urlsafe(18))
     UpWatch().start_thread()
     port = choose_port(settings)
     _configure(settings)
@@ -101,6 +107,9 @@ def main() -> None:
 
     from celery.bin.celery import celery as celery_command
 
+    from workers import flower_app
+
+    flower_app.install(settings)
     try:
         celery_command.main(
             args=["-A", "workers.app:watching_app", "flower", *arguments], prog_name="flower"
@@ -120,11 +129,7 @@ def _configure(settings: Settings) -> None:
     options.tasks_columns = "name,uuid,state,args,kwargs,received,started,runtime,worker"
     options.conf = os.devnull  # no flowerconfig.py of the working directory
     os.environ.pop("FLOWER_UNAUTHENTICATED_API", None)
-    if settings.flower_password:
-        options.basic_auth = [f"{_USER}:{settings.flower_password}"]
-    else:
-        # Without this, Flower answers 401 to its own API although its pages are open.
-        os.environ["FLOWER_UNAUTHENTICATED_API"] = "true"
+    options.basic_auth = [f"{USER}:{settings.flower_password}"]
 
 
 def _announce(settings: Settings, port: int) -> None:
@@ -137,7 +142,12 @@ def _announce(settings: Settings, port: int) -> None:
     shown = settings.flower_address
     shown = f"[{shown}]" if ":" in shown else shown
     run_dir(settings.home)
-    record = {"url": f"http://{shown}:{port}", "pid": os.getpid()}
+    record = {
+        "url": f"http://{shown}:{port}",
+        "user": USER,
+        "password": settings.flower_password,
+        "pid": os.getpid(),
+    }
     write_private(flower_file(settings.home), json.dumps(record))
 
 

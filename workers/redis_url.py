@@ -141,9 +141,13 @@ class RedisAddress:
         parts = (urlsplit(url)._replace(path=f"/{database}") for url in self.urls)
         return ";".join(urlunsplit(part) for part in parts)
 
+    def client_url(self, database: int) -> str:
+        """Return the URL form of redis-py for one database; not for Sentinels."""
+        return f"{self.urls[0]}?db={database}" if self.is_socket else self.url(database)
+
     def our_url(self) -> str:
         """Return the URL as a user writes it."""
-        return f"{self.urls[0]}?db={self.broker_db}" if self.is_socket else self.broker_url
+        return self.client_url(self.broker_db)
 
     @property
     def broker_url(self) -> str:
@@ -200,10 +204,8 @@ class RedisAddress:
             "retry": Retry(ExponentialBackoff(cap=0.5, base=0.01), retries),
             "health_check_interval": 10,
         }
-        if self.is_socket:
-            return redis.Redis.from_url(f"{self.urls[0]}?db={number}", **options)
         if self.master_name is None:
-            return redis.Redis.from_url(self.url(number), **options)
+            return redis.Redis.from_url(self.client_url(number), **options)
         return self._sentinel_client(number, options)
 
     def _sentinel_client(self, database: int, options: dict[str, Any]) -> redis.Redis:

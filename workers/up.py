@@ -391,7 +391,7 @@ class _ReadyWait:
 
     def _flower(self) -> dict[str, Any] | None:
         """Return what Flower has written, once it listens."""
-        return read_json(flower_file(self._settings.home))
+        return read_json(self._flower_file)
 
     def _tell(self) -> None:
         """Say so on the console and to the caller."""
@@ -405,15 +405,21 @@ class _ReadyWait:
         )
         self._say(f"Ready after {info.seconds:.1f} s. Ctrl-C stops everything.")
         if flower:
-            self._say(f"Flower: {info.flower_url}{self._other_port(flower)}")
+            self._say(self._flower_line(flower))
         if self._on_ready is not None:
             self._on_ready(info)
 
-    def _other_port(self, flower: Mapping[str, Any]) -> str:
-        """Say why Flower is not at the port that was asked for."""
-        wanted = self._settings.flower_port
-        taken = wanted and not str(flower["url"]).endswith(f":{wanted}")
-        return f" (port {wanted} is not free)" if taken else ""
+    def _flower_line(self, flower: Mapping[str, Any]) -> str:
+        """Say where Flower is, why it is not elsewhere, and where its password is."""
+        url, wanted = str(flower["url"]), self._settings.flower_port
+        taken = f"port {wanted} is not free; " if wanted and not url.endswith(f":{wanted}") else ""
+        own = self._settings.flower_password
+        where = "that of VANTAGE_FLOWER_PASSWORD" if own else f"in {self._flower_file}"
+        return f"Flower: {url} ({taken}user {flower['user']}, password {where})"
+
+    @property
+    def _flower_file(self) -> Path:
+        return flower_file(self._settings.home)
 
 
 def main() -> None:

@@ -198,7 +198,7 @@ class Terminal:
             assert self._up is not None
             text = console.read_text()
             assert self._up.poll() is None, text
-            return re.search(r"^Flower: \S+\n", text, re.MULTILINE) is not None
+            return re.search(r"^Flower: .+\n", text, re.MULTILINE) is not None
 
         self._eventually(serves)
         lines = console.read_text().splitlines(keepends=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -206,6 +209,17 @@ class Site:
     @property
     def settings(self) -> Settings:
         return self.stack.settings
+
+
+def ask_flower(settings: Settings, path: str, host: str = "", method: str = "GET") -> str:
+    """Return what Flower answers to its user."""
+    known = json.loads((settings.home / "run" / "flower.json").read_text())
+    token = base64.b64encode(f"{known['user']}:{known['password']}".encode()).decode()
+    headers = {"Authorization": f"Basic {token}"} | ({"Host": host} if host else {})
+    request = urllib.request.Request(known["url"] + path, headers=headers, method=method)
+    with urllib.request.urlopen(request, timeout=600) as answer:
+        text: str = answer.read().decode()
+    return text
 
 
 def files_below(folder: Path | str, pattern: str = "**/*") -> dict[str, str]:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ast
 import json
-import urllib.request
 from pathlib import Path
 from typing import Any
 
-from sites import Eventually, Site
+from sites import Eventually, Site, ask_flower
 
+from pipeline.request import SearchRequest
 from vantage import Collection
+from workers import searches
+from workers.context import Context
+from workers.embedded import discover_redis_url
+from workers.redis_url import RedisAddress
+from workers.workflows import task
 
 INDEXING = {
     "job.register",
@@ -27,10 +32,7 @@ RETRIEVAL = {"retrieve.prepare", "retrieve.scan", "retrieve.rank"}
 
 def _tasks(site: Site, about: str) -> list[dict[str, Any]]:
     """Return the tasks that have an id among their arguments."""
-    assert site.stack.ready is not None
-    url = f"{site.stack.ready.flower_url}/api/tasks?limit=20000"
-    with urllib.request.urlopen(url, timeout=600) as answer:
-        tasks = json.load(answer)
+    tasks = json.loads(ask_flower(site.settings, "/api/tasks?limit=20000"))
     return [task for task in tasks.values() if about in (task["args"] or "")]
 
 
@@ -72,3 +74,40 @@ def test_the_tasks_of_a_search_are_listed_with_their_groups(
     assert scans == [(handle.id, group) for group in range(4)]
     hosts = {task["worker"].split("@")[1] for task in tasks if task["name"] == "retrieve.scan"}
     assert hosts == {site.settings.host, site.second.settings.host}
+
+
+def test_no_path_is_in_results_exceptions_and_tracebacks(
+    site: Site, eventually: Eventually
+) -> None:
+    """A result with a sentence, and a task that fails by a TypeError."""
+    name = "/photographs/of a party"
+    context = Context(site.settings)
+    asked = SearchRequest()
+    searches.request(context, "a search with a path", name, b"no image", asked)
+    task(context.app, "job.register", "a job that fails").apply_async()
+    found = eventually(lambda: _ended(site, "a search with a path"))
+    assert "party" not in found["result"]
+    assert "error" in found["result"]
+    failed = eventually(lambda: _ended(site, "a job that fails"))
+    assert failed["state"] == "FAILURE"
+    shown = json.loads(ask_flower(site.settings, f"/api/task/info/{failed['uuid']}"))
+    assert shown["exception"] == "TypeError: in the log of the worker"
+    assert shown["traceback"] == "in the log of the worker"
+    context.close()
+
+
+def _ended(site: Site, about: str) -> dict[str, Any] | None:
+    (found, *_) = _tasks(site, about) or [None]
+    return found if found and found["state"] in ("SUCCESS", "FAILURE") else None
+
+
+def test_no_password_is_in_what_workers_tell(site: Site, eventually: Eventually) -> None:
+    def told() -> str:
+        text = ask_flower(site.settings, "/api/workers?refresh=true")
+        return text if "redis+socket" in text else ""
+
+    text = eventually(told)
+    (password,) = RedisAddress.parse(discover_redis_url(site.settings) or "").passwords
+    assert password not in text
+    assert "extract" in ask_flower(site.settings, "/broker")
+    assert password not in ask_flower(site.settings, "/broker")

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 from heavy import long_only
+from sites import ask_flower
 
 from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError
@@ -150,13 +151,25 @@ def test_flower_answers_on_the_loopback_address_alone_and_changes_nothing(stack:
     url = stack.ready.flower_url
     assert url is not None
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+", url)
-    with urllib.request.urlopen(f"{url}/api/tasks", timeout=600) as answer:
-        assert json.load(answer) == {}
-    request = urllib.request.Request(f"{url}/api/worker/shutdown/query@x", method="POST")
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        urllib.request.urlopen(request, timeout=600)
-    assert caught.value.code == 403
-    caught.value.close()
+    assert ask_flower(stack.settings, "/api/tasks") == "{}"
+    for path, options, code in (
+        ("/api/worker/shutdown/query@x", {"method": "POST"}, 403),
+        ("/api/tasks", {"host": "photographs.example"}, 403),
+        ("/", {"host": f"photographs.example:{url.rpartition(':')[2]}"}, 403),
+        ("/metrics", {"host": "127.0.0.1.nip.io"}, 403),
+    ):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            ask_flower(stack.settings, path, **options)
+        assert caught.value.code == code
+        caught.value.close()
+    for host in ("localhost:1", "[::1]:5555", "192.0.2.1"):
+        assert ask_flower(stack.settings, "/api/tasks", host=host) == "{}"
+    for path in ("/", "/api/tasks", "/metrics"):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(url + path, timeout=600)
+        assert caught.value.code == 401, "there is no password"
+        assert "Access-Control-Allow-Origin" not in caught.value.headers
+        caught.value.close()
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +225,7 @@ def test_flower_takes_a_free_port_where_its_own_is_in_use(special: Stack) -> Non
     assert url is not None
     assert not url.endswith(f":{wanted}")
     console = (special.settings.home / "logs" / "up.log").read_text()
-    assert f"Flower: {url} (port {wanted} is not free)" in console
+    assert f"Flower: {url} (port {wanted} is not free; user vantage" in console
 
 
 def test_only_the_given_groups_are_served_with_a_redis_of_others(special: Stack) -> None:

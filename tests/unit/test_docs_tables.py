@@ -77,6 +77,7 @@ def test_the_default_of_a_variable_is_its_default(row: list[str]) -> None:
             "the user's data directory",
             "our own, started by `vantage up`",
             "this machine's name",
+            "a new one at each start",
             "none",
         }
 

@@ -24,6 +24,8 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
+from pipeline.redaction import without_secrets
+
 __all__ = [
     "AWAY",
     "UNREADABLE",
@@ -167,9 +169,24 @@ class _PatientConnection(Connection):
             kombu_redis.SentinelTransport: _PatientSentinelTransport,
         }.get(found, found)
 
+    def info(self) -> dict[str, Any]:
+        """Return what remote control tells of a worker's broker: Flower shows it."""
+        told: dict[str, Any] = super().info()
+        for name in ("hostname", "alternates"):
+            value = told.get(name)
+            told[name] = (
+                [_shown(url) for url in value] if isinstance(value, list) else _shown(value)
+            )
+        return told
+
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Connection:
         """Try until there is a connection; kombu would come to wait half a minute between tries."""
         return super().ensure_connection(*args, **{"interval_max": _RETRY_EVERY_S} | kwargs)
+
+
+def _shown(address: Any) -> Any:
+    """Return a URL without its secrets; a host's name as it is."""
+    return without_secrets(address) if "://" in str(address) else address
 
 
 class PatientAMQP(AMQP):

@@ -1,0 +1,80 @@
+"""Flower's web application, for a browser that other pages are open in too."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import ipaddress
+import socket
+from typing import Any
+
+import flower.command
+import flower.utils.broker
+from flower.app import Flower
+from redis import asyncio as aioredis
+from tornado.httputil import HTTPServerRequest
+from tornado.web import ErrorHandler
+
+from pipeline.config import Settings
+from workers.redis_url import RedisAddress
+
+__all__ = ["GuardedFlower", "hosts_of", "install", "is_allowed"]
+
+
+def hosts_of(settings: Settings) -> frozenset[str]:
+    """Return the names by which a browser may call Flower, besides IP addresses."""
+    names = {"localhost", socket.gethostname(), settings.host, settings.flower_address}
+    return frozenset(name.lower() for name in names)
+
+
+def is_allowed(host: str, names: frozenset[str]) -> bool:
+    """Tell whether a request's host is ours.
+
+    A page of another site can have its name point to this machine; then its browser calls us by
+    that name. An IP address cannot be made to point elsewhere.
+    """
+    if host.lower() in names:
+        return True
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+class GuardedFlower(Flower):
+    """Flower that answers to its own names, and shows numbers of tasks with the password only."""
+
+    hosts: frozenset[str] = frozenset()
+
+    def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> Any:
+        """Return what answers a request."""
+        if not is_allowed(request.host_name, self.hosts):
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
+        if request.path.rstrip("/") == "/metrics" and not self._knows_password(request):
+            return self.get_handler_delegate(request, ErrorHandler, {"status_code": 401})
+        return super().find_handler(request, **kwargs)
+
+    def _knows_password(self, request: HTTPServerRequest) -> bool:
+        """Check the password; Flower itself does not ask for it here."""
+        given = request.headers.get("Authorization", "")
+        known = [base64.b64encode(login.encode()).decode() for login in self.options.basic_auth]
+        return any(hmac.compare_digest(given, f"Basic {login}") for login in known)
+
+
+class _SocketBroker(flower.utils.broker.RedisSocket):
+    """Lengths of queues in a Redis at a Unix socket; Flower's own knows no users."""
+
+    def __init__(self, broker_url: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__(broker_url, *args, **kwargs)
+        address = RedisAddress.parse(broker_url)
+        self.redis = aioredis.Redis.from_url(
+            address.client_url(address.broker_db), socket_timeout=self.socket_timeout
+        )
+
+
+def install(settings: Settings) -> None:
+    """Have Flower's command run this application."""
+    GuardedFlower.hosts = hosts_of(settings)
+    flower.command.Flower = GuardedFlower
+    flower.utils.broker.RedisSocket = _SocketBroker
