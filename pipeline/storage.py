@@ -365,6 +365,11 @@ class Storage:
                 raise CorruptFileError(self._address(key), _OTHER_CHECKSUM)
         return path
 
+    def has_copy(self, key: str, checksum: str) -> bool:
+        """Tell whether there is a sound local copy; does not ask the store."""
+        look = look_at(self.local / safe_key(key))
+        return look is not None and self._is_sound_copy(key, look, checksum)
+
     def _is_sound_copy(self, key: str, look: Look, checksum: str | None) -> bool:
         """Tell whether a local copy has this SHA-256; read it only if it looks different."""
         if checksum is None:

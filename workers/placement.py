@@ -58,29 +58,52 @@ def fetch_copies(context: Context, groups: Collection[int]) -> int:
     ------
     DatabaseUnavailableError
     """
-    here = 0
+    fetching, here = _Fetching(context), 0
     for version in _versions(context):
-        _fetch(context, version, [(version.tree.key, version.tree.checksum)], None)
+        fetching.fetch(version, [(version.tree.key, version.tree.checksum)], None)
         for group in sorted(groups):
             files = [(one.key, one.checksum) for one in version.group_segments(group)]
-            here += _fetch(context, version, files, group)
+            here += fetching.fetch(version, files, group)
     return here
 
 
-def _fetch(
-    context: Context, version: VersionRecord, files: Sequence[tuple[str, str]], group: int | None
-) -> int:
-    """Fetch some files of a version; return how many are here."""
-    errors: list[VantageError] = []
-    for key, checksum in files:
+class _Fetching:
+    """One round of fetching; a store that does not answer is asked once only.
+
+    It may let everybody wait for a minute, and there may be thousands of files.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._away: StorageUnavailableError | None = None
+
+    def fetch(
+        self, version: VersionRecord, files: Sequence[tuple[str, str]], group: int | None
+    ) -> int:
+        """Fetch some files of a version; return how many are here."""
+        troubles, errors = self._context.troubles, []
+        for key, checksum in files:
+            error = self._fetch_one(key, checksum)
+            if error is not None:
+                if not troubles.knows(version.collection, group):
+                    _log.error("not served: %s", error)
+                errors.append(error)
+        troubles.note(version.collection, group, errors)
+        return len(files) - len(errors)
+
+    def _fetch_one(self, key: str, checksum: str) -> VantageError | None:
+        """Return why a file is not here."""
+        storage = self._context.storage
+        if self._away is not None and not storage.has_copy(key, checksum):
+            return StorageUnavailableError(key, self._away.args[1])
         try:
-            context.storage.fetch(key, checksum)
-        except (CorruptFileError, StorageUnavailableError) as error:
-            if not context.troubles.knows(version.collection, group):
-                _log.error("not served: %s", error)
-            errors.append(error)
-    context.troubles.note(version.collection, group, errors)
-    return len(files) - len(errors)
+            storage.fetch(key, checksum)
+        except StorageUnavailableError as error:
+            self._away = error
+            return error
+        except CorruptFileError as error:
+            return error
+        return None
 
 
 def _versions(context: Context) -> Iterator[VersionRecord]:

@@ -422,11 +422,17 @@ def test_a_store_that_is_away_does_not_keep_a_worker_from_what_is_here(
 ) -> None:
     here = fetch_copies(context, [0, 1])
     victim = segments(pictures, 0)[0]
+    other = segments(pictures, 1)[0]
     (settings.local / victim.key).unlink()
+    (settings.local / other.key).unlink()
     Path(settings.store).rename(Path(settings.store).with_name("unmounted"))
-    assert fetch_copies(context, [0, 1]) == here - 1
-    (told,) = context.troubles.told()
-    assert victim.key in told
+    asked = []
+    copy_to = context.storage._copy_to
+    context.storage._copy_to = lambda *args: (asked.append(args), copy_to(*args))  # type: ignore[method-assign]
+    assert fetch_copies(context, [0, 1]) == here - 2
+    assert len(asked) == 1, "a store that is away may let everybody wait for a minute"
+    told = context.troubles.told()
+    assert [victim.key in told[0], other.key in told[1]] == [True, True]
 
 
 def test_copies_are_compared_in_the_background_and_damaged_ones_are_fetched_again(

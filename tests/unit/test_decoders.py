@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import multiprocessing
@@ -289,3 +290,22 @@ def test_two_that_wait_for_more_do_not_wait_for_each_other() -> None:
     with ThreadPoolExecutor(2) as threads:
         assert [asked.result(20) for asked in [threads.submit(grow) for _ in range(2)]] == [100] * 2
     assert ledger.used == 0
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "group4"])
+def test_lines_of_the_libraries_do_not_reach_the_terminal(
+    compression: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(picture("PNG"))) as opened:
+        opened.convert("1" if compression == "group4" else "RGB").save(
+            stream, "TIFF", compression=compression
+        )
+    data = bytearray(stream.getvalue())
+    data[500:600] = bytes(byte ^ 0xFF for byte in data[500:600])
+    with contextlib.suppress(ImageReadError):
+        try_decode(bytes(data), name="x", limits=LIMITS, max_side=200)
+    assert capfd.readouterr() == ("", "")
+    with contextlib.suppress(ImageReadError):  # in this process they would
+        decode_image(bytes(data), name="x", limits=LIMITS, max_side=200, color=False)
+    assert "ode" in capfd.readouterr().err
