@@ -32,6 +32,7 @@ __all__ = ["compare_copies", "fetch_copies", "sync_groups", "watch_copies"]
 _log = logging.getLogger(__name__)
 _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
+_TROUBLED_WAIT_S = 2.0
 
 
 def sync_groups(context: Context, groups: Collection[int]) -> int:
@@ -148,7 +149,7 @@ def watch_copies(context: Context, groups: Collection[int], stop: threading.Even
             _log.warning("local copies could not be looked after: %s", error)
         except Exception:
             _log.exception("the watch over local copies goes on")
-        stop.wait(_LONGEST_WAIT_S)
+        stop.wait(_TROUBLED_WAIT_S if context.troubles.told() else _LONGEST_WAIT_S)
 
 
 def _look_again(context: Context, groups: Collection[int]) -> None:

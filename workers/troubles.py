@@ -33,10 +33,12 @@ class Troubles:
             return bool(self._files.get((collection, group)))
 
     def note_search(self, collection: str, group: int, said: Sequence[str]) -> None:
-        """Replace what a search of a group met."""
+        """Replace what a search of a group met; if it could read everything, all is well."""
         sentences = tuple(text.replace("COLLECTION", collection) for text in said)
         with self._lock:
             self._searches[collection, group] = sentences
+            if not sentences:
+                self._files[collection, group] = ()
 
     def met_by_searches(self) -> list[tuple[str, int]]:
         """Return the collections and groups in which a search met trouble."""
