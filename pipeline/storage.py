@@ -38,6 +38,7 @@ from pipeline.errors import (
     StorageUnavailableError,
     VantageError,
 )
+from pipeline.private_files import make_folder, open_privately
 from pipeline.redaction import redacted, secrets_of, without_secrets
 from pipeline.verified import Look, VerifiedCopies, file_checksum, look_at
 
@@ -84,9 +85,9 @@ def _flush_folder(folder: Path) -> None:
 def _temporary_beside(path: Path) -> Iterator[Path]:
     """Yield a free name in the folder of `path`, which is created; remove the file at the end.
 
-    `tempfile` does not do: only the owner can read its files, but all hosts read the store.
+    `tempfile` does not do: only the owner can read its files, but a store may be shared.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
@@ -301,7 +302,7 @@ class Storage:
     def _write_on_disk(path: Path, fill: Callable[[BinaryIO], None]) -> str:
         """Write under a temporary name beside `path`, flush to disk, rename."""
         with _temporary_beside(path) as temporary:
-            with temporary.open("x+b") as stream:
+            with open(temporary, "x+b", opener=open_privately) as stream:
                 fill(stream)
                 stream.flush()
                 os.fsync(stream.fileno())

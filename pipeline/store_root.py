@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.addresses import store_folder
 from pipeline.errors import ConfigError, StorageUnavailableError
+from pipeline.private_files import make_folder, open_privately
 
 __all__ = ["StoreRoot"]
 
@@ -97,7 +98,7 @@ class StoreRoot:
         """Make the directory if it does not exist."""
         if self.on_disk:
             with self._driver(""):
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
 
     def replace(self, name: str, data: bytes) -> None:
         """Write a small file in place of the one of this name, if there is one."""
@@ -107,21 +108,12 @@ class StoreRoot:
                 system.makedirs(root, exist_ok=True)
                 system.pipe_file(f"{root}/{name}", data)
                 return
-            handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=self._folder)
+            temporary = self._folder / f".{uuid.uuid4().hex}.tmp"
             try:
-                with os.fdopen(handle, "wb") as stream:
+                with open(temporary, "xb", opener=open_privately) as stream:
                     stream.write(data)
                     stream.flush()
                     os.fsync(stream.fileno())
-                # All users of the store read it, as its other files.
-                Path(temporary).chmod(0o666 & ~_umask())
-                Path(temporary).replace(self._folder / name)
+                temporary.replace(self._folder / name)
             finally:
-                Path(temporary).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    """Return the mask of this process for new files."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+                temporary.unlink(missing_ok=True)

@@ -15,6 +15,8 @@ import threading
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.private_files import make_folder, open_privately
+
 __all__ = ["Look", "VerifiedCopies", "file_checksum", "look_at"]
 
 _NAME = "verified.jsonl"
@@ -112,15 +114,16 @@ class VerifiedCopies:
 
     def _append(self, key: str, checksum: str, look: Look) -> None:
         """Append one line; the system keeps lines of several processes apart."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab", buffering=0) as stream:
+        make_folder(self._folder)
+        with open(self._path, "ab", 0, opener=open_privately) as stream:
             stream.write(_line(key, checksum, look))
 
     def _write_anew(self, known: dict[str, tuple[str, Look]]) -> None:
         """Replace the record by one line a copy that is still there."""
         temporary = self._path.with_name(f".{_NAME}.{os.getpid()}.tmp")
         lines = [_line(key, *found) for key, found in known.items()]
-        temporary.write_bytes(b"".join(lines))
+        with open(temporary, "wb", opener=open_privately) as stream:
+            stream.write(b"".join(lines))
         temporary.replace(self._path)
 
 

@@ -27,6 +27,7 @@ import redis
 
 from pipeline.config import Settings
 from pipeline.errors import StateError
+from pipeline.private_files import make_folder, open_privately
 from workers.processes import (
     die_with_parent,
     free_port,
@@ -182,7 +183,7 @@ class EmbeddedRedis:
         """
         program = find_server()
         run = run_dir(self._home)
-        (self._home / "logs").mkdir(parents=True, exist_ok=True)
+        make_folder(self._home / "logs")
         self._refuse_or_clear_old(run)
         passwords = Passwords.new(replicated=self._listen is not None)
         for place in self._places(run):
@@ -218,7 +219,8 @@ class EmbeddedRedis:
 
     def _launch(self, program: Path, run: Path) -> None:
         """Start the program with the configuration that lies in its folder."""
-        with (self._home / "logs" / "redis.log").open("ab") as log:
+        path = self._home / "logs" / "redis.log"
+        with open(path, "ab", opener=open_privately) as log:
             # Relative names, so that no character of the home's path must be quoted in the
             # configuration. The password is only in that file, never in the arguments.
             self._process = subprocess.Popen(

@@ -32,6 +32,7 @@ import honcho.manager
 from honcho.printer import Message, Printer
 from honcho.process import Popen, Process
 
+from pipeline.private_files import make_folder, open_privately
 from pipeline.redaction import redacted
 from workers.processes import EXIT_CONFIG, die_with_parent
 
@@ -43,6 +44,20 @@ _KILL_AFTER_S = 8.0
 _NOTICE = "vantage"
 _LOG_BYTES = 20 * 2**20
 _LOG_FILES = 3
+
+
+class _PrivateFiles(logging.handlers.RotatingFileHandler):
+    """Log files that only this user can read."""
+
+    def _open(self) -> Any:
+        """Open the file."""
+        return open(
+            self.baseFilename,
+            self.mode,
+            encoding=self.encoding,
+            errors=self.errors,
+            opener=open_privately,
+        )
 
 
 class LogPrinter(Printer):
@@ -68,8 +83,8 @@ class LogPrinter(Printer):
         verbose: bool = False,
     ) -> None:
         super().__init__(output=self)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._handler = logging.handlers.RotatingFileHandler(
+        make_folder(path.parent)
+        self._handler = _PrivateFiles(
             path,
             maxBytes=_LOG_BYTES,
             backupCount=_LOG_FILES,

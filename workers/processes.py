@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipeline.errors import StateError
+from pipeline.private_files import make_home, open_privately
 
 __all__ = [
     "EXIT_CONFIG",
@@ -120,7 +121,8 @@ def writing_home(home: Path) -> Iterator[None]:
 def run_dir(home: Path) -> Path:
     """Return ``home/run``, made for this user only: it holds addresses and passwords."""
     path = home / "run"
-    path.mkdir(parents=True, exist_ok=True)
+    make_home(home)
+    path.mkdir(mode=0o700, exist_ok=True)
     path.chmod(0o700)
     return path
 
@@ -168,7 +170,8 @@ class HomeLock:
             Another process holds it.
         """
         with writing_home(self._home):
-            file = (run_dir(self._home) / "up.lock").open("a+", encoding="utf-8")
+            path = run_dir(self._home) / "up.lock"
+            file = open(path, "a+", encoding="utf-8", opener=open_privately)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

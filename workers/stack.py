@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.config import Settings
 from pipeline.errors import StateError
+from pipeline.private_files import make_folder, make_home, open_privately
 from workers.environment import environment
 from workers.processes import die_with_parent
 from workers.up import Ready
@@ -59,9 +60,13 @@ class Stack:
             It ended, or was not ready in time; the message has its last output.
         """
         logs = self.settings.home / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
+        make_home(self.settings.home)
+        make_folder(logs)
         reader, writer = os.pipe()
-        with (logs / "up.log").open("wb") as console, os.fdopen(reader, "rb") as pipe:
+        with (
+            open(logs / "up.log", "wb", opener=open_privately) as console,
+            os.fdopen(reader, "rb") as pipe,
+        ):
             try:
                 self._process = subprocess.Popen(
                     [sys.executable, "-m", "workers.up", "--ready-fd", str(writer)],

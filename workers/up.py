@@ -33,6 +33,7 @@ from pipeline.installation import require_original, settle
 from pipeline.lost_database import refuse_lost_database
 from pipeline.metadata.engine import create_metadata_engine, session_scope, shown, upgrade
 from pipeline.metadata.heartbeats import live_workers
+from pipeline.private_files import close_to_others, make_home
 from pipeline.redaction import secrets_of_environment
 from pipeline.store_root import StoreRoot
 from pipeline.text import displayable
@@ -49,6 +50,17 @@ __all__ = ["Ready", "find_procfile", "read_procfile", "run_up"]
 
 OPTIONAL = frozenset({"flower"})
 """Lines of the Procfile without which everything else goes on."""
+
+_OURS = (
+    "logs",
+    "run",
+    "store",
+    "local",
+    "vantage.sqlite",
+    "vantage.sqlite-wal",
+    "vantage.sqlite-shm",
+)
+"""What lies in a home: former releases made it for all to read."""
 
 _WARM_S = 600.0
 _SLOW_START_S = 60.0
@@ -138,7 +150,9 @@ def run_up(
         settings = dataclasses.replace(settings, serve_groups=tuple(sorted(set(serve_groups))))
     check_flower_settings(settings)
     with writing_home(settings.home):
-        settings.home.mkdir(parents=True, exist_ok=True)
+        make_home(settings.home)
+    for name in _OURS:
+        close_to_others(settings.home / name)
     interrupt = _Interrupt()
     try:
         with interrupt, HomeLock(settings.home), contextlib.ExitStack() as stack:

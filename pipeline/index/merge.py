@@ -29,6 +29,7 @@ from pipeline.index.identities import NO_IMAGES, Identities, unite
 from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.index.simd import BLOCK
+from pipeline.private_files import make_folder
 
 MERGE_BYTES = 8 * 2**20
 """Bytes of rows merged at a time; merging uses about ten times as much memory."""
@@ -351,7 +352,7 @@ def _temporary_folder(stack: ExitStack, parent: Path | None) -> Path:
     try:
         if parent is None:
             return Path(stack.enter_context(made(prefix="vantage-merge-")))
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         for left in parent.iterdir():
             owner = left.name.partition("-")[0]
             if owner.isdigit() and not psutil.pid_exists(int(owner)):

@@ -14,6 +14,8 @@ from urllib.parse import quote
 from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
+from pipeline.private_files import make_home, touch
+
 __all__ = ["LOCKED", "file_of", "is_locked", "is_missing", "make_file", "watch_file"]
 
 LOCKED = (
@@ -49,8 +51,8 @@ def make_file(engine: Engine) -> None:
     """
     path = file_of(engine)
     if path is not None and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        make_home(path.parent)
+        touch(path)
 
 
 def watch_file(engine: Engine) -> None:

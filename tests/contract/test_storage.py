@@ -458,7 +458,9 @@ def test_a_copy_that_another_process_removes_is_fetched_again(tmp_path: Path) ->
     assert np.array_equal(storage.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
 
 
-def test_the_umask_decides_who_can_read_stored_files(tmp_path: Path) -> None:
+def test_in_a_shared_store_the_umask_decides_who_can_read_files(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store").chmod(0o2770)
     storage = Storage(str(tmp_path / "store"), tmp_path / "local")
     before = os.umask(0o027)
     try:

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -95,6 +96,14 @@ def test_everything_serves_when_ready_and_nothing_is_left_when_stopped(settings:
     log = (settings.home / "logs" / "vantage.log").read_text()
     for name in read_procfile():
         assert re.search(rf"^\d{{4}}-\d\d-\d\d [\d:]+ system +\| {name} stopped", log, re.M)
+
+
+def test_nobody_else_can_use_what_lies_in_the_home(stack: Stack) -> None:
+    home = stack.settings.home
+    modes = {path: oct(stat.S_IMODE(path.stat().st_mode)) for path in (home, *home.rglob("*"))}
+    open_to_others = {path: mode for path, mode in modes.items() if not mode.endswith("00")}
+    assert open_to_others == {}
+    assert {modes[path] for path in modes if path.is_file()} == {"0o600"}
 
 
 def test_a_second_start_on_the_same_home_is_refused(stack: Stack) -> None:

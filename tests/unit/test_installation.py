@@ -235,7 +235,7 @@ def test_a_store_without_write_permission_can_be_read(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "mkdir", refused)
-    monkeypatch.setattr("pipeline.store_root.tempfile.mkstemp", refused)
+    monkeypatch.setattr("pipeline.store_root.open_privately", refused)
     home.check()
     assert home.settle() == home.identity
 

@@ -1,0 +1,88 @@
+"""Files and folders that only this user can use, unless their folder is shared on purpose.
+
+A folder is shared on purpose when its group may write to it, or use it and others may not:
+somebody made it so, no usual umask does. What we make in it is for the group then, as far as the
+process's umask allows; never for others. Folders for everybody, like ``/tmp``, are not meant: they
+have the sticky bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+
+__all__ = ["close_to_others", "is_shared", "make_folder", "make_home", "open_privately", "touch"]
+
+_OTHERS = stat.S_IRWXG | stat.S_IRWXO
+
+
+def is_shared(folder: Path) -> bool:
+    """Tell whether a folder is shared with its group; no if it is not there."""
+    try:
+        mode = folder.stat().st_mode
+    except OSError:
+        return False
+    for_group = mode & stat.S_IWGRP or (mode & stat.S_IRWXG and not mode & stat.S_IRWXO)
+    return bool(for_group) and not mode & stat.S_ISVTX
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing.
+
+    Raises
+    ------
+    OSError
+    """
+    if path.is_dir():
+        return
+    if path.parent != path:
+        make_folder(path.parent)
+    try:
+        path.mkdir(mode=0o770 if is_shared(path.parent) else 0o700)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+
+
+def make_home(path: Path) -> None:
+    """Make a data directory of this user alone; take over an empty one.
+
+    Raises
+    ------
+    OSError
+    """
+    if not path.exists():
+        make_folder(path.parent)
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+    elif not any(path.iterdir()):
+        close_to_others(path)
+
+
+def close_to_others(path: Path) -> None:
+    """Take the rights of group and others to a file or folder of ours that is not shared."""
+    try:
+        found = path.stat()
+        if found.st_uid == os.geteuid() and found.st_mode & _OTHERS:
+            folder = path if path.is_dir() else path.parent
+            if not is_shared(folder):
+                path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+    except OSError:
+        pass  # it is somebody else's, or gone
+
+
+def open_privately(path: str, flags: int) -> int:
+    """Open a file, for the ``opener`` of `open`; a new one is for this user, or the group."""
+    return os.open(path, flags, 0o660 if is_shared(Path(path).parent) else 0o600)
+
+
+def touch(path: Path) -> None:
+    """Make an empty file if there is none.
+
+    Raises
+    ------
+    OSError
+    """
+    os.close(open_privately(str(path), os.O_CREAT | os.O_WRONLY))
