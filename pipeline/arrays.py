@@ -31,12 +31,16 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from pipeline.errors import CorruptFileError
+from pipeline.errors import CorruptFileError, NewerFormatError
 
 ALIGNMENT = 64
 MAPPED_BYTES = 1 << 17
 """Smaller files are read, not mapped: each mapping keeps a file open, and the number of open files
 is limited. Additions of single images leave hundreds of such files."""
+
+FORMAT = 1
+"""The newest form of files of arrays that is read here. A file of a later form has its number as
+``format`` in its meta data; without it, a file has the first form."""
 
 META = "meta.json"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -206,11 +210,21 @@ def _bytes_of(source: Path | bytes) -> NDArray[np.uint8]:
     return np.frombuffer(source, np.uint8)
 
 
-def _object(text: bytes) -> dict[str, Any]:
-    """Return the JSON object of a file."""
+def _object(text: bytes, file: str) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises
+    ------
+    NewerFormatError
+        It says that a newer release has written the file.
+    """
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ValueError(f"{META} holds no object")
+    number = found.get("format", FORMAT)
+    if type(number) is int and number > FORMAT:
+        reason = f"format {number}, and this Vantage reads formats up to {FORMAT}"
+        raise NewerFormatError(file, reason)
     return found
 
 
@@ -265,6 +279,7 @@ def read_member(stream: BinaryIO, name: str, file: str) -> NDArray[Any]:
     try:
         size = stream.seek(0, io.SEEK_END)
         with zipfile.ZipFile(stream) as archive:
+            _object(archive.read(META), file)
             _members(archive, size)
             info = archive.getinfo(f"{name}.npy")
             return _array_of(np.frombuffer(archive.read(info), np.uint8), info)
@@ -295,8 +310,9 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
         self._arrays: dict[str, NDArray[Any]] = {}
         try:
             with self._archive() as archive:
+                # First: what else is in a newer file may have another form.
+                self.meta: dict[str, Any] = _object(archive.read(META), self.name)
                 members = _members(archive, self._buffer.size)
-                self.meta: dict[str, Any] = _object(archive.read(META))
             for info in members:
                 self._arrays[info.filename[:-4]] = self._view(info)
             self._require_every_member()

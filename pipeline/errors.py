@@ -14,6 +14,7 @@
         MissingRootError
         CorruptFileError
           LostFileError
+          NewerFormatError
           DamagedIndexError
         NoWorkersError
         OtherInstallationError
@@ -46,6 +47,7 @@ __all__ = [
     "InputError",
     "LostFileError",
     "MissingRootError",
+    "NewerFormatError",
     "NoFeaturesError",
     "NoWorkersError",
     "OtherInstallationError",
@@ -232,6 +234,17 @@ class LostFileError(CorruptFileError):
     def __str__(self) -> str:
         path, reason = self.args
         return f"the store has lost the file {path!r} ({reason}); {file_remedy(path)}"
+
+
+class NewerFormatError(CorruptFileError):
+    """A file was written by a newer Vantage: its path, its format and the newest known one.
+
+    It costs what a damaged file costs, but nothing replaces or removes it.
+    """
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"the file {path!r} cannot be read ({reason}); install a newer Vantage"
 
 
 class DamagedIndexError(CorruptFileError):

@@ -15,7 +15,12 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from pipeline.errors import OtherInstallationError, StateError, StorageUnavailableError
+from pipeline.errors import (
+    NewerFormatError,
+    OtherInstallationError,
+    StateError,
+    StorageUnavailableError,
+)
 from pipeline.metadata.engine import (
     create_metadata_engine,
     database_exists,
@@ -241,8 +246,12 @@ def _read_marker(root: StoreRoot) -> Marker | None:
         return None
     try:
         values: dict[str, Any] = json.loads(data)
+        if values.get("format", _FORMAT) > _FORMAT:
+            place = f"{root.place['path']}/{MARKER}"
+            reason = f"format {values['format']}, and this Vantage reads formats up to {_FORMAT}"
+            raise NewerFormatError(place, reason)
         return Marker(str(values["identity"]), str(values["database"]), dict(values["store"]))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StateError(
             f"{root.place['path']}/{MARKER} cannot be read ({type(error).__name__}: {error}); "
             "take it from a backup, or run `vantage migrate --take-store` if the store is that of "

@@ -35,6 +35,7 @@ from pipeline.errors import (
     ConfigError,
     CorruptFileError,
     LostFileError,
+    NewerFormatError,
     StorageUnavailableError,
     VantageError,
 )
@@ -238,6 +239,8 @@ class Storage:
             if read is not None:
                 read(arrays)
             return self.checksum(key)
+        except NewerFormatError:
+            raise  # nothing is wrong with it
         except CorruptFileError:
             return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Engine
@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from pipeline.arrays import ArrayFile
 from pipeline.containers import check_container
 from pipeline.cores import usable_cores
-from pipeline.errors import CorruptFileError, LostFileError
+from pipeline.errors import CorruptFileError, LostFileError, NewerFormatError
 from pipeline.index.identities import NO_IMAGES
 from pipeline.index.model import Model
 from pipeline.index.segments import Segment
@@ -109,6 +109,9 @@ def _verify(storage: Storage, file: KnownFile) -> tuple[FileTrouble | None, int]
             read(storage.read_arrays(file.key))
     except LostFileError as exc:
         return trouble_of(file, "lost", exc.args[1]), 0
+    except NewerFormatError as exc:
+        found = trouble_of(file, "unreadable", exc.args[1])
+        return replace(found, remedy="install a newer Vantage"), 0
     except CorruptFileError as exc:
         return trouble_of(file, "damaged", exc.args[1]), 0
     return None, size

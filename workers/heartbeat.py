@@ -118,10 +118,6 @@ class Heartbeat:
         self._state = state
         self._wake.set()
 
-    def note(self, name: str, value: Any) -> None:
-        """Add a detail that the next beats carry. Safe in any thread."""
-        self._details = {**self._details, name: value}
-
     def stop(self) -> None:
         """End the thread and remove the row; safe to call twice, and in a fork without one."""
         if self._stopped or os.getpid() != self._pid:

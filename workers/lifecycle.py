@@ -11,7 +11,6 @@ import logging
 import signal
 import sys
 import threading
-import time
 from collections.abc import Collection
 from typing import Any
 
@@ -32,13 +31,14 @@ from workers.celery_settings import NO_INSTALLATION
 from workers.context import Context, get_context
 from workers.heartbeat import Heartbeat, write_between_beats
 from workers.job_messages import release
+from workers.messages import PROTOCOL, newer_protocol
 from workers.placement import sync_groups, watch_copies
 from workers.presence import announce
 from workers.processes import EXIT_CONFIG, set_death_signal
 from workers.queues import EXTRACT, QUERY, REDUCE, group_of, unrouted
 from workers.supervise import supervise
 
-__all__ = ["VantageWorker", "note_newer", "roles_of_queues"]
+__all__ = ["VantageWorker", "roles_of_queues"]
 
 _log = logging.getLogger(__name__)
 SUPERVISE = "supervise"
@@ -108,7 +108,7 @@ def _start(sender: Any, **_: object) -> None:
             groups=groups,
             details={"queues": queues},
             # The context of a worker whose pool is forked belongs to its processes.
-            troubles=_tell_all if groups else _tell_dropped,
+            troubles=_tell_all if groups else _tell_messages,
         )
         _heartbeat.start()
         if groups or QUERY in queues:
@@ -134,17 +134,26 @@ def _start(sender: Any, **_: object) -> None:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
-def _tell_dropped() -> list[str]:
-    """Say how many messages this worker could not read, if there were any."""
-    count = dropped_messages()
-    text = "message that it could not read" if count == 1 else "messages that it could not read"
+def _tell_messages() -> list[str]:
+    """Say which messages this worker could not read, or has put back, if there were any."""
     name = _heartbeat.name if _heartbeat else "a worker"
-    return [f"{name} has dropped {count:,} {text}: see the log"] if count else []
+    told = []
+    count = dropped_messages()
+    if count:
+        text = "message that it could not read" if count == 1 else "messages that it could not read"
+        told.append(f"{name} has dropped {count:,} {text}: see the log")
+    protocol = newer_protocol()
+    if protocol is not None:
+        told.append(
+            f"{name} puts back messages of protocol {protocol}, as it speaks protocol {PROTOCOL}: "
+            "install a newer Vantage there"
+        )
+    return told
 
 
 def _tell_all() -> list[str]:
     """Say that, and what this worker cannot read of the store."""
-    return [*get_context().troubles.told(), *_tell_dropped()]
+    return [*get_context().troubles.told(), *_tell_messages()]
 
 
 def _check_installation(settings: Settings, app: Any, queues: Collection[str]) -> None:
@@ -168,12 +177,6 @@ def _check_installation(settings: Settings, app: Any, queues: Collection[str]) -
         raise SystemExit(EXIT_CONFIG) from error
     finally:
         context.close()
-
-
-def note_newer(protocol: int) -> None:
-    """Let the heartbeat say that messages of a newer protocol are here."""
-    if _heartbeat is not None:
-        _heartbeat.note("newer", {"protocol": protocol, "at": time.time()})
 
 
 def _after_fork(**_: object) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from workers.celery_private.transport import PatientAMQP
 
-__all__ = ["HEADER", "PROTOCOL", "Sender", "VantageAMQP"]
+__all__ = ["HEADER", "PROTOCOL", "Sender", "VantageAMQP", "newer_protocol", "note_newer"]
 
 PROTOCOL = 1
 """Version of the messages and of what searches keep in Redis. A release that changes either so that
 a former one would misread it has the next number."""
+
+_TOLD_S = 60.0
+_newer: dict[int, float] = {}
 
 HEADER = "vantage"
 """Header of every message of a task."""
@@ -41,6 +45,17 @@ class Sender:
         if not isinstance(installation, str) or type(protocol) is not int:
             return None
         return cls(installation, protocol)
+
+
+def note_newer(protocol: int) -> None:
+    """Note that a message of a newer protocol has come to this process."""
+    _newer[protocol] = time.monotonic()
+
+
+def newer_protocol() -> int | None:
+    """Return the newest protocol of the messages that came within a minute; None if not newer."""
+    since = time.monotonic() - _TOLD_S
+    return max((protocol for protocol, at in _newer.items() if at >= since), default=None)
 
 
 class VantageAMQP(PatientAMQP):

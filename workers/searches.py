@@ -42,6 +42,7 @@ from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from workers.context import Context
 from workers.keys import KEEP_S, keep_s
+from workers.messages import PROTOCOL
 from workers.workflows import scan_task, search_canvas, task
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def begin(
     now = time.time()
     timeout_s = context.settings.host_timeout_s
     with session_scope(context.engine, write=False) as session:
-        served = groups_served(session, now, timeout_s)
+        served = groups_served(session, now, timeout_s, PROTOCOL)
     wanted = searched_groups(version, batch.plan)
     if wanted and not served and is_locked(context.engine):
         raise DatabaseUnavailableError(LOCKED)

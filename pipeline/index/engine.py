@@ -40,7 +40,7 @@ from pipeline.columns import (
 )
 from pipeline.config import IndexConfig
 from pipeline.cores import usable_cores
-from pipeline.errors import CorruptFileError, DamagedIndexError, InputError
+from pipeline.errors import CorruptFileError, DamagedIndexError, InputError, NewerFormatError
 from pipeline.index.cells import (
     MeanCells,
     cells_by_default,
@@ -346,7 +346,7 @@ class VantageIndex:
                 config = IndexConfig.from_dict(file.meta["config"])
             index = cls(wide, config, _threads(threads))
             index._read(file)
-        except DamagedIndexError:
+        except (DamagedIndexError, NewerFormatError):
             raise
         except CorruptFileError as exc:
             raise DamagedIndexError(str(path), exc.args[1]) from exc

