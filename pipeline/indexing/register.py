@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple
 
-from pipeline.containers import UNREADABLE_CODES
+from pipeline.containers import UNREADABLE_CODES, check_container
 from pipeline.errors import ImageReadError, StateError, VantageError
 from pipeline.files import hash_bytes, read_file
 from pipeline.indexing.gone import SeenFiles, mark_gone_files
@@ -15,6 +15,7 @@ from pipeline.job_params import IndexParams
 from pipeline.metadata import containers, images, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import (
+    ContainerRecord,
     FileStamp,
     JobRecord,
     PartRecord,
@@ -62,11 +63,27 @@ def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResu
         if time.monotonic() > until and read > 0:
             return {"more": True}
     totals["files_gone"] = mark_gone_files(resources, job.collection_id, found.folders, seen)
+    _adopt_containers(resources, job)
     with session_scope(resources.engine) as session:
-        containers.adopt_containers(session, job.id)
         jobs.set_counters(session, job.id, **totals, skipped=found.skipped)
         parts.finish_part(session, job.id, "register", part.number, totals)
     return totals
+
+
+def _adopt_containers(resources: Resources, job: JobRecord) -> None:
+    """Take over what ended jobs have extracted; images of lost containers are extracted again."""
+    with session_scope(resources.engine) as session:
+        containers.adopt_containers(session, job.id)
+        adopted = containers.job_containers(session, job.id)
+    lost = [one for one in adopted if not _is_sound(resources, one)]
+    for one in lost:
+        _log.warning("the container %s is lost or damaged; its images are read again", one.key)
+    with session_scope(resources.engine) as session:
+        containers.give_up_containers(session, job, [one.id for one in lost])
+
+
+def _is_sound(resources: Resources, container: ContainerRecord) -> bool:
+    return resources.storage.sound_checksum(container.key, check_container) is not None
 
 
 def _chunks(files: Iterator[FoundFile], size: int) -> Iterator[list[FoundFile]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -11,6 +11,7 @@ from sqlalchemy import Row, exists, select, update
 from sqlalchemy.orm import Session
 
 from pipeline.errors import UnknownNameError
+from pipeline.metadata import ledger
 from pipeline.metadata.jobs import get_job
 from pipeline.metadata.models import Container, Image, Job, table
 from pipeline.metadata.records import ContainerInfo, ContainerRecord, ContainerState, JobRecord
@@ -128,6 +129,13 @@ def adopt_containers(session: Session, job_id: str) -> int:
         )
         .values(job_id=job_id),
     )
+
+
+def give_up_containers(session: Session, job: JobRecord, container_ids: Sequence[int]) -> None:
+    """Let a job extract the images of its containers again, because the files are lost."""
+    if container_ids:
+        lock_collection(session, job.collection_id)
+        ledger.lose_features(session, container_ids, job.id)
 
 
 def correct_checksum(session: Session, container_id: int, checksum: str) -> None:

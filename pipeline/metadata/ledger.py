@@ -175,6 +175,21 @@ def record_failures(session: Session, failed: Sequence[tuple[int, str, str]]) ->
         session.execute(update(images).where(pending).values(why), rows)
 
 
+def lose_features(session: Session, container_ids: Sequence[int], job_id: str) -> None:
+    """Let images wait for their features again, because these containers are lost.
+
+    Only a rebuild needs those of indexed images. Removed images get new ones if they come back.
+    """
+    images = table(Image)
+    for some in chunks(container_ids):
+        mine = images.c.container_id.in_(some)
+        extracted, removed = (and_(mine, images.c.state == s) for s in ("extracted", "removed"))
+        again = {**_PENDING_AGAIN, "job_id": job_id}
+        session.execute(update(images).where(extracted).values(again))
+        gone = and_(removed, ~holdings.has_rows())
+        session.execute(update(images).where(gone).values(_WITHOUT_FEATURES))
+
+
 def leave_out_removed(session: Session, job_id: str) -> None:
     """Take the features from removed images of a job's containers: its segments lack them.
 

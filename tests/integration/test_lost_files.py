@@ -329,6 +329,37 @@ def test_a_container_stops_only_a_rebuild_until_its_photographs_are_read_again(
         assert found_names(search(pictures, name, folder))[0] == name
 
 
+@pytest.mark.parametrize("harm", [lose, flip])
+def test_a_container_that_is_not_indexed_yet_is_made_again_by_the_next_index_job(
+    pictures: Collection,
+    settings: Settings,
+    small_photographs: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    harm: Callable[[Path], None],
+) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for name in ("rocket", "text"):
+        (more / f"{name}.png").write_bytes(small_photographs[name])
+    before = set(Path(settings.store).glob("containers/*/*.npz"))
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.indexing.train.train", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            pictures.index([more])
+    (made,) = set(Path(settings.store).glob("containers/*/*.npz")) - before
+    harm(made)
+    assert pictures.index([more]).wait().state == "done"
+    assert len(pictures) == len(NAMES) + 2
+    assert pictures.verify().ok
+    assert found_names(pictures.search(more / "rocket.png"))[0] == "rocket"
+    assert pictures.rebuild().wait().state == "done"
+
+
+def _killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_store_that_is_away_is_said_of_every_segment_that_is_not_here(
     pictures: Collection, settings: Settings, folder: Path
 ) -> None:
