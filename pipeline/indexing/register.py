@@ -36,7 +36,10 @@ YOUNG_NS = 2_000_000_000
 change may carry the same time, as file systems count in up to two seconds."""
 
 REGISTER_SLICE_S = 60.0
-"""Seconds after which a registration yields: well below the broker's visibility timeout."""
+"""Seconds after which a registration yields."""
+
+SLICE_SHARE = 0.3
+"""The same as a share of the broker's visibility timeout."""
 
 
 def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:
@@ -45,8 +48,9 @@ def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResu
     After `REGISTER_SLICE_S` it stops and returns ``more``: the next call quickly skips what is
     registered. So no message is held longer than the broker waits for its acknowledgement.
     """
-    until = time.monotonic() + REGISTER_SLICE_S
-    found = walk(job.params_as(IndexParams).paths, roots=resources.settings.image_roots)
+    settings = resources.settings
+    until = time.monotonic() + min(REGISTER_SLICE_S, SLICE_SHARE * settings.visibility_timeout_s)
+    found = walk(job.params_as(IndexParams).paths, roots=settings.image_roots)
     totals: dict[str, int] = {}
     seen = SeenFiles()
     for chunk in _chunks(found, REGISTER_CHUNK):
