@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, UnidentifiedImageError
 
 from pipeline.config import ImageLimits
 from pipeline.pictures.errors import PictureError
+from pipeline.pictures.jpeg import ENDINGS, lacks_end_only
 from pipeline.pictures.memory_estimate import decoding_bytes, samples_bytes
 from pipeline.pictures.paper import without_empty_alpha
 from pipeline.pictures.pillow import pillow_state
@@ -154,9 +155,9 @@ def _frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
         size = image.size
         wanted.check_size(*size)
         if image.format in ("JPEG", "MPO"):
-            # The decoder itself skips detail (and colour) that would be discarded.
-            reduced_to = reduced_size(*size, wanted.max_side)
-            image.draft(None if wanted.color else "L", reduced_to)
+            yield _jpeg(data, image, wanted)
+            # The other pictures of a JPEG are other views of it.
+            return
         wanted.take(decoding_bytes(image, size, len(data), color=wanted.color))
         image.load()
         orientation = _orientation(image)
@@ -166,9 +167,6 @@ def _frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
         else:
             shown = without_empty_alpha(image) if image.format == "BMP" else image
             yield wanted.frame(shown, size, orientation)
-        # The other pictures of a JPEG are other views of it.
-        if image.format in ("JPEG", "MPO"):
-            return
         for number in range(1, _MOST_FRAMES):
             try:
                 image.seek(number)
@@ -177,6 +175,42 @@ def _frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:
             wanted.check_size(*image.size)
             image.load()
             yield wanted.frame(image, image.size, orientation)
+
+
+def _jpeg(data: bytes, image: Image.Image, wanted: Wanted) -> Frame:
+    """Decode a JPEG that was opened, also one without its end marker."""
+    size = image.size
+    _draft(image, wanted)
+    needed = decoding_bytes(image, size, len(data), color=wanted.color)
+    wanted.take(needed)
+    orientation = _orientation(image)
+    try:
+        image.load()
+        found = image
+    except OSError:
+        if not lacks_end_only(data):
+            raise
+        wanted.take(3 * needed)
+        found, *others = [_ended(data.rstrip(b"\xff") + ending, wanted) for ending in ENDINGS]
+        if any(found.tobytes() != other.tobytes() for other in others):
+            raise
+    if found.mode == "CMYK" and "adobe" not in image.info:
+        # Pillow takes every such file for one of Adobe's, whose inks are stored inverted.
+        found = ImageChops.invert(found)
+    return wanted.frame(found, size, orientation)
+
+
+def _draft(image: Image.Image, wanted: Wanted) -> None:
+    """Let the decoder itself skip detail (and colour) that would be discarded."""
+    image.draft(None if wanted.color else "L", reduced_size(*image.size, wanted.max_side))
+
+
+def _ended(data: bytes, wanted: Wanted) -> Image.Image:
+    """Decode a JPEG whose end was added."""
+    with _open(data, wanted) as image:
+        _draft(image, wanted)
+        image.load()
+        return image.copy()
 
 
 def _tiff_frames(data: bytes, wanted: Wanted) -> Iterator[Frame]:

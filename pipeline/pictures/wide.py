@@ -6,6 +6,7 @@ They are read completely if the high bytes have too little of the picture: ten b
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
 
 import cv2
@@ -49,7 +50,7 @@ def wide_samples(data: bytes, image: Image.Image, admit: Callable[[int], bool]) 
     if (
         image.format == "PPM"
         and image.mode == "RGB"
-        and data[:2] == b"P6"
+        and data[:2] in (b"P3", b"P6")
         and _is_small(image)
         and admit(needed)
     ):
@@ -135,12 +136,16 @@ def _jpeg_2000(data: bytes, admit: Callable[[int], bool], needed: int) -> Sample
 
 
 def _ppm(data: bytes, size: tuple[int, int]) -> Samples | None:
-    """Read a binary PPM of 16 bits."""
+    """Read a PPM of 16 bits, binary or plain."""
     with _open(data) as image:
         _, _, offset, arguments = image.tile[0]
     most = arguments[-1] if isinstance(arguments, tuple) else 255
     if not isinstance(most, int) or most < 256:
         return None
     count = size[0] * size[1] * 3
-    values = np.frombuffer(data, ">u2", count, offset).astype(np.uint16)
+    if data[:2] == b"P3":
+        text = re.sub(rb"#[^\r\n]*", b"", data[offset:])
+        values = np.fromstring(text.decode("ascii"), np.uint16, count, sep=" ")
+    else:
+        values = np.frombuffer(data, ">u2", count, offset).astype(np.uint16)
     return Samples(values.reshape(size[1], size[0], 3), None, (0.0, float(most)))
