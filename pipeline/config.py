@@ -294,6 +294,7 @@ class Settings:
     host_timeout_s: float = 10.0
     visibility_timeout_s: int = 300
     compact_above: int = 8
+    queued_bytes: int = 2**29
     flower_address: str = "127.0.0.1"
     flower_port: int = 5555
     flower_password: str | None = field(default=None, repr=False)
@@ -351,6 +352,7 @@ class Settings:
             host_timeout_s=env.number("VANTAGE_HOST_TIMEOUT_S", 10.0, 0.5, 3600),
             visibility_timeout_s=env.integer("VANTAGE_VISIBILITY_TIMEOUT_S", 300, 2, 86400),
             compact_above=env.integer("VANTAGE_COMPACT_ABOVE", 8, 0, 100_000),
+            queued_bytes=env.integer("VANTAGE_QUEUED_BYTES", 2**29, 1, 2**40),
             flower_address=env.text("VANTAGE_FLOWER_ADDRESS", "127.0.0.1"),
             flower_port=env.integer("VANTAGE_FLOWER_PORT", 5555, 0, 65535),
             flower_password=env.text("VANTAGE_FLOWER_PASSWORD", "") or None,

@@ -24,6 +24,7 @@
         BrokerUnavailableError
         DeadlinePassedError
         DecoderUnavailableError
+        TooManyQueriesError
 
 Every constructor takes positional arguments and hands all of them to ``super().__init__``, so that
 an error survives pickling and Celery's JSON (which rebuilds an error as ``cls(*args)``);
@@ -54,6 +55,7 @@ __all__ = [
     "SchemaVersionError",
     "StateError",
     "StorageUnavailableError",
+    "TooManyQueriesError",
     "TransientError",
     "UnknownNameError",
     "VantageError",
@@ -317,6 +319,21 @@ class BrokerUnavailableError(TransientError):
         return (
             f"Redis at {address} cannot be used now ({reason}); start everything here with "
             "`vantage up`, or check VANTAGE_REDIS_URL; `vantage doctor` tries all that is needed"
+        )
+
+
+class TooManyQueriesError(TransientError):
+    """Enqueued queries take too much of Redis: bytes of this one, of those that wait, the limit."""
+
+    def __init__(self, size: int, waiting: int, limit: int) -> None:
+        super().__init__(size, waiting, limit)
+
+    def __str__(self) -> str:
+        size, waiting, limit = self.args
+        return (
+            f"the query's image of {size:,} bytes is not enqueued: {waiting:,} bytes of queries "
+            f"wait already, and at most {limit:,} may (VANTAGE_QUEUED_BYTES); try again when some "
+            "are answered, or search without enqueueing"
         )
 
 

@@ -52,6 +52,7 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
         "HOST_TIMEOUT_S": settings.host_timeout_s,
         "VISIBILITY_TIMEOUT_S": settings.visibility_timeout_s,
         "COMPACT_ABOVE": settings.compact_above,
+        "QUEUED_BYTES": settings.queued_bytes,
         "FLOWER_ADDRESS": settings.flower_address,
         "FLOWER_PORT": settings.flower_port,
         "FLOWER_PASSWORD": settings.flower_password,

@@ -74,8 +74,13 @@ class Keys:
         """The request of an enqueued search; kept `keep_s`."""
         return f"{self.prefix}request:{search_id}"
 
+    @property
+    def waiting(self) -> str:
+        """Hash of the images that wait: search -> bytes and until when; no time to live."""
+        return f"{self.prefix}waiting"
+
     def image(self, search_id: str) -> str:
-        """The query image's bytes of an enqueued search; kept `keep_s`."""
+        """The query image's bytes of an enqueued search; until it is prepared, or `keep_s`."""
         return f"{self.prefix}image:{search_id}"
 
     def batch(self, search_id: str) -> str:

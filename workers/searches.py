@@ -43,6 +43,7 @@ from pipeline.request import SearchRequest
 from workers.context import Context
 from workers.keys import KEEP_S, keep_s
 from workers.messages import PROTOCOL
+from workers.waiting_queries import forget_image, make_room
 from workers.workflows import scan_task, search_canvas, task
 
 if TYPE_CHECKING:
@@ -213,11 +214,17 @@ def request(
     """Leave a search to the workers: store the image's bytes and send ``retrieve.prepare``.
 
     From now on the supervisor watches the search, so nobody has to wait for it.
+
+    Raises
+    ------
+    TooManyQueriesError
+        Too many bytes of queries wait in Redis already.
     """
     deadline_s = asked.seconds(context.settings.search_deadline_s)
     deadline_at = time.time() + deadline_s
     wanted = {"collection": collection, "request": asked.to_dict(), "deadline_at": deadline_at}
     keys, kept = context.keys, keep_s(deadline_at)
+    make_room(context, search_id, len(image), time.time() + kept)
     pipe = context.redis.pipeline(transaction=True)
     pipe.set(keys.image(search_id), image, ex=kept)
     pipe.set(keys.request(search_id), json.dumps(wanted), ex=kept)
@@ -243,6 +250,9 @@ def prepare(context: Context, search_id: str) -> dict[str, Any]:
             return {"descriptors": 0}
         version, batch = prepared
         begin(context, search_id, version, batch, deadline_at)
+        pipe = redis.pipeline(transaction=False)
+        forget_image(context, pipe, search_id)
+        pipe.execute()
     except Exception as exc:
         if not isinstance(exc, VantageError):
             _log.exception("search %s could not be prepared", search_id)
@@ -407,6 +417,7 @@ def _store_result(context: Context, search_id: str, value: dict[str, Any]) -> No
         pipe.rpush(keys.reply(search_id), b"1")
         pipe.expire(keys.reply(search_id), KEEP_S)
         pipe.zrem(keys.in_flight, search_id)
+        forget_image(context, pipe, search_id)
         pipe.execute()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import functools
 import json
 import sqlite3
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from pipeline.errors import (
     NoWorkersError,
     StateError,
     StorageUnavailableError,
+    TooManyQueriesError,
     TransientError,
     UnknownNameError,
 )
@@ -467,6 +470,66 @@ class TestSearches:
         # Sent with the chord, and once more.
         assert len(_messages(context, "group.1")) == 2
 
+    def test_the_image_of_a_query_is_deleted_when_it_is_prepared_or_its_search_is_over(
+        self, context: Context, query: bytes, eventually: Eventually
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        redis, keys = context.redis, context.keys
+        for image, prepared in ((query, True), (b"no image", True), (query, False)):
+            search_id = uuid.uuid4().hex
+            asked = SearchRequest(deadline_s=600 if prepared else 0.1)
+            searches.request(context, search_id, "photographs", image, asked)
+            assert redis.strlen(keys.image(search_id)) == len(image)
+            assert redis.hlen(keys.waiting) == 1
+            if prepared:
+                searches.prepare(context, search_id)
+                assert searches.prepare(context, search_id) == {"error": "the search is over"}
+            else:
+                handle = WorkersSearch(context, search_id)
+                eventually(lambda handle=handle: searches.tend_all(context) and handle.ready())
+            assert not redis.exists(keys.image(search_id))
+            assert not redis.exists(keys.waiting)
+
+    def test_queries_that_wait_are_bounded_together(self, context: Context, query: bytes) -> None:
+        settings = dataclasses.replace(context.settings, queued_bytes=2 * len(query) + 10)
+        bounded = Context(settings)
+        ask = functools.partial(searches.request, bounded, collection="photographs", image=query)
+        try:
+            # A reservation whose search is long over, and one that nobody can read, count nothing.
+            bounded.redis.hset(bounded.keys.waiting, "old", f"{10**9} 1")
+            bounded.redis.hset(bounded.keys.waiting, "odd", b"\xff")
+            for name in ("a", "b"):
+                ask(name, asked=SearchRequest(deadline_s=600))
+            with pytest.raises(TooManyQueriesError, match="VANTAGE_QUEUED_BYTES"):
+                ask("c", asked=SearchRequest())
+            assert not bounded.redis.exists(bounded.keys.image("c"), bounded.keys.request("c"))
+            searches.prepare(bounded, "a")
+            ask("c", asked=SearchRequest(deadline_s=600))
+            with pytest.raises(TooManyQueriesError):
+                ask("d", asked=SearchRequest())
+        finally:
+            bounded.close()
+
+    def test_of_many_queries_at_once_no_more_wait_than_may(
+        self, context: Context, query: bytes
+    ) -> None:
+        settings = dataclasses.replace(context.settings, queued_bytes=3 * len(query))
+        refused: list[str] = []
+
+        def ask(number: int) -> None:
+            own = Context(settings)
+            try:
+                searches.request(own, str(number), "photographs", query, SearchRequest())
+            except TooManyQueriesError:
+                refused.append(str(number))
+            own.close()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(ask, range(8)))
+        waiting = {str(n) for n in range(8)} - set(refused)
+        assert len(waiting) <= 3
+        assert all(context.redis.exists(context.keys.image(name)) for name in waiting)
+
     def test_a_search_that_was_never_prepared_ends_with_an_error(
         self, context: Context, query: bytes, eventually: Eventually
     ) -> None:
@@ -513,7 +576,7 @@ class TestSearches:
             searches.scan(context, search_id, group)
         searches.rank(context, search_id)
         names = context.redis.keys(f"*{search_id}*")
-        assert len(names) == 10
+        assert len(names) == 9  # the image is deleted when the query is prepared
         lives = {name.decode().split(":")[2]: context.redis.ttl(name) for name in names}
         assert 500 < lives.pop("result") <= 600
         assert 500 < lives.pop("reply") <= 600

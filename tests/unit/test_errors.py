@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "NoWorkersError": ("extract",),
     "OtherInstallationError": ("the store belongs to another installation",),
     "TransientError": ("later",),
+    "TooManyQueriesError": (10, 90, 95),
     "StorageUnavailableError": ("groups/0/a.npz", "timed out"),
     "DatabaseUnavailableError": ("locked",),
     "DeadlinePassedError": (),
