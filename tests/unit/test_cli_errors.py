@@ -72,16 +72,21 @@ def test_a_wrong_setting_is_exit_code_2(home: Path, monkeypatch: pytest.MonkeyPa
     assert "VANTAGE_HOMME is '***': not a variable that Vantage knows; did" in result.stderr
 
 
-def test_a_database_of_another_schema_is_left_to_the_operator(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("revision", "remedy"), [("0001", "run `vantage migrate`"), ("9999", "install a newer Vantage")]
+)
+def test_a_database_of_another_schema_is_left_to_the_operator(
+    home: Path, revision: str, remedy: str
+) -> None:
     import sqlite3
 
     assert vantage(home, "migrate").exit_code == exits.OK
     with sqlite3.connect(home / "vantage.sqlite") as connection:
-        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
     connection.close()
     result = vantage(home, "collections")
     assert result.exit_code == exits.TROUBLE
-    assert "vantage migrate" in result.stderr
+    assert remedy in result.stderr
 
 
 def test_the_debug_option_works_anywhere_and_raises_the_error(home: Path) -> None:
