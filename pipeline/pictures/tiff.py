@@ -7,6 +7,7 @@ anything else in a directory may be damaged.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -243,8 +244,29 @@ def _directory(data: bytes, order: str, big: bool, at: int) -> tuple[TiffPage, i
             camera.append(_bytes(data, order, big, inline, values).split(b"\0")[0].decode("latin1"))
         elif tag in _RATIONAL_TAGS and kind == 5 and values <= 6:
             rationals[tag] = _bytes(data, order, big, inline, 8 * values)
+    _fill_counts(tags, len(data))
     page = TiffPage(order, big, tags, " ".join(filter(None, camera)), rationals)
     return page, _unpack(f"{order}{word}", data, at + head + count * entry)
+
+
+def _fill_counts(tags: dict[int, Values], size: int) -> None:
+    """Replace byte counts that some programs leave out, or write as 0.
+
+    A strip or tile then ends where the next one begins, or the file. One at 0 is left out on
+    purpose.
+    """
+    for places, counts in ((273, 279), (324, 325)):
+        starts, known = tags.get(places, ()), tags.get(counts, ())
+        if len(known) >= len(starts) and all(known):
+            continue
+        bounds = sorted({*starts, size})
+        room = [bounds[min(bisect_right(bounds, at), len(bounds) - 1)] - at for at in starts]
+        tags[counts] = tuple(
+            known[number]
+            if number < len(known) and (known[number] or not at)
+            else max(0, room[number])
+            for number, at in enumerate(starts)
+        )
 
 
 def _values(data: bytes, order: str, big: bool, at: int, kind: int, count: int) -> Values | None:

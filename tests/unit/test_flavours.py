@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import struct
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -317,3 +318,25 @@ class TestJpeg:
         )
         error = refusal(data)
         assert (error.code, words in error.sentence) == ("unsupported-format", True), error
+
+
+@pytest.mark.parametrize("compression", ["none", "deflate", "lzw", "packbits", "lzma"])
+@pytest.mark.parametrize(("bits", "big"), [(8, False), (16, True)])
+@pytest.mark.parametrize("form", [{"rows_per_strip": 7}, {"tile": 16}, {}])
+@pytest.mark.parametrize("planes", [False, True])
+def test_byte_counts_of_zero_and_none_at_all_are_found_out(
+    compression: str, bits: int, big: bool, form: dict[str, int], planes: bool
+) -> None:
+    """As some programs write them: a strip ends where the next one begins."""
+    samples = coded(RGB, bits, "u")
+    layout = Tiff(bits, photometric=2, planes=planes, compression=compression, big=big, **form)
+    wanted = decode(layout.file(samples)).pixels
+    tag = 325 if "tile" in form else 279
+    for counts in ([0] * 200, [0], []):
+        odd = replace(layout, tags={tag: (4, counts)}) if counts else layout
+        data = odd.file(samples)
+        if not counts:  # the tag itself is missing: another number stands in its place
+            mark = struct.pack("<H", tag)
+            entry = data.rfind(mark + struct.pack("<H", 4))
+            data = data[:entry] + struct.pack("<H", 65000) + data[entry + 2 :]
+        assert np.array_equal(decode(data).pixels, wanted)
