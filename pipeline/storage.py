@@ -22,6 +22,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,6 +104,18 @@ def may_write_below(folder: Path) -> bool:
 
 
 Reader = Callable[[ArrayFile], object]
+
+
+def _time_of(info: Mapping[str, Any]) -> float:
+    """Return when a file of the store was last written; 0 if it is not known."""
+    names = ("mtime", "LastModified", "last_modified", "updated", "created")
+    value = next((info[name] for name in names if info.get(name)), 0.0)
+    if isinstance(value, str):
+        try:
+            value = datetime.fromisoformat(value)
+        except ValueError:
+            return 0.0
+    return value.timestamp() if isinstance(value, datetime) else float(value)
 
 
 class Storage:
@@ -506,6 +519,25 @@ class Storage:
             self._refused.pop(refused, None)
         with self._driver(key), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._address(key))
+
+    def written_before(self, prefix: str, moment: float) -> list[str]:
+        """Return the names of the files below ``prefix/`` that were last written before a time.
+
+        Parameters
+        ----------
+        prefix : str
+        moment : float
+            Unix seconds. Files of which the store does not tell the time are left out.
+        """
+        root = self._address(safe_key(prefix))
+        with self._driver(prefix), contextlib.suppress(FileNotFoundError):
+            found = self._fs.find(root, detail=True)
+            return sorted(
+                f"{prefix}{path[len(root) :]}"
+                for path, info in found.items()
+                if 0 < _time_of(info) < moment and path.startswith(f"{root}/")
+            )
+        return []
 
     def delete_folder(self, prefix: str) -> None:
         """Remove every file whose name begins with ``prefix/``, if there are any."""

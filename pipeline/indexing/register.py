@@ -11,6 +11,7 @@ from pipeline.containers import UNREADABLE_CODES, check_container
 from pipeline.errors import ImageReadError, StateError, VantageError
 from pipeline.files import hash_bytes, read_file
 from pipeline.indexing.gone import SeenFiles, mark_gone_files
+from pipeline.indexing.unfinished_batch import remove_stale
 from pipeline.job_params import IndexParams
 from pipeline.metadata import containers, images, jobs, parts
 from pipeline.metadata.engine import session_scope
@@ -66,6 +67,7 @@ def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResu
         # Every slice tries unreadable files again: they are no progress.
         if time.monotonic() > until and read > 0:
             return {"more": True}
+    remove_stale(resources.storage)
     totals["files_gone"] = mark_gone_files(resources, job.collection_id, found.folders, seen)
     _adopt_containers(resources, job)
     with session_scope(resources.engine) as session:

@@ -6,6 +6,7 @@ when the file is back, tries again.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -19,13 +20,27 @@ from pipeline.containers import (
     read_container,
     read_failures,
 )
+from pipeline.errors import StorageUnavailableError
 from pipeline.extraction.features import Extracted
 from pipeline.records import Features, ImageFailure
 from pipeline.storage import Storage
 
+_FOLDER = "unfinished"
+
 KEEP_EVERY_S = 10.0
 """Seconds of work that a kill may cost. A batch of ordinary photographs takes less and saves
 nothing."""
+
+
+STALE_S = 7 * 86400.0
+"""Seconds after which nobody will go on with a batch: its images were batched in another way."""
+
+
+def remove_stale(storage: Storage) -> None:
+    """Remove the progress of batches that have not come back for a week."""
+    with contextlib.suppress(StorageUnavailableError):  # it only takes space
+        for key in storage.written_before(_FOLDER, time.time() - STALE_S):
+            storage.delete(key)
 
 
 class UnfinishedBatch:
@@ -58,7 +73,7 @@ class UnfinishedBatch:
         dimensions: int,
     ) -> None:
         name = container_key(config, images).removeprefix("containers/").removesuffix(".npz")
-        self._names = f"unfinished/{name}-{{}}.npz"
+        self._names = f"{_FOLDER}/{name}-{{}}.npz"
         self._storage = storage
         self._job_id = job_id
         self._dimensions = dimensions

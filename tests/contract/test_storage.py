@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -628,3 +629,16 @@ def test_a_file_that_was_made_again_and_differs_takes_the_place_of_local_copies(
         assert np.array_equal(host.open_arrays(KEY, checksum)["a"], np.zeros(3))
         with pytest.raises(CorruptFileError, match="SHA-256 is not the one recorded"):
             host.open_arrays(KEY, former)
+
+
+def test_old_files_are_found_in_a_folder_and_behind_a_url(tmp_path: Path) -> None:
+    for store in (str(tmp_path / "[a] store"), "memory://old-files"):
+        storage = Storage(store, tmp_path / "local")
+        assert storage.written_before("unfinished", time.time() + 60) == []
+        for key in ("unfinished/a/b-0.npz", "unfinished/c.npz", "unfinished-not/d.npz", "e.npz"):
+            storage.write_arrays(key, ARRAYS, {})
+        assert storage.written_before("unfinished", time.time() - 60) == []
+        assert storage.written_before("unfinished", time.time() + 60) == [
+            "unfinished/a/b-0.npz",
+            "unfinished/c.npz",
+        ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from sqlalchemy import text
 
@@ -283,3 +285,14 @@ def test_only_what_was_looked_for_is_gone(site: Site, folder: Path, tmp_path: Pa
     assert site.register(folder, link)["files_gone"] == 3
     assert sorted(site.paths("gone_at IS NOT NULL")) == ["b.png", "b.png", "d.png", "d.png"]
     assert site.register(elsewhere)["files_gone"] == 1
+
+
+def test_progress_of_batches_that_never_came_back_is_removed(site: Site, folder: Path) -> None:
+    storage = site.resources.storage
+    for name, days in (("old", 8), ("young", 6)):
+        storage.write_arrays(f"unfinished/x/{name}-0.npz", {"a": np.zeros(1)}, {})
+        path = Path(site.resources.settings.store) / "unfinished" / "x" / f"{name}-0.npz"
+        os.utime(path, (0, time.time() - days * 86400))
+    site.register(folder)
+    assert storage.exists("unfinished/x/young-0.npz")
+    assert not storage.exists("unfinished/x/old-0.npz")
