@@ -26,6 +26,7 @@ UNREADABLE_CODES = frozenset(
         "changed",
         "symlink-loop",
         "not-a-file",
+        "extractor-failed",
         "kills-worker",
         "outside-roots",
         "too-much-memory",

@@ -34,6 +34,7 @@ __all__ = [
 FAILURE_CODES: dict[str, str] = {
     "changed": "the file changed after it was listed",
     "corrupt": "the image data is damaged",
+    "extractor-failed": "the extractor failed on the picture",
     "kills-worker": "the process that decoded it died more than once",
     "empty-file": "the file is empty",
     "no-features": "nothing in the picture can be described",

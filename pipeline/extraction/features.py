@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.config import ExtractorConfig, ImageLimits
 from pipeline.decoders import BudgetExceededError, decode, try_decode
-from pipeline.errors import ImageReadError, InputError, NoFeaturesError
+from pipeline.errors import ImageReadError, InputError, NoFeaturesError, VantageError
 from pipeline.extraction.base import Extractor
 from pipeline.extraction.registry import get_extractor
 from pipeline.files import hash_bytes
@@ -31,6 +31,17 @@ _SMALL_SIDE = 16
 
 _FLAT_LEVELS = 12
 """A picture with fewer of 255 levels is called nearly flat."""
+
+_BY_VALUES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    TypeError,
+    ValueError,
+)
+"""Errors of code that meets values that it does not expect."""
 
 BatchItem = tuple[str, Callable[[], bytes], str]
 """SHA-256 of an image's bytes, a function that reads them, a name for messages."""
@@ -80,10 +91,18 @@ def extract_decoded(image: DecodedImage, extractor: Extractor, max_features: int
     ------
     NoFeaturesError
         It has no keypoint.
+    ImageReadError
+        The extractor fails on it.
     """
-    features = _with_contrast(
-        extractor.extract(image, max_features), image, extractor, max_features
-    )
+    try:
+        features = extractor.extract(image, max_features)
+        features = _with_contrast(features, image, extractor, max_features)
+    except Exception as error:
+        if isinstance(error, InputError) or not _is_of_one_image(error):
+            raise
+        told = (str(error).strip().splitlines() or [""])[0]
+        sentence = f"the {extractor.name} extractor failed on it ({type(error).__name__}: {told})"
+        raise ImageReadError(image.name, "extractor-failed", sentence) from error
     if not len(features):
         raise NoFeaturesError(image.name, extractor.name, _cause(image))
     return features
@@ -245,16 +264,21 @@ def _extract_each(
     """Return the features or the failure of every image."""
     try:
         together = extractor.extract_many(images, max_features) if images else []
-    except InputError:
-        # The extractor refuses one of them: find out which.
-        return [_extract_one(image, extractor, max_features) for image in images]
-    found = [
-        _with_contrast(features, image, extractor, max_features)
-        for image, features in zip(images, together, strict=True)
-    ]
+        features_of = [
+            _with_contrast(features, image, extractor, max_features)
+            for image, features in zip(images, together, strict=True)
+        ]
+    except Exception as error:
+        if not _is_of_one_image(error):
+            raise
+        # The extractor refuses one of them, or fails on it: find out which.
+        found = [_extract_one(image, extractor, max_features) for image in images]
+        if len(images) > 1 and all(_has_failed(result) for result in found):
+            raise  # on all of them: it does not work
+        return found
     return [
         features if len(features) else NoFeaturesError(image.name, extractor.name, _cause(image))
-        for image, features in zip(images, found, strict=True)
+        for image, features in zip(images, features_of, strict=True)
     ]
 
 
@@ -265,6 +289,18 @@ def _extract_one(
         return extract_decoded(image, extractor, max_features)
     except InputError as error:
         return error
+
+
+def _has_failed(result: Features | InputError) -> bool:
+    """Tell whether the extractor failed, instead of saying what is wrong with the image."""
+    return isinstance(result, ImageReadError) and result.code == "extractor-failed"
+
+
+def _is_of_one_image(error: Exception) -> bool:
+    """Tell whether an error may be about the picture, not about the process or a service."""
+    if isinstance(error, VantageError):
+        return isinstance(error, InputError)
+    return isinstance(error, _BY_VALUES) or type(error).__module__ == "cv2"
 
 
 def _failure(sha256: str, error: InputError) -> ImageFailure:
