@@ -87,18 +87,27 @@ def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
         yield gate
 
 
+class Undisturbed:
+    """The same jobs, by this process, when nothing disturbs them; each is done when needed."""
+
+    def __init__(self, settings: Settings, photographs: Path) -> None:
+        self._settings, self._photographs = settings, photographs
+        _prepare(settings, photographs)
+
+    def files(self, name: str) -> dict[str, str]:
+        """Index into a collection and return the SHA-256 of all files made so far."""
+        with Collection.open(name, self._settings, local=True) as collection:
+            done = collection.index([self._photographs]).progress()
+            assert done.counters["images_extracted"] == IMAGES
+        return files_below(self._settings.store)
+
+
 @pytest.fixture(scope="module")
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory, many_photographs: Path, gate: Gate
-) -> dict[str, str]:
-    """The files of the same jobs when nothing disturbs them."""
+) -> Undisturbed:
     settings = _settings(tmp_path_factory.mktemp("undisturbed") / "home")
-    _prepare(settings, many_photographs)
-    for disturbance in DISTURBANCES:
-        with Collection.open(_name(disturbance), settings, local=True) as collection:
-            done = collection.index([many_photographs]).progress()
-            assert done.counters["images_extracted"] == IMAGES
-    return files_below(settings.store)
+    return Undisturbed(settings, many_photographs)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +167,7 @@ class Disturbed:
         assert progress.done_parts < progress.total_parts
         self._gate.open()
 
-    def assert_completes(self, undisturbed: dict[str, str]) -> None:
+    def assert_completes(self, undisturbed: Undisturbed) -> None:
         """Wait, without doing anything, and compare with what an undisturbed run leaves."""
 
         def ended() -> bool:
@@ -171,8 +180,9 @@ class Disturbed:
         assert progress.counters["images_extracted"] == IMAGES, "something was extracted twice"
         now = self._containers()
         assert {path: now[path] for path in self.early} == self.early, "finished work was redone"
+        wanted = undisturbed.files(self.name)
         mine = files_below(self.settings.store, "[!a]*/**/[!.]*")  # whole files
-        assert {name: undisturbed.get(name) for name in mine} == mine
+        assert {name: wanted.get(name) for name in mine} == mine
         engine = create_metadata_engine(self.settings.database_url)
         try:
             with session_scope(engine, write=False) as session:
@@ -191,7 +201,7 @@ def test_a_job_goes_on_after_its_pool_processes_were_killed(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
-    undisturbed: dict[str, str],
+    undisturbed: Undisturbed,
     eventually: Eventually,
     gate: Gate,
 ) -> None:
@@ -207,7 +217,7 @@ def test_a_job_goes_on_after_the_extraction_worker_was_killed(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
-    undisturbed: dict[str, str],
+    undisturbed: Undisturbed,
     eventually: Eventually,
     gate: Gate,
 ) -> None:
@@ -222,7 +232,7 @@ def test_a_job_goes_on_after_the_group_worker_was_killed(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
-    undisturbed: dict[str, str],
+    undisturbed: Undisturbed,
     eventually: Eventually,
     gate: Gate,
 ) -> None:
@@ -241,7 +251,7 @@ def test_a_job_goes_on_when_everything_was_killed_and_is_started_again(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
-    undisturbed: dict[str, str],
+    undisturbed: Undisturbed,
     eventually: Eventually,
     gate: Gate,
 ) -> None:
@@ -262,7 +272,7 @@ def test_a_job_goes_on_when_our_redis_was_killed_and_all_is_started_again(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
-    undisturbed: dict[str, str],
+    undisturbed: Undisturbed,
     eventually: Eventually,
     gate: Gate,
 ) -> None:
@@ -299,7 +309,7 @@ def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
     stack: Stack,
     settings: Settings,
     many_photographs: Path,
-    undisturbed: dict[str, str],
+    undisturbed: Undisturbed,
     eventually: Eventually,
     gate: Gate,
 ) -> None:
