@@ -6,6 +6,10 @@ STAMP  := $(VENV)/.installed
 BEGAN  := $(VENV)/.test-began
 TOOK   := $(VENV)/.test-seconds
 SEED   ?= $(shell date +%s)
+# Longest files first (see tests/conftest.py). Tests of stacks often wait for messages: three at a time keep two cores busy.
+PYTEST := $(BIN)/python -m pytest --no-loadscope-reorder
+UNIT   := -n 2 tests/unit tests/contract
+STACKS := -n 3 tests/integration tests/acceptance
 
 .PHONY: help setup demo test suites warm unit test-long test-load cases scoreboard hooks figures lint format bench clean
 help:  ## Show this help
@@ -32,21 +36,21 @@ test: $(STAMP)  ## Check the code and run every test, with a small fixed sample 
 	@echo "make test took $$(cat $(TOOK)) s"
 
 suites: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit tests/contract
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/integration tests/acceptance
+	$(PYTEST) $(UNIT)
+	$(PYTEST) $(STACKS)
 
 # Compiled once, before two processes would each compile the same.
 warm: $(STAMP)
 	@$(BIN)/python -m workers.doctor --warm
 
 unit: $(STAMP) warm  ## Run the tests that need neither Redis nor workers
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	$(PYTEST) -n 2 tests/unit
 
 test-long: $(STAMP) lint  ## Run every test in full: all kills, many examples by a printed seed (SEED=n), PostgreSQL
 	@echo "seed $(SEED): repeat with make test-long SEED=$(SEED)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .[postgresql] --group long || echo "no PostgreSQL from a wheel here: its tests are skipped"
-	TEST_LONG=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) --dist loadfile tests/unit tests/contract
-	TEST_LONG=1 $(BIN)/python -m pytest -n 2 --hypothesis-seed=$(SEED) --dist loadfile tests/integration tests/acceptance
+	TEST_LONG=1 $(PYTEST) --hypothesis-seed=$(SEED) $(UNIT)
+	TEST_LONG=1 $(PYTEST) --hypothesis-seed=$(SEED) $(STACKS)
 
 test-load: $(STAMP)  ## Run the suites beside a load of 8
 	@set -e; pids=; trap 'kill $$pids' EXIT; \

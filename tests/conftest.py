@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
 from heavy import LONG
 from operators_redis import OperatorsRedis
+from xdist.scheduler import LoadFileScheduling
 
 from pipeline.config import Settings
 from workers.redis_url import RedisAddress
@@ -21,26 +22,58 @@ hypothesis.settings.register_profile("short", derandomize=True, deadline=None, m
 hypothesis.settings.register_profile("long", print_blob=True, deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("long" if LONG else "short")
 
+_OF_ONE_SITE = (
+    "test_rebuild_extractor",
+    "test_search_faults",
+    "test_other_packages",
+    "test_fused_search",
+    "test_index_jobs",
+    "test_search_many",
+    "test_extractors_by_workers",
+    "test_deadly_images",
+    "test_pairs",
+    "test_front",
+    "test_forms",
+    "test_flower",
+    "test_chords",
+    "test_local",
+)
+"""Files that use the fixture ``site``: one process runs them all, so that it starts only once."""
+
 _LONGEST = (
+    *_OF_ONE_SITE,
     "test_compaction_by_workers",
     "test_docs",
     "test_cli",
-    "test_recovery",
     "test_up",
-    "test_compaction",
-    "test_rebuild_extractor",
-    "test_search_faults",
-    "test_index_jobs",
+    "test_recovery",
     "test_demo_command",
+    "test_compaction",
     "test_kernels",
     "test_cli_local",
 )
+
+
+class _Files(LoadFileScheduling):
+    """Gives each process whole files, and all that use ``site`` to the same process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "site" if Path(file).stem in _OF_ONE_SITE else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Files:
+    """Run files, not single tests, in one process each (pytest-xdist)."""
+    return _Files(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that none is left for one process at the end."""
     place = {name: i for i, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    users = {item.path.stem for item in items if "site" in getattr(item, "fixturenames", ())}
+    assert users <= set(_OF_ONE_SITE), f"add to _OF_ONE_SITE: {users - set(_OF_ONE_SITE)}"
 
 
 @pytest.fixture(scope="session", autouse=True)
