@@ -1,4 +1,4 @@
-"""What is known of everything: collections, unfinished jobs, workers, files without use."""
+"""The status of an installation: its collections, unfinished jobs and workers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PAGE = 1000
 
 @dataclass(frozen=True)
 class JobLine:
-    """One job that is under way, or the last one of a collection where that failed."""
+    """A job that is under way, or the last job of a collection if it failed."""
 
     id: str
     collection: str
@@ -48,11 +48,11 @@ class JobLine:
 
     @property
     def state(self) -> str:
-        """How it is."""
+        """Its state: ``running``, ``done``, ``paused`` or ``failed``."""
         return self.progress.state
 
     def sentence(self) -> str:
-        """Say how far it is, or why it stands."""
+        """Return how far it is, or why it does not go on."""
         now = self.progress
         if now.state != "running":
             return now.message or now.stage
@@ -69,7 +69,7 @@ class JobLine:
 
 @dataclass(frozen=True)
 class SystemStatus:
-    """Everything that is known now.
+    """The present status.
 
     Attributes
     ----------
@@ -175,7 +175,7 @@ def _shown_jobs(item: CollectionStatus, last: Sequence[JobRecord]) -> list[str]:
 
 
 def collection_names(settings: Settings) -> list[str]:
-    """Return the names of all collections; makes no database."""
+    """Return the names of all collections; a missing database is not created."""
     if not database_exists(settings.database_url):
         return []
     engine = create_metadata_engine(settings.database_url)
@@ -187,7 +187,7 @@ def collection_names(settings: Settings) -> list[str]:
 
 
 def read_failures(engine: Engine, name: str, limit: int | None = None) -> list[FailureRow]:
-    """Return the files of a collection that could not be indexed, and why; all, or the first.
+    """Return the first `limit` files that could not be indexed, and why; by default all.
 
     Raises
     ------

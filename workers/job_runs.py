@@ -1,4 +1,4 @@
-"""A job of a collection from its beginning to its end, in this process or by workers."""
+"""Run a job of a collection to its end, in this process or by workers."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def do_job(
 ) -> JobProgress:
     """Do a job in this process, or let the workers do it and follow it.
 
-    When an exception of `report` or Ctrl-C ends the wait, a job of workers goes on. What this
-    process has done is kept, and the same job goes on from there.
+    If Ctrl-C or an exception of `report` ends the wait, workers go on with their job. A job of this
+    process stops; what it has done is kept, and the same job continues from there.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ def do_job(
     begin : callable
         Begins the job: ``Collection.rebuild``, say.
     report : callable
-        Called from any thread with a `JobProgress`, and whether nobody is there to go on.
+        Called from any thread with a `JobProgress`, and whether no worker is left to continue.
     wait : bool
         False: leave it to the workers and return at once.
 
     Returns
     -------
     JobProgress
-        What became of it; it may have failed.
+        The outcome; the job may have failed.
     """
     engine, settings = collection.resources.engine, collection.resources.settings
     if collection.local:

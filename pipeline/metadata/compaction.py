@@ -82,7 +82,7 @@ def collections_to_compact(
 
 
 def last_rebuild_failed(session: Session, collection_id: int, since: float) -> bool:
-    """Say whether the newest rebuild of a collection begun since a time (unix seconds) failed."""
+    """Tell whether the newest rebuild of a collection begun since a time (unix seconds) failed."""
     mine = and_(Job.collection_id == collection_id, Job.kind == REBUILD.name)
     statement = (
         select(Job.state)
@@ -117,7 +117,7 @@ def _removed_rows(collection_id: int) -> ColumnElement[bool]:
 
 
 def is_rebuilt(session: Session, collection_id: int) -> bool:
-    """Say whether a rebuild is under way."""
+    """Tell whether a rebuild is under way."""
     unfinished = unfinished_jobs(session, collection_id)
     return any(kind_of(job.kind).replaces and not is_silent(job) for job in unfinished)
 

@@ -310,7 +310,7 @@ def _translate(engine: Engine, error: DBAPIError) -> Exception | None:
 
 
 def _is_wrong_statement(error: DBAPIError) -> bool:
-    """Say whether the database did not understand the statement, as when a table is missing."""
+    """Tell whether the database did not understand the statement, as when a table is missing."""
     name = getattr(error.orig, "sqlite_errorname", "")
     return name == "SQLITE_ERROR" or isinstance(error, ProgrammingError)
 

@@ -23,7 +23,7 @@ its own host can see whether its process is alive."""
 
 
 def is_silent(job: JobRecord) -> bool:
-    """Say whether a job belongs to a process that has shown no progress for long."""
+    """Tell whether a job belongs to a process that has shown no progress for long."""
     return job.process is not None and time.time() - job.progress_at > LOCAL_SILENCE_S
 
 

@@ -105,7 +105,7 @@ def claim_pending(session: Session, collection_id: int, job_id: str) -> list[tup
 
 
 def waits_for(session: Session, collection_id: int, job_id: str) -> bool:
-    """Say whether images of a job are pending, because they have lost their features."""
+    """Tell whether images of a job are pending, because they have lost their features."""
     # By the index of states: few images are pending, and a job has no index.
     pending = and_(Image.collection_id == collection_id, Image.state == "pending")
     mine = and_(pending, Image.job_id == job_id)
@@ -201,7 +201,7 @@ def leave_out_removed(session: Session, job_id: str) -> None:
 
 
 def fit_to_replace(session: Session, collection_id: int, image_ids: Sequence[int]) -> bool:
-    """Say whether segments of only these images can replace all others.
+    """Tell whether segments of only these images can replace all others.
 
     They cannot if they lack an image that was indexed or came back meanwhile, or if they have rows
     of an image that has lost its features.
@@ -219,7 +219,7 @@ def fit_to_replace(session: Session, collection_id: int, image_ids: Sequence[int
 
 
 def all_indexed_among(session: Session, collection_id: int, image_ids: Set[int]) -> bool:
-    """Say whether all indexed images of a collection are among some."""
+    """Tell whether all indexed images of a collection are among some."""
     indexed = and_(Image.collection_id == collection_id, Image.state == "indexed")
     return image_ids >= set(session.scalars(select(Image.id).where(indexed)))
 
@@ -234,7 +234,7 @@ def forget_features(session: Session, collection_id: int) -> None:
 
 
 def fit_to_drop(session: Session, image_ids: Sequence[int]) -> bool:
-    """Say whether the rows of these images can be dropped: each is still removed, and has rows."""
+    """Tell whether the rows of these images can be dropped: each is still removed, and has rows."""
     gone = and_(Image.state == "removed", holdings.has_rows())
     found = (
         session.scalars(select(Image.id).where(Image.id.in_(some), gone)).all()

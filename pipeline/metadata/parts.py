@@ -266,7 +266,7 @@ def running_parts(session: Session) -> list[PartRecord]:
 
 
 def runs_on_live_worker(part: PartRecord, live_workers: Iterable[WorkerRecord]) -> bool:
-    """Say whether a live worker has a part."""
+    """Tell whether a live worker has a part."""
     return part.state == "running" and any(
         host.name == part.worker and host.started_at <= (part.started_at or 0.0)
         for host in live_workers

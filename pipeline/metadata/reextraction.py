@@ -1,4 +1,4 @@
-"""What a rebuild with another extractor finds: kept in its parts until it is published.
+"""What a rebuild with another extractor finds is kept in its parts until it is published.
 
 Until then images and index are those of the former extractor, with which searches and index jobs go
 on. An image that failed with one extractor may have features with the other.
@@ -31,14 +31,14 @@ from pipeline.metadata.sql import lock_collection
 
 
 def is_reextraction(job: JobRecord) -> bool:
-    """Say whether a job is a rebuild with another extractor."""
+    """Tell whether a job is a rebuild with another extractor."""
     return kind_of(job.kind).replaces and job.params.extracts
 
 
 def plan_reextraction(session: Session, job_id: str, batch_size: int) -> None:
     """Plan ``extract`` parts for the images of the collection that no part has yet.
 
-    Those that wait for their features are left to the jobs that brought them, and removed ones out.
+    Images that wait for their features are left to their index jobs. Removed images are skipped.
     """
     job = get_job(session, job_id)
     lock_collection(session, job.collection_id)
@@ -55,7 +55,7 @@ def plan_reextraction(session: Session, job_id: str, batch_size: int) -> None:
 def record_reextraction(
     session: Session, job_id: str, number: int, found: BatchOutcome
 ) -> PartRecord:
-    """Note what came of an ``extract`` part, in the part alone; one that is done stays as it is.
+    """Record the outcome of an ``extract`` part in the part alone; a finished part does not change.
 
     Raises
     ------
@@ -104,25 +104,25 @@ def extracted_containers(session: Session, job_id: str) -> list[ContainerRecord]
 
 
 def fit_to_publish(session: Session, job: JobRecord, image_ids: Collection[int]) -> bool:
-    """Say whether segments of some images can replace all that there are.
+    """Tell whether segments of these images can replace all segments of the collection.
 
-    Not when an image was indexed or came back that the rebuild has not looked at.
+    They cannot if an image that the rebuild has not seen was indexed, or came back, meanwhile.
     """
     seen = {*image_ids, *(failure.id for failure in failed_images(session, job.id))}
     return ledger.all_indexed_among(session, job.collection_id, seen)
 
 
 def take_over(session: Session, job: JobRecord, image_ids: Collection[int]) -> None:
-    """Give the collection the extractor, and images the features and failures that it found.
+    """Give the collection its new extractor, and its images their new features and failures.
 
-    All others wait for their features again.
+    All other images wait for their features again.
 
     Parameters
     ----------
     session : Session
     job : JobRecord
     image_ids : collection of int
-        Images that the new segments have rows of.
+        Images with rows in the new segments.
     """
     collection = get_collection_by_id(session, job.collection_id)
     settings = job.params.settings(collection.extractor, collection.index)

@@ -79,7 +79,7 @@ def publish_version(session: Session, job_id: str, new: NewSegments) -> VersionR
 
 
 def _fit_to_replace(session: Session, job: JobRecord, image_ids: Sequence[int]) -> bool:
-    """Say whether segments of these images alone can replace all that there are."""
+    """Tell whether segments of these images alone can replace all that there are."""
     if reextraction.is_reextraction(job):
         return reextraction.fit_to_publish(session, job, image_ids)
     return ledger.fit_to_replace(session, job.collection_id, image_ids)

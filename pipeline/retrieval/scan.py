@@ -218,9 +218,9 @@ class _Pieces:
     def nearest_hits(self) -> Hits:
         """Return the nearest rows of each query within its radius, and all that tie with the last.
 
-        One neighbour more than wanted is looked for: is it as near as the last, there may be
-        others, and a second scan within that distance finds them. So the answer does not depend on
-        the order of the rows.
+        One neighbour more than wanted is looked for. If it is as near as the last, there may be
+        more of them, and a second scan within that distance finds them all. So the answer does not
+        depend on the order of the rows.
         """
         rows, queries, k = self.segment.rows, self.plan.queries(), self.plan.neighbours
         distance, row = merge_k_nearest(

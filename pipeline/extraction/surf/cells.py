@@ -1,4 +1,4 @@
-"""The loops of the descriptor: sample the turned square, pool its gradients, order the numbers.
+"""The loops of the descriptor: sample the rotated square, pool its gradients, order the numbers.
 
 Everything that is compiled is in this one file (see `pipeline.extraction.surf.hessian`).
 """
@@ -86,7 +86,7 @@ def describe_all(integral, keypoints, upright, weights, spacing, smooth, whole_w
 def _sample_inside(  # type: ignore[no-untyped-def]
     sums, stride, x, y, along, aside, box, corners, spans, fractions, samples
 ):
-    """Sums over boxes that lie in the picture, at the points of the turned grid.
+    """Sums over boxes that lie in the picture, at the points of the rotated grid.
 
     `x` and `y` count from the first of the `sums` that are handed over.
 
