@@ -16,7 +16,7 @@ import llvmlite.binding as llvm
 from benchmarks.engine_peers import NEIGHBOURS, Bench, Built, Floats, Search
 from pipeline.config import IndexConfig
 from pipeline.index import VantageIndex, cells, kernels, runs
-from pipeline.index.simd import usable_paths
+from pipeline.index.paths import usable_paths
 from pipeline.index.warm import warm_up
 
 EFFORTS = (

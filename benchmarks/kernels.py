@@ -51,8 +51,8 @@ from pipeline.index.kernels import (
     range_search,
     select_k_nearest,
 )
+from pipeline.index.paths import BLOCK, PATHS, TILE, WIDE, usable_paths
 from pipeline.index.rows import PackedRows, pack_rows
-from pipeline.index.simd import BLOCK, PATHS, TILE, usable_paths
 from pipeline.index.work import full_work, whole_work
 
 TILE_ROWS, PASSES = 256, 2000
@@ -79,14 +79,14 @@ def chain(links: int) -> int:
 @numba.njit()
 def pass_over(codes, norms, prefixes, times, path):  # type: ignore[no-untyped-def]
     """Compare 16 queries with all blocks, many times; returns how many tiles had a near row."""
-    queries, values = simd.aligned_rows(simd.TILE, 4 * codes.shape[1]), simd.new_values()
+    queries, values = simd.aligned_rows(TILE, 4 * codes.shape[1]), simd.new_values()
     marks, seen = simd.new_marks(0), np.zeros(1, np.int64)
     at_once = simd.queries_at_once(False, path)
     found = 0
     simd.set_up(path)
     for _ in range(times):
-        for block in range(0, codes.shape[0], simd.WIDE):
-            for group in range(0, simd.TILE, at_once):
+        for block in range(0, codes.shape[0], WIDE):
+            for group in range(0, TILE, at_once):
                 bits = simd.tile(
                     codes, queries, norms, prefixes, marks, values, seen,
                     block, codes.shape[0], group, False, path,

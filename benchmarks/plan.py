@@ -35,9 +35,9 @@ from pipeline.extraction.sift import SiftExtractor
 from pipeline.index.kernels import PATH
 from pipeline.index.merge import Merge, assigned_rows
 from pipeline.index.model import Model, train_model
+from pipeline.index.paths import usable_paths
 from pipeline.index.rows import ROW_UNIT, to_unsigned
 from pipeline.index.segments import AssignedRows
-from pipeline.index.simd import usable_paths
 from pipeline.index.warm import warm_up
 from pipeline.request import SearchRequest
 from pipeline.retrieval.batch import Batch, join_batches

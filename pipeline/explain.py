@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.index.simd import BLOCK, PATHS
+from pipeline.index.paths import BLOCK, PATHS
 from pipeline.metadata.records import VersionRecord
 from pipeline.retrieval.batch import Batch
 from pipeline.retrieval.blocks import GroupScan, ScanCounts

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,6 +35,9 @@ from pipeline.index.rows import (
 )
 from pipeline.index.vptree import VPTree, train_tree
 from pipeline.index.work import Work, cell_work, whole_work
+from pipeline.machine_code import CompiledLoop
+
+_add_rows = CompiledLoop("pipeline.index.loops", "add_rows")
 
 STEPS = 20
 """The most steps of Lloyd's algorithm, including the first from the leaves."""
@@ -266,15 +268,6 @@ def _sums(
     sums = np.zeros((cells, sample.shape[1]), np.int64)
     _add_rows(read_only(sample), read_only(cell.astype(np.int64, copy=False)), sums)
     return sums, np.bincount(cell, minlength=cells)
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_rows(rows, cell, sums):  # type: ignore[no-untyped-def]
-    """Add each row to the sum of its cell."""
-    for i in range(rows.shape[0]):
-        c = cell[i]
-        for j in range(rows.shape[1]):
-            sums[c, j] += rows[i, j]
 
 
 def _fill_empty(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> None:

@@ -49,10 +49,10 @@ from pipeline.index.cells import (
     train_cells,
     training_rows,
 )
+from pipeline.index.paths import NEVER
 from pipeline.index.quantizer import LARGEST, Quantizer, read_quantizer, train_quantizer
 from pipeline.index.rows import MAX_DIMENSIONS, ROW_UNIT, packed_rows
 from pipeline.index.runs import CHUNK, Run, living_rows, make_run, merge_runs, search_runs
-from pipeline.index.simd import NEVER
 from pipeline.index.vptree import VPTree, levels_for
 
 CELL_SIZE = 192

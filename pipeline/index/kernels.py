@@ -23,25 +23,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import InputError
+from pipeline.index.paths import BLOCK, NEVER, PATHS, PREFIX, SPAN, usable_paths
 from pipeline.index.rows import PackedRows, pack_rows, read_only
-from pipeline.index.simd import (
-    BLOCK,
-    NEVER,
-    PATHS,
-    PREFIX,
-    SPAN,
-    k_nearest_loop,
-    merge_lists,
-    nearest_rows_loop,
-    range_search_loop,
-    room_for_selection,
-    select_k_nearest_loop,
-    usable_paths,
-)
 from pipeline.index.work import Work, full_work
+from pipeline.machine_code import CompiledLoop
+
+_LOOPS, _SOURCES = "pipeline.index.simd", ("pipeline.index.paths",)
+range_search_loop = CompiledLoop(_LOOPS, "range_search_loop", _SOURCES)
+k_nearest_loop = CompiledLoop(_LOOPS, "k_nearest_loop", _SOURCES)
+merge_lists = CompiledLoop(_LOOPS, "merge_lists", _SOURCES)
+nearest_rows_loop = CompiledLoop(_LOOPS, "nearest_rows_loop", _SOURCES)
+room_for_selection = CompiledLoop(_LOOPS, "room_for_selection", _SOURCES)
+select_k_nearest_loop = CompiledLoop(_LOOPS, "select_k_nearest_loop", _SOURCES)
 
 PATH = usable_paths()[-1]
-"""The kernels' code path by default: this processor's fastest (`pipeline.index.simd`)."""
+"""The kernels' code path by default: this processor's fastest (`pipeline.index.paths`)."""
 
 
 class Queries(NamedTuple):
@@ -151,7 +147,7 @@ def range_search(
         distance = np.empty(buffer, np.int32)
         done, written, computed = range_search_loop(
             *inputs, item, bounds, query, row, distance, marker
-        )  # type: ignore[call-arg]
+        )
         if done == item:
             buffer *= 4
             continue
@@ -256,7 +252,7 @@ def k_nearest(
     if ids is None:
         ids = np.empty(0, np.int64)
     inputs = [read_only(array) for array in (*rows[:3], alive, *queries, reach, ids, *work)]
-    k_nearest_loop(*inputs, bounds, distance, row, PATHS[path].marker)  # type: ignore[call-arg]
+    k_nearest_loop(*inputs, bounds, distance, row, PATHS[path].marker)
     return distance, row
 
 
@@ -308,13 +304,14 @@ def select_k_nearest(
     if ids is None:
         ids = np.empty(0, np.int64)
     lists = [read_only(array) for array in work]
-    lanes, held = room_for_selection(*lists, len(found))  # type: ignore[call-arg]
+    lanes = np.zeros(len(found), np.int64)
+    held = room_for_selection(*lists, lanes)
     width = -(-int(lanes.max(initial=1)) // SPAN) * SPAN
     near = _workspace(held * width).reshape(held, width)
     inputs = [read_only(array) for array in (*rows[:3], alive, *queries[:2], ids)]
     select_k_nearest_loop(
         *inputs, *lists, read_only(lanes), near, distance, found, PATHS[path].marker
-    )  # type: ignore[call-arg]
+    )
     return distance, found
 
 
@@ -344,7 +341,7 @@ def nearest_rows(
     found = np.empty(len(queries), np.int64)
     codes = queries.astype(np.int8, copy=False)
     inputs = [read_only(array) for array in (*rows[:3], codes, *work)]
-    nearest_rows_loop(*inputs, found, PATHS[path].marker)  # type: ignore[call-arg]
+    nearest_rows_loop(*inputs, found, PATHS[path].marker)
     return found
 
 

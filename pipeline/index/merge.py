@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from pipeline.arrays import ArrayFile, ArrayWriter
 from pipeline.errors import StateError
 from pipeline.index.identities import NO_IMAGES, Identities, unite
+from pipeline.index.paths import BLOCK
 from pipeline.index.rows import PackedRows, pack_rows, unpack_rows
 from pipeline.index.segments import AssignedRows, Segment
-from pipeline.index.simd import BLOCK
 from pipeline.private_files import make_folder
 
 MERGE_BYTES = 8 * 2**20

@@ -18,13 +18,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.columns import column, require, require_finite
 from pipeline.errors import InputError
 from pipeline.index.rows import read_only
+from pipeline.machine_code import CompiledLoop
+
+_rotate = CompiledLoop("pipeline.index.loops", "rotate")
 
 TRAINING_ROWS = 65_536
 """Approximate limit of the rows from which axes and scale are computed; more for very long
@@ -84,7 +86,8 @@ class Quantizer:
                 "remove those rows"
             )
         inputs = (descriptors, self.mean, self.rotation)
-        rotated = _rotate(*(read_only(array) for array in inputs))
+        rotated = np.zeros((len(descriptors), self.rotation.shape[1]), np.float32)
+        _rotate(*map(read_only, inputs), rotated)
         if self.unit:
             rotated = _unit_length(rotated)
         codes: NDArray[np.int8] = np.clip(np.rint(rotated * self.scale), -127, 127).astype(np.int8)
@@ -108,22 +111,6 @@ def read_quantizer(
     # No float32 needs a scale outside; its square must be a number, too.
     require(1e-50 < scale < 1e50, arrays, f"its scale is {scale}")
     return Quantizer(mean, rotation, scale, unit)
-
-
-@numba.njit(nogil=True, cache=True)
-def _rotate(rows, mean, rotation):  # type: ignore[no-untyped-def]
-    """Return ``(rows - mean) @ rotation``.
-
-    Sums are always added in the same order, so a row has the same bytes alone and among others, on
-    any machine. A linear algebra library does not guarantee this.
-    """
-    out = np.zeros((rows.shape[0], rotation.shape[1]), np.float32)
-    for i in range(rows.shape[0]):
-        for d in range(rows.shape[1]):
-            value = rows[i, d] - mean[d]
-            for j in range(rotation.shape[1]):
-                out[i, j] += value * rotation[d, j]
-    return out
 
 
 def _unit_length(rows: NDArray[Any]) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.columns import column, require, require_below
 from pipeline.errors import InputError
-from pipeline.index.simd import BLOCK, PREFIX
+from pipeline.index.paths import BLOCK, PREFIX
 
 ROW_UNIT = 64
 """A row's length is a multiple of this: the widest register, a cache line."""
@@ -31,9 +31,7 @@ Number = TypeVar("Number", bound=np.generic)
 def read_only(array: NDArray[Number]) -> NDArray[Number]:
     """Return an aligned, C-ordered read-only view.
 
-    numba compiles a version of a function for each type of its arguments, and distinguishes
-    writable from read-only arrays (mapped files, messages). With all inputs in one form, one
-    version is enough: the one that `pipeline.index.warm` has prepared.
+    Compiled loops take such arrays only (`pipeline.machine_code.CompiledLoop`).
     """
     if not (array.flags.c_contiguous and array.flags.aligned):
         array = np.require(array, requirements=("C", "A"))

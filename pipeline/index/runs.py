@@ -22,8 +22,8 @@ from pipeline.index.kernels import (
     prepare_queries,
     select_k_nearest,
 )
+from pipeline.index.paths import NEVER
 from pipeline.index.rows import PackedRows, pack_rows, to_signed, to_unsigned, unpack_rows
-from pipeline.index.simd import NEVER
 from pipeline.index.work import Work, cell_work, full_work, ordered_work, split_work
 
 CHUNK = 65_536

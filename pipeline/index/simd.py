@@ -24,51 +24,30 @@ Layout of a block of 16 rows (`pipeline.index.rows.pack_rows`): a step is 64 byt
 the bytes 4k to 4k + 3 of each of the 16 rows in turn, so that one register load feeds 16 lanes. A
 row of D bytes has D / 4 steps.
 
-All code that the loops are compiled from is in this file, because numba's cache on disk only checks
-the file of the cached function: after a change here, a loop elsewhere would keep using the old
-code.
+All code that the loops are compiled from is in this file and in `pipeline.index.paths`. Their
+machine code on disk is valid for these sources, which `pipeline.index.kernels` names.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-import llvmlite.binding as llvm
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import cgutils, config, types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-BLOCK = 16
-"""Rows in a block: the 32-bit lanes of a 512-bit register."""
-
-TILE = 16
-"""Queries compared in one pass over the rows of a slice."""
-
-FEW = 4
-"""Up to so many queries, tiles have few queries and more rows."""
-
-WIDE = 4
-"""Blocks in a wide tile: a bit of a 64-bit number for each of their rows."""
+from pipeline.index.paths import BLOCK, FEW, NEVER, PATHS, PREFIX, SPAN, TILE, WIDE, Path, Shape
 
 SLICE_BYTES = 1 << 15
 """Size of a slice of rows, which all tiles of queries use before the next slice: it stays in the L1
 cache."""
 
-PREFIX = 32
-"""Leading bytes of a row, which are compared first. In principal axes they hold most of a distance.
-If they alone rule out every pair of a register tile, the rest is not computed."""
-
 UNROLLED = 1
 """Steps unrolled in a round of a tile's loop: with more, sums spill out of registers."""
-
-SPAN = WIDE * BLOCK
-"""Values examined at once when searching for the greatest: those of a wide tile."""
 
 MAXIMA_A_RANK = 3
 """Number of maxima for each wanted value: with fewer, their bound lets too many values pass."""
@@ -78,9 +57,6 @@ COUNTED = 256
 
 FAR_MORE = 4
 """With so many times more values than wanted, most must be equal."""
-
-NEVER = np.iinfo(np.int32).max
-"""The distance of a missing neighbour."""
 
 CEILING, PREFIX_CEILING = 1 << 29, 1 << 22
 """Limits that no pair passes: above every value of a pair (4,096 products of bytes, twice) and of
@@ -93,95 +69,15 @@ values (`set_marks`)."""
 LAST_ROW = np.int64(np.iinfo(np.int64).max)
 """A row number after all others."""
 
-_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA = 158, 0x1023, 18
-"""Linux on x86-64: number of the system call, ``ARCH_REQ_XCOMP_PERM``, ``XFEATURE_XTILEDATA``."""
-
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _Values = list[ir.Value]
 _Split = Callable[[ir.IRBuilder, ir.Value], _Values]
 _Dot = Callable[[ir.IRBuilder, ir.Value, ir.Value, ir.Value], ir.Value]
 
 
-class Shape(NamedTuple):
-    """Queries and blocks of a register tile, such that sums and operands stay in registers."""
-
-    queries: int
-    blocks: int
-
-
-class Path(NamedTuple):
-    """How one kind of processor computes a tile.
-
-    Attributes
-    ----------
-    name : str
-    marker : tuple of int
-        Passed to the compiled loops: numba compiles a version for each length of a tuple, and the
-        length selects the path at compile time.
-    lanes : int
-        32-bit lanes of a register.
-    many, few : Shape
-        The register tile for many queries, and for at most `FEW`.
-    words : int
-        32-bit words that a query takes for a step: one of 8-bit numbers, two of 16-bit numbers.
-    """
-
-    name: str
-    marker: tuple[int, ...]
-    lanes: int
-    many: Shape
-    few: Shape
-    words: int
-
-
-PATHS = {
-    path.name: path
-    for path in (
-        Path("portable", (), 16, Shape(4, 1), Shape(2, 1), 2),
-        Path("avx2", (0,), 8, Shape(4, 1), Shape(2, 2), 2),
-        Path("vnni256", (0, 0), 8, Shape(4, 1), Shape(2, 2), 1),
-        Path("vnni512", (0, 0, 0), 16, Shape(8, 2), Shape(2, 4), 1),
-        Path("amx", (0, 0, 0, 0), 16, Shape(16, 4), Shape(2, 4), 1),
-    )
-}
-"""Every path, slowest first."""
-
 _BY_LENGTH = {len(path.marker): path for path in PATHS.values()}
 _QUERIES = tuple((path.many.queries, path.few.queries) for path in PATHS.values())
 _BLOCKS = tuple((path.many.blocks, path.few.blocks) for path in PATHS.values())
-
-
-@functools.cache
-def usable_paths() -> tuple[str, ...]:
-    """Return the names of the paths that this processor has, slowest first.
-
-    The first call asks Linux for permission to use the AMX tile registers, for this process and its
-    children (https://docs.kernel.org/arch/x86/xstate.html). From then on, an alternate signal stack
-    must have room for these registers.
-    """
-    if config.CPU_NAME:  # type: ignore[attr-defined] # compiled for another processor, which may lack what this one has
-        return ("portable",)
-    features = llvm.get_host_cpu_features()
-    needs = {
-        "portable": (),
-        "avx2": ("avx2",),
-        "vnni256": ("avxvnni",),
-        "vnni512": ("avx512f", "avx512vnni"),
-        "amx": ("avx512f", "avx512vnni", "amx-tile", "amx-int8"),
-    }
-    having = [name for name in PATHS if all(features.get(feature) for feature in needs[name])]
-    return tuple(name for name in having if name != "amx" or _tiles_are_granted())
-
-
-def _tiles_are_granted() -> bool:
-    """Ask Linux for the AMX tile registers.
-
-    Old kernels refuse, and so do others if the alternate signal stack is too small.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    call = ctypes.CDLL(None).syscall
-    return bool(call(_ARCH_PRCTL, _REQUEST_PERMISSION, _TILE_DATA) == 0)
 
 
 def _every(kind: ir.VectorType, value: int) -> ir.Constant:
@@ -977,7 +873,7 @@ def fetch(codes, place):  # type: ignore[no-untyped-def]
     return _fetch(codes, place)  # type: ignore[call-arg]
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def range_search_loop(  # type: ignore[no-untyped-def]
     codes,
     norms,
@@ -1078,7 +974,7 @@ def _insert(distances, rows, distance, row):  # type: ignore[no-untyped-def]
     rows[at] = row
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def merge_lists(distances, rows, other_distances, other_rows):  # type: ignore[no-untyped-def]
     """Keep the k nearest of two lists (Q, k) a query, each in order, in the first."""
     k = distances.shape[1]
@@ -1091,7 +987,7 @@ def merge_lists(distances, rows, other_distances, other_rows):  # type: ignore[n
             _insert(distances[query], rows[query], distance, row)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def k_nearest_loop(  # type: ignore[no-untyped-def]
     codes,
     norms,
@@ -1178,7 +1074,7 @@ def k_nearest_loop(  # type: ignore[no-untyped-def]
     clear_away(path)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def nearest_rows_loop(  # type: ignore[no-untyped-def]
     codes, norms, prefixes, query_codes, row_start, row_stop, query_start, query_list, out_row, path
 ):  # fmt: skip
@@ -1246,14 +1142,14 @@ def _first_greatest(maxima, where):  # type: ignore[no-untyped-def]
     return value, row
 
 
-@numba.njit(nogil=True, cache=True)
-def room_for_selection(row_start, row_stop, query_start, query_list, count):  # type: ignore[no-untyped-def]
-    """Return the rows of the blocks of each query's work items, and how many places it takes.
+@numba.njit(nogil=True)
+def room_for_selection(row_start, row_stop, query_start, query_list, lanes):  # type: ignore[no-untyped-def]
+    """Return how many places a selection takes, and add up the rows of each query's work items.
 
-    Items without rows do not count. A place is for a query of which some items are done and others
-    not.
+    `lanes` (Q,) holds zeros before, and the rows of the blocks of each query's items after. Items
+    without rows do not count. A place is for a query of which some items are done and others not.
     """
-    lanes = np.zeros(count, np.int64)
+    count = lanes.shape[0]
     first_item, last_item = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     most = 0
     for item in range(row_start.shape[0]):
@@ -1273,10 +1169,10 @@ def room_for_selection(row_start, row_stop, query_start, query_list, count):  # 
             begun[first_item[query]] += 1
             begun[last_item[query] + 1] -= 1
     # Queries of one item come and go by tiles.
-    return lanes, np.cumsum(begun).max() + min(most, TILE)
+    return np.cumsum(begun).max() + min(most, TILE)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def select_k_nearest_loop(  # type: ignore[no-untyped-def]
     codes, norms, prefixes, alive, query_codes, bias, ids, row_start, row_stop, query_start,
     query_list, lanes, near, out_distance, out_row, path,

@@ -30,12 +30,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import VantageStrategy
 from pipeline.index.rows import read_only
+from pipeline.machine_code import CompiledLoop
 
 SPREAD_CANDIDATES = 16
 SPREAD_SAMPLE = 1000
@@ -50,6 +50,12 @@ POWER_ROUNDS = 16
 
 TOP_LEVELS = 3
 """Levels built by one thread, before the branches below are distributed."""
+
+_LOOPS = "pipeline.index.loops"
+_assign = CompiledLoop(_LOOPS, "assign")
+_probe = CompiledLoop(_LOOPS, "probe")
+_all_distances = CompiledLoop(_LOOPS, "all_distances")
+_power_iteration = CompiledLoop(_LOOPS, "power_iteration")
 
 _Rows = NDArray[np.int8]
 _Point = NDArray[np.float32]
@@ -98,7 +104,7 @@ class VPTree:
         """
         cells = np.empty(len(rows), np.uint32)
         inputs = (read_only(array) for array in (rows, self.points, self.radii))
-        _assign(*inputs, cells)  # type: ignore[call-arg]
+        _assign(*inputs, cells)
         return cells
 
     def probe(self, queries: _Rows, count: int) -> NDArray[np.uint32]:
@@ -121,108 +127,15 @@ class VPTree:
         """
         found = np.empty((len(queries), min(count, self.cells)), np.uint32)
         inputs = (read_only(array) for array in (queries, self.points, self.radii))
-        _probe(*inputs, self.levels, found)  # type: ignore[call-arg]
+        _probe(*inputs, self.levels, found)
         return found
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _distance(row, point):  # type: ignore[no-untyped-def]
-    """Return the Euclidean distance of a row and a point."""
-    total = np.float32(0)
-    for i in range(point.shape[0]):
-        difference = np.float32(row[i]) - point[i]
-        total += difference * difference
-    return np.sqrt(total)
-
-
-@numba.njit(nogil=True, cache=True)
-def _assign(rows, points, radii, cells):  # type: ignore[no-untyped-def]
-    """Descend the tree with every row."""
-    inner = points.shape[0]
-    for i in range(rows.shape[0]):
-        node = 0
-        while node < inner:
-            distance = _distance(rows[i], points[node])
-            node = 2 * node + (1 if distance < radii[node] else 2)
-        cells[i] = node - inner
-
-
-@numba.njit(nogil=True, cache=True)
-def _push(costs, nodes, size, cost, node):  # type: ignore[no-untyped-def]
-    """Add an entry to the heap; ties go to the smaller node."""
-    at = size
-    while at > 0:
-        parent = (at - 1) // 2
-        if costs[parent] < cost or (costs[parent] == cost and nodes[parent] <= node):
-            break
-        costs[at], nodes[at] = costs[parent], nodes[parent]
-        at = parent
-    costs[at], nodes[at] = cost, node
-
-
-@numba.njit(nogil=True, cache=True)
-def _pop(costs, nodes, size):  # type: ignore[no-untyped-def]
-    """Remove the least entry, at index 0, of a heap of `size`; the caller has read it."""
-    last = size - 1
-    cost, node = costs[last], nodes[last]
-    at = 0
-    while True:
-        child = 2 * at + 1
-        if child >= last:
-            break
-        right = child + 1
-        if right < last and (
-            costs[right] < costs[child]
-            or (costs[right] == costs[child] and nodes[right] < nodes[child])
-        ):
-            child = right
-        if cost < costs[child] or (cost == costs[child] and node <= nodes[child]):
-            break
-        costs[at], nodes[at] = costs[child], nodes[child]
-        at = child
-    costs[at], nodes[at] = cost, node
-
-
-@numba.njit(nogil=True, cache=True)
-def _probe(queries, points, radii, levels, found):  # type: ignore[no-untyped-def]
-    """Best-first descent for every query."""
-    inner = points.shape[0]
-    wanted = found.shape[1]
-    costs = np.empty(wanted * levels + 1, np.float32)
-    nodes = np.empty(wanted * levels + 1, np.int64)
-    for i in range(queries.shape[0]):
-        costs[0] = 0.0
-        nodes[0] = 0
-        size = 1
-        taken = 0
-        while taken < wanted:
-            cost = costs[0]
-            node = nodes[0]
-            _pop(costs, nodes, size)
-            size -= 1
-            while node < inner:
-                margin = _distance(queries[i], points[node]) - radii[node]
-                near = 2 * node + (1 if margin < 0 else 2)
-                far = 4 * node + 3 - near
-                _push(costs, nodes, size, cost + abs(margin), far)
-                size += 1
-                node = near
-            found[i, taken] = node - inner
-            taken += 1
 
 
 def _distances(rows: _Rows, point: _Point) -> NDArray[np.float32]:
     """Return the distances of rows (N, D) to a point, by the arithmetic of the descent."""
-    return _all_distances(read_only(rows), read_only(point))  # type: ignore[no-any-return]
-
-
-@numba.njit(nogil=True, cache=True)
-def _all_distances(rows, point):  # type: ignore[no-untyped-def]
-    """Return the distance of every row to a point."""
-    out = np.empty(rows.shape[0], np.float32)
-    for i in range(rows.shape[0]):
-        out[i] = _distance(rows[i], point)
-    return out
+    found = np.empty(len(rows), np.float32)
+    _all_distances(read_only(rows), read_only(point), found)
+    return found
 
 
 def _random_point(rows: _Rows, rng: np.random.Generator) -> _Point:
@@ -263,42 +176,10 @@ def _leading_axis(rows: _Rows, mean: NDArray[np.float64]) -> tuple[float, NDArra
     threads wait for each other, take several times as long. If it has not converged, several
     directions have nearly the same variance, and any of them divides the rows as well.
     """
+    axis = np.zeros(rows.shape[1])
     inputs = (read_only(array) for array in (rows, mean.astype(np.float32)))
-    return _power_iteration(*inputs, POWER_ROUNDS)  # type: ignore[call-arg, no-any-return]
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _power_iteration(rows, mean, rounds):  # type: ignore[no-untyped-def]
-    """Begin with the row farthest from the mean."""
-    count, width = rows.shape
-    centred = np.empty((count, width), np.float32)
-    farthest, most = 0, np.float32(-1)
-    for i in range(count):
-        total = np.float32(0)
-        for j in range(width):
-            centred[i, j] = np.float32(rows[i, j]) - mean[j]
-            total += centred[i, j] * centred[i, j]
-        if total > most:
-            farthest, most = i, total
-    axis, unit = centred[farthest].astype(np.float64), np.zeros(width)
-    variance = 0.0
-    unit[0] = 1.0
-    for _ in range(rounds):
-        length = np.sqrt((axis * axis).sum())
-        if length == 0:
-            return 0.0, unit
-        unit = axis / length
-        narrow = unit.astype(np.float32)
-        axis[:] = 0
-        for i in range(count):
-            along = np.float32(0)
-            for j in range(width):
-                along += centred[i, j] * narrow[j]
-            for j in range(width):
-                axis[j] += centred[i, j] * along
-        axis /= count
-        variance = (unit * axis).sum()
-    return variance, unit
+    variance: float = _power_iteration(*inputs, POWER_ROUNDS, axis)
+    return variance, axis
 
 
 _STRATEGIES: dict[VantageStrategy, _Strategy] = {

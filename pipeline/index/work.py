@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.index.paths import BLOCK
 from pipeline.index.rows import read_only
-from pipeline.index.simd import BLOCK
+from pipeline.machine_code import CompiledLoop
+
+_list_queries = CompiledLoop("pipeline.index.loops", "list_queries")
+_take_ranges = CompiledLoop("pipeline.index.loops", "take_ranges")
 
 ITEM_BYTES = 1 << 17
 """Bytes of a work item of an exhaustive scan: they stay in the L2 cache while the tiles of queries
@@ -101,7 +104,9 @@ def cell_requests(cells: NDArray[np.integer], count: int | None = None) -> CellR
     """
     if count is None:
         count = int(cells.max()) + 1 if cells.size else 0
-    return CellRequests(*_list_queries(read_only(np.ascontiguousarray(cells, np.int64)), count))
+    starts, listed = np.zeros(count + 1, np.int64), np.empty(cells.size, np.int32)
+    _list_queries(read_only(np.ascontiguousarray(cells, np.int64)), starts, listed)
+    return CellRequests(starts, listed[: starts[-1]])
 
 
 def wanted_work(requests: CellRequests, cell_offsets: NDArray[np.int64]) -> Work:
@@ -119,7 +124,9 @@ def wanted_work(requests: CellRequests, cell_offsets: NDArray[np.int64]) -> Work
     visited = np.flatnonzero((counts > 0) & (np.diff(cell_offsets) > 0))
     ends = np.append(0, np.cumsum(counts[visited]))
     if ends[-1] < starts[-1] - starts[0]:
-        listed = _take_ranges(read_only(starts), read_only(listed), visited, int(ends[-1]))
+        taken = np.empty(ends[-1], np.int32)
+        _take_ranges(read_only(starts), read_only(listed), read_only(visited), taken)
+        listed = taken
     else:
         ends += starts[0]
     return Work(cell_offsets[visited], cell_offsets[visited + 1], ends, listed)
@@ -136,40 +143,6 @@ def cell_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Wo
         Cell c owns rows ``cell_offsets[c]:cell_offsets[c + 1]``.
     """
     return wanted_work(cell_requests(cells, len(cell_offsets) - 1), cell_offsets)
-
-
-@numba.njit(nogil=True, cache=True)
-def _list_queries(cells, count):  # type: ignore[no-untyped-def]
-    """Sort the requests by cell, by counting: the start of each cell's queries, and all."""
-    starts = np.zeros(count + 1, np.int64)
-    for query in range(cells.shape[0]):
-        for place in range(cells.shape[1]):
-            cell = cells[query, place]
-            if 0 <= cell < count:
-                starts[cell + 1] += 1
-    for cell in range(count):
-        starts[cell + 1] += starts[cell]
-    ends = starts[:-1].copy()
-    listed = np.empty(starts[count], np.int32)
-    for query in range(cells.shape[0]):
-        for place in range(cells.shape[1]):
-            cell = cells[query, place]
-            if 0 <= cell < count:
-                listed[ends[cell]] = query
-                ends[cell] += 1
-    return starts, listed
-
-
-@numba.njit(nogil=True, cache=True)
-def _take_ranges(starts, listed, visited, count):  # type: ignore[no-untyped-def]
-    """Return the requests for some cells, one after the other."""
-    taken = np.empty(count, np.int32)
-    at = 0
-    for cell in visited:
-        for place in range(starts[cell], starts[cell + 1]):
-            taken[at] = listed[place]
-            at += 1
-    return taken
 
 
 def ordered_work(cells: NDArray[np.integer], cell_offsets: NDArray[np.int64]) -> Work:

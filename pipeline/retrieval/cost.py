@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from pipeline.index.paths import FEW, PATHS, TILE
 from pipeline.index.rows import ROW_UNIT
-from pipeline.index.simd import FEW, PATHS, TILE
 
 ROW_OVERHEAD = 8
 """Bytes read of a visited row beside its codes: squared lengths of it and of its prefix."""
@@ -76,7 +76,7 @@ class Machine:
     Attributes
     ----------
     path : str
-        Code path of its kernels (`pipeline.index.simd.PATHS`).
+        Code path of its kernels (`pipeline.index.paths.PATHS`).
     threads : int
         Number of groups that it scans at the same time.
     """

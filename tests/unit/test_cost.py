@@ -8,7 +8,7 @@ from core_data import asked, descriptors, model, segments
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.index.simd import PATHS
+from pipeline.index.paths import PATHS
 from pipeline.retrieval.blocks import merge_blocks
 from pipeline.retrieval.cost import (
     BYTE_NS,

@@ -16,6 +16,7 @@ from llvmlite import ir
 
 from pipeline.index import simd
 from pipeline.index.kernels import prepare_queries
+from pipeline.index.paths import PATHS, PREFIX, TILE, WIDE
 from pipeline.index.rows import pack_rows
 
 BLOCKS, FIRST_BLOCKS = 6, (1, 5)
@@ -36,7 +37,7 @@ def dot_of_bytes(builder: Any, total: Any, rows: Any, query: Any) -> Any:
     return total
 
 
-@pytest.mark.parametrize("name", [n for n in simd.PATHS if n.startswith("vnni")])
+@pytest.mark.parametrize("name", [n for n in PATHS if n.startswith("vnni")])
 def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -55,7 +56,7 @@ def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
                 )  # fmt: skip
         return found
 
-    marker = simd.PATHS[name].marker
+    marker = PATHS[name].marker
     for seed, (width, few) in enumerate(itertools.product((64, 128, 512), (False, True))):
         rng = np.random.default_rng(seed)
         extreme = rng.choice(np.array([0, 1, 127, 128, 254, 255], np.uint8), (16 * BLOCKS, width))
@@ -63,9 +64,7 @@ def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
         signed = rng.choice(np.array([-128, -127, -1, 0, 127], np.int8), (8, width))
         queries = prepare_queries(signed)
         value = 2 * (signed.astype(np.int64) @ extreme.T.astype(np.int64)) - rows.norms
-        leading = (
-            signed[:, : simd.PREFIX].astype(np.int64) @ extreme[:, : simd.PREFIX].T - rows.prefixes
-        )
+        leading = signed[:, :PREFIX].astype(np.int64) @ extreme[:, :PREFIX].T - rows.prefixes
         limits = np.sort(value, axis=1)[:, -20]
         for shown in (True, False):
             # With prefixes above every limit all is compared, with prefixes below nothing is.
@@ -73,7 +72,7 @@ def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
             marks = simd.new_marks(8)
             for slot, limit in enumerate(limits):
                 simd.set_marks(marks, slot, limit, 2 * edge, 0, True)
-            values = np.zeros((2, simd.TILE, 16 * simd.WIDE), np.int32)
+            values = np.zeros((2, TILE, 16 * WIDE), np.int32)
             seen = np.zeros((2, 1), np.int64)
             found = compare(
                 rows.codes,
@@ -88,7 +87,7 @@ def test_a_vnni_tile_with_the_instruction_written_out_gives_numpys_integers(
             )
             near = value > limits[:, None]
             for turn, first in enumerate(FIRST_BLOCKS):
-                count = simd.WIDE if first + simd.WIDE <= BLOCKS else 1
+                count = WIDE if first + WIDE <= BLOCKS else 1
                 mine = slice(16 * first, 16 * (first + count))
                 assert int(seen[turn, 0]) == ((1 << count) - 1 if shown else 0)
                 at_once = 8 // found.shape[1]

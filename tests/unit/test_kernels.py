@@ -20,25 +20,21 @@ from pipeline.index.kernels import (
     Hits,
     Queries,
     k_nearest,
+    k_nearest_loop,
     k_nearest_reference,
     merge_k_nearest,
     nearest_rows,
+    nearest_rows_loop,
     prepare_queries,
     range_search,
-    range_search_reference,
-    select_k_nearest,
-)
-from pipeline.index.rows import pack_rows, unpack_rows
-from pipeline.index.simd import (
-    PATHS,
-    PREFIX,
-    k_nearest_loop,
-    nearest_rows_loop,
     range_search_loop,
+    range_search_reference,
     room_for_selection,
+    select_k_nearest,
     select_k_nearest_loop,
-    usable_paths,
 )
+from pipeline.index.paths import PATHS, PREFIX, usable_paths
+from pipeline.index.rows import pack_rows, unpack_rows
 from pipeline.index.warm import warm_up
 from pipeline.index.work import Work, full_work
 

@@ -1,0 +1,235 @@
+"""Machine code of loops, made by numba and kept by `pipeline.machine_code`.
+
+numba compiles a loop for arrays in C order. A function in LLVM's language, `_entry`, takes the
+arguments from a frame in memory, and a few more replace what numba's own library would give
+(`_RUNTIME`). So the machine code needs nothing but the C library.
+
+This is the only module that uses private interfaces of numba;
+`tests/unit/test_private_interfaces.py` fails when an upgrade takes one of them away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from numba.core import types
+from numba.core.compiler import Flags, compile_extra
+from numba.core.registry import cpu_target
+from numba.np.numpy_support import from_dtype
+
+from pipeline.machine_code import ENTRY, Result
+
+__all__ = ["compile_loop"]
+
+_OF_C = ("malloc", "free", "memset", "memcpy", "memmove", "bcmp", "memcmp")
+_OF_MATHS = ("sqrt", "exp", "log", "pow", "sin", "cos", "tan", "atan", "atan2", "fmod", "hypot")
+_KNOWN = {*_OF_C, *_OF_MATHS, *(f"{name}f" for name in _OF_MATHS)}
+"""Functions of the C library that machine code may call: a process that loads it has them."""
+
+_RUNTIME = """
+declare ptr @malloc(i64)
+declare void @free(ptr)
+
+define linkonce_odr ptr @NRT_MemInfo_alloc_aligned(i64 %size, i32 %align) {
+  %alignment = zext i32 %align to i64
+  %room = add i64 %alignment, 64
+  %total = add i64 %size, %room
+  %base = call ptr @malloc(i64 %total)
+  %failed = icmp eq ptr %base, null
+  br i1 %failed, label %end, label %fill
+fill:
+  %address = ptrtoint ptr %base to i64
+  %first = add i64 %address, 63
+  %last = add i64 %first, %alignment
+  %mask = sub i64 0, %alignment
+  %place = and i64 %last, %mask
+  %data = inttoptr i64 %place to ptr
+  store i64 1, ptr %base
+  %field = getelementptr i8, ptr %base, i64 24
+  store ptr %data, ptr %field
+  br label %end
+end:
+  ret ptr %base
+}
+
+define linkonce_odr void @NRT_MemInfo_call_dtor(ptr %info) {
+  call void @free(ptr %info)
+  ret void
+}
+
+define linkonce_odr i32 @numba_attempt_nocopy_reshape(
+    i64 %nd, ptr %dims, ptr %strides, i64 %new_nd, ptr %new_dims, ptr %new_strides,
+    i64 %item, i32 %fortran) {
+entry:
+  br label %test
+test:
+  %left = phi i64 [ %new_nd, %entry ], [ %at, %step ]
+  %stride = phi i64 [ %item, %entry ], [ %next, %step ]
+  %more = icmp sgt i64 %left, 0
+  br i1 %more, label %step, label %done
+step:
+  %at = sub i64 %left, 1
+  %to = getelementptr i64, ptr %new_strides, i64 %at
+  store i64 %stride, ptr %to
+  %from = getelementptr i64, ptr %new_dims, i64 %at
+  %length = load i64, ptr %from
+  %next = mul i64 %stride, %length
+  br label %test
+done:
+  ret i32 1
+}
+"""
+"""What loops ask of numba's library: memory (a block begins with its number of references; 24 bytes
+behind lies the address of the data), and the strides of a reshaped array, always in C order here.
+"""
+
+
+def compile_loop(dispatcher: Any, kinds: tuple[Any, ...]) -> tuple[bytes, Result]:
+    """Compile a loop for arguments of certain types.
+
+    Parameters
+    ----------
+    dispatcher : function decorated with ``numba.njit``
+    kinds : tuple
+        For each argument ``(dtype's character, dimensions)`` of an array, the character of a number
+        (``?``, ``q``, ``f``, ``d``), or the length of a tuple of int64.
+
+    Returns
+    -------
+    code : bytes
+        An object file with the function `ENTRY`.
+    result : Result
+
+    Raises
+    ------
+    RuntimeError
+        The loop returns something else than numbers, or needs a function that is not of the C
+        library.
+    """
+    typing, target = cpu_target.typing_context, cpu_target.target_context
+    typing.refresh()
+    target.refresh()
+    argument_types = tuple(map(_type_of, kinds))
+    compiled: Any = compile_extra(  # type: ignore[no-untyped-call]
+        typing, target, dispatcher.py_func, argument_types, None, _flags(dispatcher), {}
+    )
+    result = _result_of(compiled.signature.return_type)
+    codegen = target.codegen()
+    module = llvm.parse_bitcode(compiled.library._final_module.as_bitcode())
+    function = module.get_function(compiled.fndesc.llvm_func_name)
+    module.link_in(llvm.parse_assembly(_RUNTIME))
+    module.link_in(llvm.parse_assembly(_entry(function, kinds)))
+    module.verify()
+    _require_known(module, dispatcher.__name__)
+    return codegen._tm.emit_object(module), result
+
+
+def _flags(dispatcher: Any) -> Any:
+    """Return the options of the compiler: those of the decorator, but no wrapper for Python."""
+    flags: Any = Flags()  # type: ignore[no-untyped-call]
+    cpu_target.options.parse_as_flags(  # type: ignore[no-untyped-call]
+        flags, dispatcher.targetoptions
+    )
+    flags.no_cpython_wrapper = True
+    flags.no_cfunc_wrapper = True
+    return flags
+
+
+def _type_of(kind: Any) -> Any:
+    """Return numba's type of an argument."""
+    if isinstance(kind, int):
+        return types.UniTuple(types.int64, kind)  # type: ignore[no-untyped-call]
+    if isinstance(kind, tuple):
+        char, dimensions = kind
+        return types.Array(from_dtype(np.dtype(char)), dimensions, "C", aligned=True)
+    return {"?": types.boolean, "q": types.int64, "f": types.float32, "d": types.float64}[kind]
+
+
+def _result_of(returned: Any) -> Result:
+    """Return the numbers that a loop returns."""
+    if returned == types.none:
+        return Result("", False)
+    several = isinstance(returned, types.BaseTuple)
+    parts = list(returned) if several else [returned]
+    known = {types.int64: "q", types.intp: "q", types.float64: "d"}
+    try:
+        return Result("".join(known[part] for part in parts), several)
+    except KeyError:
+        raise RuntimeError(f"a loop returns {returned}: only int64 and float64 are read") from None
+
+
+def _entry(function: Any, kinds: tuple[Any, ...]) -> str:
+    """Return a function that reads the arguments from a frame, and writes the results behind them.
+
+    An argument that is an array is spread: two references that are not used, the number of values,
+    the bytes of each, the address, the lengths and the strides of its dimensions.
+    """
+    wanted = [str(argument.type) for argument in function.arguments]
+    body: list[str] = []
+    given = ["%out", "%raised", *_values(kinds, body)]
+    passed = ", ".join(f"{kind} {value}" for kind, value in zip(wanted, given, strict=True))
+    body += [
+        f"  %out = getelementptr i64, ptr %frame, i64 {_slots(kinds)}",
+        "  %raised = alloca ptr",
+        f'  %status = call i32 @"{function.name}"({passed})',
+        "  ret i32 %status",
+    ]
+    declared = f'declare i32 @"{function.name}"({", ".join(wanted)})'
+    return "\n".join([declared, f"define i32 @{ENTRY}(ptr %frame) {{", *body, "}"])
+
+
+def _slots(kinds: tuple[Any, ...]) -> int:
+    """Return the number of 64-bit words of the arguments."""
+    return sum(
+        kind if isinstance(kind, int) else 1 + kind[1] if isinstance(kind, tuple) else 1
+        for kind in kinds
+    )
+
+
+def _values(kinds: tuple[Any, ...], body: list[str]) -> Iterator[str]:
+    """Yield the values of all arguments, and append the instructions that load them."""
+    at = 0
+
+    def load(kind: str) -> str:
+        nonlocal at
+        body.append(f"  %p{at} = getelementptr i64, ptr %frame, i64 {at}")
+        body.append(f"  %v{at} = load {kind}, ptr %p{at}")
+        at += 1
+        return f"%v{at - 1}"
+
+    for kind in kinds:
+        if isinstance(kind, int):
+            yield from [load("i64") for _ in range(kind)]
+        elif isinstance(kind, tuple):
+            yield from _array_values(kind, load("ptr"), [load("i64") for _ in range(kind[1])], body)
+        elif kind == "?":
+            yield load("i8")
+        else:
+            yield load({"q": "i64", "f": "float", "d": "double"}[kind])
+
+
+def _array_values(
+    kind: tuple[str, int], address: str, shape: list[str], body: list[str]
+) -> list[str]:
+    """Return the values of an array, and append the instructions that compute its strides."""
+    item = np.dtype(kind[0]).itemsize
+    strides: list[str] = []
+    size, name = "1", address.removeprefix("%v")
+    for axis in reversed(range(kind[1])):
+        body.append(f"  %s{name}.{axis} = mul i64 {size}, {item}")
+        body.append(f"  %n{name}.{axis} = mul i64 {size}, {shape[axis]}")
+        strides.insert(0, f"%s{name}.{axis}")
+        size = f"%n{name}.{axis}"
+    return ["null", "null", size, str(item), address, *shape, *strides]
+
+
+def _require_known(module: Any, name: str) -> None:
+    """Raise unless all functions that the code calls are of the C library: others would abort."""
+    called = {function.name for function in module.functions if function.is_declaration}
+    unknown = {one for one in called if not one.startswith("llvm.")} - _KNOWN
+    data = {one.name for one in module.global_variables if one.is_declaration}
+    if unknown | data:
+        raise RuntimeError(f"the loop {name} needs {', '.join(sorted(unknown | data))}")
