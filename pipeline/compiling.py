@@ -20,12 +20,15 @@ from numba.core.compiler import Flags, compile_extra
 from numba.core.registry import cpu_target
 from numba.np.numpy_support import from_dtype
 
-from pipeline.machine_code import ENTRY, Result
+from pipeline.machine_code import ENTRY, MachineCode, Result
 
 __all__ = ["compile_loop"]
 
 _OF_C = ("malloc", "free", "memset", "memcpy", "memmove", "bcmp", "memcmp")
-_OF_MATHS = ("sqrt", "exp", "log", "pow", "sin", "cos", "tan", "atan", "atan2", "fmod", "hypot")
+_OF_MATHS = (
+    "sqrt", "exp", "log", "pow", "sin", "cos", "tan", "atan", "atan2", "fmod", "hypot",
+    "ceil", "floor", "rint", "round", "trunc", "fabs", "nearbyint",
+)  # fmt: skip
 _KNOWN = {*_OF_C, *_OF_MATHS, *(f"{name}f" for name in _OF_MATHS)}
 """Functions of the C library that machine code may call: a process that loads it has them."""
 
@@ -87,7 +90,7 @@ behind lies the address of the data), and the strides of a reshaped array, alway
 """
 
 
-def compile_loop(dispatcher: Any, kinds: tuple[Any, ...]) -> tuple[bytes, Result]:
+def compile_loop(dispatcher: Any, kinds: tuple[Any, ...]) -> MachineCode:
     """Compile a loop for arguments of certain types.
 
     Parameters
@@ -99,9 +102,8 @@ def compile_loop(dispatcher: Any, kinds: tuple[Any, ...]) -> tuple[bytes, Result
 
     Returns
     -------
-    code : bytes
-        An object file with the function `ENTRY`.
-    result : Result
+    MachineCode
+        With the function `ENTRY`.
 
     Raises
     ------
@@ -123,8 +125,8 @@ def compile_loop(dispatcher: Any, kinds: tuple[Any, ...]) -> tuple[bytes, Result
     module.link_in(llvm.parse_assembly(_RUNTIME))
     module.link_in(llvm.parse_assembly(_entry(function, kinds)))
     module.verify()
-    _require_known(module, dispatcher.__name__)
-    return codegen._tm.emit_object(module), result
+    needs = _functions_of_c(module, dispatcher.__name__)
+    return MachineCode(codegen._tm.emit_object(module), result, needs)
 
 
 def _flags(dispatcher: Any) -> Any:
@@ -226,10 +228,11 @@ def _array_values(
     return ["null", "null", size, str(item), address, *shape, *strides]
 
 
-def _require_known(module: Any, name: str) -> None:
-    """Raise unless all functions that the code calls are of the C library: others would abort."""
+def _functions_of_c(module: Any, name: str) -> tuple[str, ...]:
+    """Return the functions of the C library that the code calls; raise if it calls others."""
     called = {function.name for function in module.functions if function.is_declaration}
-    unknown = {one for one in called if not one.startswith("llvm.")} - _KNOWN
-    data = {one.name for one in module.global_variables if one.is_declaration}
-    if unknown | data:
-        raise RuntimeError(f"the loop {name} needs {', '.join(sorted(unknown | data))}")
+    wanted = {one for one in called if not one.startswith("llvm.")}
+    wanted |= {one.name for one in module.global_variables if one.is_declaration}
+    if wanted - _KNOWN:
+        raise RuntimeError(f"the loop {name} needs {', '.join(sorted(wanted - _KNOWN))}")
+    return tuple(sorted(wanted))

@@ -30,10 +30,13 @@ import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 
-__all__ = ["CompiledLoop", "Result", "cache_folder"]
+__all__ = ["CompiledLoop", "MachineCode", "Result", "cache_folder"]
 
 ENTRY = "vantage_entry"
 """Name of the function in the machine code: it takes the address of a frame, returns a status."""
+
+FORMAT = "1"
+"""Changes when a frame or a file is read in another way than before."""
 
 _NUMBA_ONLY = ("NUMBA_DISABLE_JIT", "NUMBA_BOUNDSCHECK", "NUMBA_DEBUG")
 """Environment variables for developers of loops: with one of them, numba itself runs the loops."""
@@ -59,9 +62,26 @@ class Result(NamedTuple):
     is_tuple: bool
 
 
+class MachineCode(NamedTuple):
+    """Machine code for arguments of certain types.
+
+    Attributes
+    ----------
+    code : bytes
+        An object file.
+    result : Result
+    needs : tuple of str
+        Functions of the C library that it calls.
+    """
+
+    code: bytes
+    result: Result
+    needs: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class _Loaded:
-    """Machine code for arguments of certain types."""
+    """Machine code in this process."""
 
     call: Callable[[int], int]
     result: Result
@@ -127,8 +147,8 @@ class CompiledLoop:
                     from pipeline.compiling import compile_loop
 
                     kept = compile_loop(self.dispatcher, types)
-                    _write(path, *kept)
-                found = self._loaded[types] = _link(*kept)
+                    _write(path, kept)
+                found = self._loaded[types] = _link(kept)
             return found
 
     def _digest(self, types: tuple[Any, ...]) -> str:
@@ -212,7 +232,7 @@ def _platform() -> str:
             llvm.get_host_cpu_name(),
             llvm.get_host_cpu_features().flatten(),
             *settings,
-            _source(__name__),
+            FORMAT,
             _source("pipeline.compiling"),
         ]
     )
@@ -225,8 +245,8 @@ def _source(module: str) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _read(path: Path) -> tuple[bytes, Result] | None:
-    """Return machine code and result of a file; None if it is missing or damaged."""
+def _read(path: Path) -> MachineCode | None:
+    """Return the machine code of a file; None if it is missing or damaged."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -235,12 +255,13 @@ def _read(path: Path) -> tuple[bytes, Result] | None:
     if hashlib.sha256(body).digest() != digest:
         return None
     header, _, code = body.partition(b"\n")
-    return code, Result(*json.loads(header))
+    result, needs = json.loads(header)
+    return MachineCode(code, Result(*result), tuple(needs))
 
 
-def _write(path: Path, code: bytes, result: Result) -> None:
+def _write(path: Path, made: MachineCode) -> None:
     """Write a file as a whole; do nothing where that is not possible."""
-    body = json.dumps(result).encode() + b"\n" + code
+    body = json.dumps([made.result, made.needs]).encode() + b"\n" + made.code
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -258,11 +279,24 @@ def _target_machine() -> Any:
     return llvm.Target.from_default_triple().create_target_machine()
 
 
-def _link(code: bytes, result: Result) -> _Loaded:
+def _link(made: MachineCode) -> _Loaded:
     """Load machine code into this process."""
+    for name in made.needs:
+        _require_function(name)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _target_machine())
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(made.code))
     engine.finalize_object()
     _engines.append(engine)
     function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
-    return _Loaded(function(engine.get_function_address(ENTRY)), result)
+    return _Loaded(function(engine.get_function_address(ENTRY)), made.result)
+
+
+@functools.cache
+def _require_function(name: str) -> None:
+    """Raise unless this process has a function of the C library: LLVM would abort without it."""
+    if llvm.address_of_symbol(name) is None:
+        import ctypes.util
+
+        llvm.load_library_permanently(ctypes.util.find_library("m") or "libm.so.6")
+        if llvm.address_of_symbol(name) is None:
+            raise RuntimeError(f"this process has no C function {name}: compiled loops need it")

@@ -11,7 +11,7 @@ import surf_reference as reference
 from numpy.typing import NDArray
 from surf_reference import ANGLE, SIZE, Reference, X, Y
 
-from pipeline.extraction.surf import cells, describe, surf
+from pipeline.extraction.surf import describe, descriptor_loops, surf
 from pipeline.extraction.surf.descriptor import LAYOUTS, compute_descriptors
 from pipeline.extraction.surf.integral import integral_image
 from pipeline.extraction.surf.variants import Variant
@@ -150,10 +150,10 @@ def test_a_sample_is_the_mean_of_its_box() -> None:
     inside, edge = np.zeros((2, side, side), np.float32)
     scratch = np.zeros((2, side), np.int32), np.zeros((2, side), np.int32)
     fractions = np.zeros((4, side), np.float32)
-    cells._sample_inside(
+    descriptor_loops._sample_inside(
         sums.reshape(-1), sums.shape[1], *place, along, aside, box, *scratch, fractions, inside
     )
-    cells._sample_edge(sums, *place, along, aside, box, edge)
+    descriptor_loops._sample_edge(sums, *place, along, aside, box, edge)
     np.testing.assert_allclose(inside, edge, rtol=2e-4)
     # The long way: each pixel's part of the box, at three points of the grid.
     middle = (side - 1) / 2

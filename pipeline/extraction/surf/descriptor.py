@@ -27,9 +27,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.extraction.surf.cells import CELLS, FEATURES, describe_all
+from pipeline.extraction.surf.descriptor_layout import CELLS, FEATURES
 from pipeline.extraction.surf.variants import Variant
 from pipeline.index.rows import read_only
+from pipeline.machine_code import CompiledLoop
+
+_describe_all = CompiledLoop(
+    "pipeline.extraction.surf.descriptor_loops",
+    "describe_all",
+    ["pipeline.extraction.surf.descriptor_layout"],
+)
 
 
 class Layout(NamedTuple):
@@ -115,7 +122,7 @@ def compute_descriptors(
     layout = LAYOUTS[variant]
     kind = 2 * (variant == "interpolated") + int(extended)
     rows = np.empty((len(keypoints), CELLS * CELLS * int(FEATURES[kind])), np.float32)
-    describe_all(
+    _describe_all(
         read_only(integral),
         read_only(np.asarray(keypoints, np.float32)),
         upright,

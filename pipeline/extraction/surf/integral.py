@@ -5,11 +5,13 @@ Viola and Jones, "Rapid object detection using a boosted cascade of simple featu
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.index.rows import read_only
+from pipeline.machine_code import CompiledLoop
+
+_fill = CompiledLoop("pipeline.extraction.surf.integral_loops", "fill")
 
 
 def integral_image(image: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -41,19 +43,3 @@ def integral_image(image: NDArray[np.uint8]) -> NDArray[np.int32]:
 def warm_up() -> None:
     """Compile the loop, or load it from the cache on disk."""
     integral_image(np.zeros((2, 2), np.uint8))
-
-
-@numba.njit(nogil=True, cache=True)
-def _fill(image, sums):  # type: ignore[no-untyped-def]
-    """Add up along the row, then the row above: two loops, as the second one runs in vectors."""
-    height, width = image.shape
-    sums[0] = 0
-    for y in range(height):
-        above, row, pixels = sums[y], sums[y + 1], image[y]
-        row[0] = 0
-        total = np.int32(0)
-        for x in range(width):
-            total = np.int32(total + pixels[x])
-            row[x + 1] = total
-        for x in range(width):
-            row[x + 1] = np.int32(row[x + 1] + above[x + 1])

@@ -1,6 +1,7 @@
-"""The loops of the descriptor: sample the rotated square, pool its gradients, order the numbers.
+"""The compiled loops of the descriptor: sample the rotated square, pool and order its gradients.
 
-Everything that is compiled is in this one file (see `pipeline.extraction.surf.hessian`).
+All code that they are compiled from is in this file and in
+`pipeline.extraction.surf.descriptor_layout` (see `pipeline.machine_code`).
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import math
 import numba
 import numpy as np
 
-CELLS = 4
-"""Cells along a side of the square."""
-
-SUMS, SIGNED_SUMS, FOUR_DIRECTIONS, EIGHT_DIRECTIONS = range(4)
-"""What is summed up in a cell."""
-
-FEATURES = np.array([4, 8, 4, 8], np.int64)
-"""Numbers of a cell, by kind."""
+from pipeline.extraction.surf.descriptor_layout import (
+    CELLS,
+    EIGHT_DIRECTIONS,
+    FEATURES,
+    FOUR_DIRECTIONS,
+    SIGNED_SUMS,
+    SUMS,
+)
 
 NARROW = np.float32(0.6)
 """An eighth direction takes ``max(0, |g| (cos a - 0.6))`` of a gradient g at angle a from it."""
@@ -34,7 +35,7 @@ SCALE = np.float32(1.2 / 9)
 UPRIGHT_DEG = np.float32(270.0)
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True)
 def describe_all(integral, keypoints, upright, weights, spacing, smooth, whole_window, kind, rows):  # type: ignore[no-untyped-def]
     """Fill `rows`; scratch arrays are made once a call."""
     side = weights.shape[1] + 1
