@@ -20,7 +20,7 @@ from numba.core.compiler import Flags, compile_extra
 from numba.core.registry import cpu_target
 from numba.np.numpy_support import from_dtype
 
-from pipeline.machine_code import ENTRY, MachineCode, Result
+from pipeline.machine_code_file import ENTRY, MachineCode, Result
 
 __all__ = ["compile_loop"]
 

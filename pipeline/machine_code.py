@@ -4,8 +4,8 @@ numba compiles a loop once for a machine (`pipeline.compiling`); its machine cod
 From then on llvmlite, which is a part of numba, loads the code and ctypes calls it. So a process
 that only runs loops does not load numba: that saves about a second of processor time and 70 MiB.
 
-The files lie in `cache_folder`. Their names are digests of the sources, the packages, the processor
-and the types of the arguments. A file that is damaged is made again.
+The name of a file is a digest of the sources, the packages, the processor and the types of the
+arguments. A file that is damaged is made again.
 """
 
 from __future__ import annotations
@@ -16,67 +16,39 @@ import functools
 import hashlib
 import importlib
 import importlib.util
-import json
 import os
 import struct
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
 import numpy as np
 
-__all__ = ["CompiledLoop", "MachineCode", "Result", "cache_folder"]
+from pipeline.machine_code_file import (
+    ENTRY,
+    MachineCode,
+    Result,
+    machine_code_folder,
+    read_machine_code,
+    write_machine_code,
+)
 
-ENTRY = "vantage_entry"
-"""Name of the function in the machine code: it takes the address of a frame, returns a status."""
+__all__ = ["CompiledLoop"]
 
 FORMAT = "1"
 """Changes when a frame or a file is read in another way than before."""
 
-_NUMBA_ONLY = ("NUMBA_DISABLE_JIT", "NUMBA_BOUNDSCHECK", "NUMBA_DEBUG")
-"""Environment variables for developers of loops: with one of them, numba itself runs the loops."""
+_DISABLED = "NUMBA_DISABLE_JIT"
+"""Environment variable for developers of loops: with it, Python runs them."""
 
 _PACKAGE = Path(__file__).parent
-_DIGEST_BYTES = 32
 
 _lock = threading.Lock()
 _engines: list[Any] = []  # machine code lives as long as its engine
-
-
-class Result(NamedTuple):
-    """What a loop returns: nothing, numbers, or a tuple of numbers.
-
-    Attributes
-    ----------
-    kinds : str
-        ``q`` for each int64, ``d`` for each float64.
-    is_tuple : bool
-    """
-
-    kinds: str
-    is_tuple: bool
-
-
-class MachineCode(NamedTuple):
-    """Machine code for arguments of certain types.
-
-    Attributes
-    ----------
-    code : bytes
-        An object file.
-    result : Result
-    needs : tuple of str
-        Functions of the C library that it calls.
-    """
-
-    code: bytes
-    result: Result
-    needs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +82,7 @@ class CompiledLoop:
 
     def __call__(self, *args: Any) -> Any:
         """Run the loop and return what it returns."""
-        if _numba_runs_loops():
+        if _python_runs_loops():
             return self.dispatcher(*args)
         kinds: list[Any] = []
         slots: list[int] = []
@@ -141,13 +113,13 @@ class CompiledLoop:
         with _lock:
             found = self._loaded.get(types)
             if found is None:
-                path = cache_folder() / f"{self.name.strip('_')}-{self._digest(types)}.loop"
-                kept = _read(path)
+                path = machine_code_folder() / f"{self.name.strip('_')}-{self._digest(types)}.loop"
+                kept = read_machine_code(path)
                 if kept is None:
                     from pipeline.compiling import compile_loop
 
                     kept = compile_loop(self.dispatcher, types)
-                    _write(path, kept)
+                    write_machine_code(path, kept)
                 found = self._loaded[types] = _link(kept)
             return found
 
@@ -197,24 +169,9 @@ def _returned(result: Result, words: array.array[int]) -> Any:
 
 
 @functools.cache
-def _numba_runs_loops() -> bool:
-    """Tell whether a developer wants numba itself to run the loops."""
-    return any(os.environ.get(name, "0") not in ("", "0") for name in _NUMBA_ONLY)
-
-
-@functools.cache
-def cache_folder() -> Path:
-    """Return the folder of machine code.
-
-    ``NUMBA_CACHE_DIR``, else one inside the package, else the user's cache directory.
-    """
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    if given:
-        return Path(given)
-    beside = _PACKAGE / "__pycache__"
-    if os.access(beside if beside.exists() else _PACKAGE, os.W_OK):
-        return beside
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vantage"
+def _python_runs_loops() -> bool:
+    """Tell whether a developer wants Python to run the loops."""
+    return os.environ.get(_DISABLED, "0") not in ("", "0")
 
 
 @functools.cache
@@ -243,32 +200,6 @@ def _source(module: str) -> str:
     """Return a digest of the source of a module of this package, without importing it."""
     path = _PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _read(path: Path) -> MachineCode | None:
-    """Return the machine code of a file; None if it is missing or damaged."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        return None
-    header, _, code = body.partition(b"\n")
-    result, needs = json.loads(header)
-    return MachineCode(code, Result(*result), tuple(needs))
-
-
-def _write(path: Path, made: MachineCode) -> None:
-    """Write a file as a whole; do nothing where that is not possible."""
-    body = json.dumps([made.result, made.needs]).encode() + b"\n" + made.code
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(body).digest() + body)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -14,6 +14,7 @@ import sysconfig
 from pathlib import Path
 
 import pipeline
+from pipeline.machine_code_file import machine_code_folder
 
 __all__ = ["are_compiled", "note_compiled"]
 
@@ -36,10 +37,8 @@ def note_compiled() -> None:
 
 
 def _note() -> Path:
-    """Return the path of the note, where numba keeps the index's kernels."""
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    folder = Path(given) if given else _SOURCES / "index" / "__pycache__"
-    return folder / "vantage-compiled"
+    """Return the path of the note, beside the kernels."""
+    return machine_code_folder() / "vantage-compiled"
 
 
 def _state() -> str:

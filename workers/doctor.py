@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import shutil
@@ -25,6 +24,7 @@ from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
 from pipeline.cores import usable_cores
 from pipeline.errors import StateError, VantageError
+from pipeline.machine_code_file import machine_code_folder
 from pipeline.text import seconds
 from workers.compiled import note_compiled
 
@@ -310,15 +310,10 @@ def _image_roots(settings: Settings) -> Iterator[Check]:
 
 def _kernels(_settings: Settings) -> Iterator[Check]:
     """Check that compiled kernels can be kept: otherwise every process compiles them again."""
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    spec = importlib.util.find_spec("pipeline.index")
-    package = Path(str(spec.origin)).parent if spec else Path()
-    folder = Path(given) if given else package / "__pycache__"
-    writable = os.access(folder if folder.exists() else folder.parent, os.W_OK)
-    if writable or not given:  # numba falls back to the user's cache directory by itself
-        yield Check(
-            "kernels", True, f"kept in {folder if writable else 'the user cache directory'}"
-        )
+    folder = machine_code_folder()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if os.access(there, os.W_OK):
+        yield Check("kernels", True, f"kept in {folder}")
     else:
         yield Check("kernels", False, f"{folder} is not writable", "set NUMBA_CACHE_DIR elsewhere")
 

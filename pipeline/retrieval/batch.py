@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.columns import column, integer, plain_values, real, require
-from pipeline.index.simd import PATHS
+from pipeline.index.paths import PATHS
 from pipeline.request import SearchRequest
 from pipeline.retrieval.cost import REFERENCE, Cost, Machine, Workload, exhaustive_cost, probed_cost
 from pipeline.retrieval.open_segments import ImageSet

@@ -89,14 +89,10 @@ def share_packages(environment):
     """Let an environment see the packages of this one, and take over its compiled kernels."""
     (packages,) = environment.glob("lib/python*/site-packages")
     (packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    for source in (ROOT / "pipeline").rglob("*.py"):
-        installed = packages / source.relative_to(ROOT)
-        if installed.read_bytes() == source.read_bytes():
-            shutil.copystat(source, installed)  # numba asks for the same time of change
-    for compiled in (ROOT / "pipeline").rglob("__pycache__/*.nb[ic]"):
-        copy = packages / compiled.relative_to(ROOT)
-        copy.parent.mkdir(exist_ok=True)
-        shutil.copy2(compiled, copy)
+    folder = packages / "pipeline" / "__pycache__"
+    folder.mkdir(exist_ok=True)
+    for compiled in (ROOT / "pipeline" / "__pycache__").glob("*.loop"):
+        shutil.copy2(compiled, folder)
 
 
 def run(process):

@@ -13,10 +13,11 @@ from workers.compiled import are_compiled, note_compiled
 
 @pytest.fixture
 def sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "index" / "__pycache__").mkdir(parents=True)
+    (tmp_path / "index").mkdir()
+    (tmp_path / "__pycache__").mkdir()
     (tmp_path / "index" / "kernels.py").write_text("one")
     monkeypatch.setattr(compiled, "_SOURCES", tmp_path)
-    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(compiled, "machine_code_folder", lambda: tmp_path / "__pycache__")
     return tmp_path
 
 
@@ -30,7 +31,7 @@ def test_the_note_holds_until_a_source_changes(sources: Path) -> None:
 
 def test_the_note_goes_with_the_cache(sources: Path) -> None:
     note_compiled()
-    for path in (sources / "index" / "__pycache__").iterdir():
+    for path in (sources / "__pycache__").iterdir():
         path.unlink()
     assert not are_compiled()
 
@@ -49,6 +50,6 @@ def test_numbas_settings_and_another_processor_count(
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_where_nothing_can_be_written_nothing_is_noted(sources: Path) -> None:
-    (sources / "index" / "__pycache__").chmod(0o500)
+    (sources / "__pycache__").chmod(0o500)
     note_compiled()
     assert not are_compiled()

@@ -31,7 +31,7 @@ FOUNDATION = {
 }
 # Modules that a stage may use besides the foundation and itself.
 STAGES = {
-    "pipeline.index": {"pipeline.arrays", "pipeline.columns"},
+    "pipeline.index": {"pipeline.arrays", "pipeline.columns", "pipeline.machine_code"},
     "pipeline.retrieval": {"pipeline.columns", "pipeline.index"},
     "pipeline.extraction": {
         "pipeline.decoders",
@@ -40,8 +40,11 @@ STAGES = {
         "pipeline.pictures.contrast",
         "pipeline.pixels",
         "pipeline.index.rows",
+        "pipeline.machine_code",
     },
     "pipeline.metadata": set[str](),
+    "pipeline.machine_code": {"pipeline.machine_code_file", "pipeline.compiling"},
+    "pipeline.compiling": {"pipeline.machine_code_file"},
     "pipeline.arrays": set[str](),
     "pipeline.columns": set[str](),
     "pipeline.verified": set[str](),

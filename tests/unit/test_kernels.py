@@ -457,7 +457,7 @@ def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path:
     ]
     compiled += [vptree._assign, vptree._probe, vptree._all_distances]
     compiled += [vptree._power_iteration, quantizer._rotate, room_for_selection]
-    versions = [len(function.signatures) for function in compiled]
+    versions = [function.versions for function in compiled]
     random = np.random.default_rng(3)
     stored = random.integers(0, 256, (40, 64), dtype=np.uint8)
     np.save(tmp_path / "stored.npy", pack_rows(stored).codes)
@@ -476,4 +476,4 @@ def test_arrays_of_any_origin_meet_the_version_that_was_compiled_first(tmp_path:
     vectors = np.frombuffer(b"\0" * 4 * 257, np.float32, offset=4).reshape(2, 128)
     quantizer.train_quantizer(vectors).encode(vectors)
     range_search(rows, np.ones(40, bool), queries, np.full(5, 9999, np.int32), full_work(40, 5))
-    assert [len(function.signatures) for function in compiled] == versions
+    assert [function.versions for function in compiled] == versions

@@ -1,4 +1,4 @@
-"""The compiled loops of SURF: one version of each, without the GIL, within their memory."""
+"""The compiled loops of SURF: one version of each, within their memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from numba.core.caching import NullCache
-from numba.core.registry import CPUDispatcher
 
 from pipeline.extraction import surf as package
-from pipeline.extraction.surf import cells, describe, hessian, integral, orientation, surf
+from pipeline.extraction.surf import describe, descriptor, hessian, integral, orientation, surf
+from pipeline.machine_code import CompiledLoop
 
-MODULES = (integral, hessian, orientation, cells)
+MODULES = (integral, hessian, orientation, descriptor)
 
 PEAK = """
 import sys
@@ -38,18 +37,16 @@ print((status("VmHWM") - before) / image.size, len(keypoints))
 """
 
 
-def compiled(module: ModuleType) -> dict[str, CPUDispatcher]:
-    """Return the functions of a module that are kept on disk: those that Python calls."""
-    found = {key: value for key, value in vars(module).items() if isinstance(value, CPUDispatcher)}
-    return {key: value for key, value in found.items() if not isinstance(value._cache, NullCache)}
+def loops(module: ModuleType) -> dict[str, CompiledLoop]:
+    """Return the compiled loops that a module calls."""
+    return {key: value for key, value in vars(module).items() if isinstance(value, CompiledLoop)}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
-def test_the_gil_is_released_and_what_is_compiled_is_kept(module: ModuleType) -> None:
-    assert compiled(module)
-    for function in compiled(module).values():
-        assert function.targetoptions["nogil"]
-        assert not function.targetoptions.get("fastmath")
+def test_nothing_is_reordered_for_speed(module: ModuleType) -> None:
+    assert loops(module)
+    for loop in loops(module).values():
+        assert not loop.dispatcher.targetoptions.get("fastmath")
 
 
 def test_no_second_version_is_compiled_for_other_inputs() -> None:
@@ -62,8 +59,8 @@ def test_no_second_version_is_compiled_for_other_inputs() -> None:
         surf(picture, np.float32(100), octaves=7, layers=5, upright=True)
         describe(picture, keypoints[:, :3].tolist())
     for module in MODULES:
-        for name, function in compiled(module).items():
-            assert len(function.signatures) == 1, name
+        for name, loop in loops(module).items():
+            assert loop.versions == 1, name
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
