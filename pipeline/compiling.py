@@ -20,7 +20,7 @@ from numba.core.compiler import Flags, compile_extra
 from numba.core.registry import cpu_target
 from numba.np.numpy_support import from_dtype
 
-from pipeline.machine_code_file import ENTRY, MachineCode, Result
+from pipeline.machine_code_file import ENTRY, MISMATCH, MachineCode, Result
 
 __all__ = ["compile_loop"]
 
@@ -31,6 +31,9 @@ _OF_MATHS = (
 )  # fmt: skip
 _KNOWN = {*_OF_C, *_OF_MATHS, *(f"{name}f" for name in _OF_MATHS)}
 """Functions of the C library that machine code may call: a process that loads it has them."""
+
+_IN_ORDER = 0x0101
+"""NumPy's flags of an array in C order and aligned."""
 
 _RUNTIME = """
 declare ptr @malloc(i64)
@@ -98,7 +101,7 @@ def compile_loop(dispatcher: Any, kinds: tuple[Any, ...]) -> MachineCode:
     dispatcher : function decorated with ``numba.njit``
     kinds : tuple
         For each argument ``(dtype's character, dimensions)`` of an array, the character of a number
-        (``?``, ``q``, ``f``, ``d``), or the length of a tuple of int64.
+        (``?``, ``q``, ``f``, ``d``), or the length of a tuple of int64, whose values are lost.
 
     Returns
     -------
@@ -166,66 +169,115 @@ def _result_of(returned: Any) -> Result:
 def _entry(function: Any, kinds: tuple[Any, ...]) -> str:
     """Return a function that reads the arguments from a frame, and writes the results behind them.
 
-    An argument that is an array is spread: two references that are not used, the number of values,
-    the bytes of each, the address, the lengths and the strides of its dimensions.
+    The frame has one word for each argument: a number, or the address of an array's object. If an
+    array is not as `kinds` says, `MISMATCH` is returned.
+
+    numba's function takes an array spread: two references that are not used, the number of values,
+    the bytes of each, the address of the first, the lengths and the strides of the dimensions.
     """
     wanted = [str(argument.type) for argument in function.arguments]
-    body: list[str] = []
-    given = ["%out", "%raised", *_values(kinds, body)]
+    checks, loads = _Code("c"), _Code("v")
+    given = ["%out", "%raised", *_values(kinds, checks, loads)]
     passed = ", ".join(f"{kind} {value}" for kind, value in zip(wanted, given, strict=True))
-    body += [
-        f"  %out = getelementptr i64, ptr %frame, i64 {_slots(kinds)}",
-        "  %raised = alloca ptr",
-        f'  %status = call i32 @"{function.name}"({passed})',
-        "  ret i32 %status",
-    ]
-    declared = f'declare i32 @"{function.name}"({", ".join(wanted)})'
-    return "\n".join([declared, f"define i32 @{ENTRY}(ptr %frame) {{", *body, "}"])
-
-
-def _slots(kinds: tuple[Any, ...]) -> int:
-    """Return the number of 64-bit words of the arguments."""
-    return sum(
-        kind if isinstance(kind, int) else 1 + kind[1] if isinstance(kind, tuple) else 1
-        for kind in kinds
+    return "\n".join(
+        [
+            f'declare i32 @"{function.name}"({", ".join(wanted)})',
+            f"define i32 @{ENTRY}(ptr %frame, ptr %types) {{",
+            *checks.lines,
+            f"  br i1 {checks.fit}, label %run, label %refuse",
+            "run:",
+            *loads.lines,
+            f"  %out = getelementptr i64, ptr %frame, i64 {len(kinds)}",
+            "  %raised = alloca ptr",
+            f'  %status = call i32 @"{function.name}"({passed})',
+            "  ret i32 %status",
+            "refuse:",
+            f"  ret i32 {MISMATCH}",
+            "}",
+        ]
     )
 
 
-def _values(kinds: tuple[Any, ...], body: list[str]) -> Iterator[str]:
-    """Yield the values of all arguments, and append the instructions that load them."""
-    at = 0
+class _Code:
+    """Lines of LLVM's language, each with a name of its own.
 
-    def load(kind: str) -> str:
-        nonlocal at
-        body.append(f"  %p{at} = getelementptr i64, ptr %frame, i64 {at}")
-        body.append(f"  %v{at} = load {kind}, ptr %p{at}")
-        at += 1
-        return f"%v{at - 1}"
+    Parameters
+    ----------
+    prefix : str
+        Of the names.
 
-    for kind in kinds:
+    Attributes
+    ----------
+    lines : list of str
+    fit : str
+        Name of the value that tells whether all arrays are of their types.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self.lines: list[str] = []
+        self.fit = "true"
+
+    def add(self, instruction: str) -> str:
+        """Append an instruction; return the name of its value."""
+        name = f"%{self._prefix}{len(self.lines)}"
+        self.lines.append(f"  {name} = {instruction}")
+        return name
+
+    def load(self, kind: str, base: str, offset: int) -> str:
+        """Append the loading of a value some bytes behind an address."""
+        place = self.add(f"getelementptr i8, ptr {base}, i64 {offset}")
+        return self.add(f"load {kind}, ptr {place}")
+
+    def require(self, condition: str) -> None:
+        """Append that the arguments fit only if a condition holds."""
+        self.fit = self.add(f"and i1 {self.fit}, {self.add(condition)}")
+
+
+def _values(kinds: tuple[Any, ...], checks: _Code, loads: _Code) -> Iterator[str]:
+    """Yield the values of all arguments; append what checks them, and then loads them."""
+    for number, kind in enumerate(kinds):
         if isinstance(kind, int):
-            yield from [load("i64") for _ in range(kind)]
+            yield from ["0"] * kind  # of a tuple of numbers only its length counts
         elif isinstance(kind, tuple):
-            yield from _array_values(kind, load("ptr"), [load("i64") for _ in range(kind[1])], body)
-        elif kind == "?":
-            yield load("i8")
+            char, dimensions = kind
+            array = _check_array(number, dimensions, checks)
+            yield from _array_values(array, char, dimensions, loads)
         else:
-            yield load({"q": "i64", "f": "float", "d": "double"}[kind])
+            loaded = {"?": "i8", "q": "i64", "f": "float", "d": "double"}[kind]
+            yield loads.load(loaded, "%frame", 8 * number)
 
 
-def _array_values(
-    kind: tuple[str, int], address: str, shape: list[str], body: list[str]
-) -> list[str]:
-    """Return the values of an array, and append the instructions that compute its strides."""
-    item = np.dtype(kind[0]).itemsize
+_DATA, _DIMENSIONS, _LENGTHS, _TYPE, _FLAGS = (
+    object.__basicsize__ + offset for offset in (0, 8, 16, 40, 48)
+)
+"""Where the object of an array has the address of its first value, the number of its dimensions,
+the address of their lengths, that of its type, and its flags: ``PyArrayObject_fields`` in NumPy's
+headers, behind the head of every Python object."""
+
+
+def _check_array(number: int, dimensions: int, code: _Code) -> str:
+    """Append the checks of an array's type and return the address of its object."""
+    array = code.load("ptr", "%frame", 8 * number)
+    code.require(f"icmp eq i32 {code.load('i32', array, _DIMENSIONS)}, {dimensions}")
+    found, wanted = code.load("i64", array, _TYPE), code.load("i64", "%types", 8 * number)
+    code.require(f"icmp eq i64 {found}, {wanted}")
+    flags = code.add(f"and i32 {code.load('i32', array, _FLAGS)}, {_IN_ORDER}")
+    code.require(f"icmp eq i32 {flags}, {_IN_ORDER}")
+    return array
+
+
+def _array_values(array: str, char: str, dimensions: int, code: _Code) -> list[str]:
+    """Return the values of an array, and append their instructions."""
+    data, lengths = code.load("ptr", array, _DATA), code.load("ptr", array, _LENGTHS)
+    item = np.dtype(char).itemsize
+    shape = [code.load("i64", lengths, 8 * axis) for axis in range(dimensions)]
     strides: list[str] = []
-    size, name = "1", address.removeprefix("%v")
-    for axis in reversed(range(kind[1])):
-        body.append(f"  %s{name}.{axis} = mul i64 {size}, {item}")
-        body.append(f"  %n{name}.{axis} = mul i64 {size}, {shape[axis]}")
-        strides.insert(0, f"%s{name}.{axis}")
-        size = f"%n{name}.{axis}"
-    return ["null", "null", size, str(item), address, *shape, *strides]
+    size = "1"
+    for length in reversed(shape):
+        strides.insert(0, code.add(f"mul i64 {size}, {item}"))
+        size = code.add(f"mul i64 {size}, {length}")
+    return ["null", "null", size, str(item), data, *shape, *strides]
 
 
 def _functions_of_c(module: Any, name: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import operator
 import os
 import struct
 import threading
@@ -30,6 +31,7 @@ import numpy as np
 
 from pipeline.machine_code_file import (
     ENTRY,
+    MISMATCH,
     MachineCode,
     Result,
     machine_code_folder,
@@ -39,7 +41,7 @@ from pipeline.machine_code_file import (
 
 __all__ = ["CompiledLoop"]
 
-FORMAT = "1"
+FORMAT = "2"
 """Changes when a frame or a file is read in another way than before."""
 
 _DISABLED = "NUMBA_DISABLE_JIT"
@@ -52,10 +54,22 @@ _engines: list[Any] = []  # machine code lives as long as its engine
 
 
 @dataclass(frozen=True)
-class _Loaded:
-    """Machine code in this process."""
+class _Version:
+    """Machine code in this process, for arguments of certain types.
 
-    call: Callable[[int], int]
+    Attributes
+    ----------
+    call : callable
+    types : array of int64
+        The addresses of the types of the arguments that are arrays.
+    numbers : tuple
+        Place of each argument that is a number, and what makes a word of it.
+    result : Result
+    """
+
+    call: Callable[[int, int], int]
+    types: array.array[int]
+    numbers: tuple[tuple[int, Callable[[Any], int]], ...]
     result: Result
 
 
@@ -78,25 +92,39 @@ class CompiledLoop:
     def __init__(self, module: str, name: str, sources: Sequence[str] = ()) -> None:
         self.module, self.name = module, name
         self._sources = (module, *sources)
-        self._loaded: dict[tuple[Any, ...], _Loaded] = {}
+        self._versions: dict[tuple[Any, ...], _Version] = {}
+        self._latest: dict[Any, _Version] = {}
 
     def __call__(self, *args: Any) -> Any:
         """Run the loop and return what it returns."""
+        # Most calls have the types of the last one with the same marker; the code itself looks.
+        last = args[-1] if args else None
+        marker = last if type(last) is tuple else None
+        version = self._latest.get(marker)
+        if version is not None:
+            try:
+                status, words = _run(version, args)
+            except TypeError:
+                status, words = MISMATCH, None
+            if status != MISMATCH:
+                return self._returned(version.result, status, words)
         if _python_runs_loops():
             return self.dispatcher(*args)
-        kinds: list[Any] = []
-        slots: list[int] = []
-        for value in args:
-            _add_argument(value, kinds, slots)
-        types = tuple(kinds)
-        found = self._loaded.get(types) or self._load(types)
-        count = len(slots)
-        slots.extend([0] * max(1, len(found.result.kinds)))
-        frame = array.array("q", slots)
-        status = found.call(frame.buffer_info()[0])
+        args = tuple(map(_in_order, args))
+        version = self._latest[marker] = self._version(tuple(map(_kind, args)))
+        return self._returned(version.result, *_run(version, args))
+
+    def _returned(self, result: Result, status: int, words: Any) -> Any:
+        """Return the values that the loop has written."""
         if status > 0 or status == -1:
             raise RuntimeError(f"the compiled loop {self.name} failed with status {status}")
-        return _returned(found.result, frame[count:])
+        if not result.kinds:
+            return None
+        values = [
+            word if kind == "q" else struct.unpack("<d", struct.pack("<q", word))[0]
+            for kind, word in zip(result.kinds, words, strict=True)
+        ]
+        return tuple(values) if result.is_tuple else values[0]
 
     @property
     def dispatcher(self) -> Any:
@@ -106,12 +134,12 @@ class CompiledLoop:
     @property
     def versions(self) -> int:
         """For how many types of arguments machine code is loaded."""
-        return len(self._loaded)
+        return len(self._versions)
 
-    def _load(self, types: tuple[Any, ...]) -> _Loaded:
-        """Load the code from its file, or compile it and write the file."""
+    def _version(self, types: tuple[Any, ...]) -> _Version:
+        """Return loaded code, or load it from its file, or compile it and write the file."""
         with _lock:
-            found = self._loaded.get(types)
+            found = self._versions.get(types)
             if found is None:
                 path = machine_code_folder() / f"{self.name.strip('_')}-{self._digest(types)}.loop"
                 kept = read_machine_code(path)
@@ -120,7 +148,7 @@ class CompiledLoop:
 
                     kept = compile_loop(self.dispatcher, types)
                     write_machine_code(path, kept)
-                found = self._loaded[types] = _link(kept)
+                found = self._versions[types] = _link(kept, types)
             return found
 
     def _digest(self, types: tuple[Any, ...]) -> str:
@@ -129,43 +157,69 @@ class CompiledLoop:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 
-def _add_argument(value: Any, kinds: list[Any], slots: list[int]) -> None:
-    """Append the type of an argument, and the 64-bit words that stand for it in a frame."""
+def _run(version: _Version, args: tuple[Any, ...]) -> tuple[int, array.array[int]]:
+    """Call machine code; return its status, and the words behind the arguments."""
+    # An array is handed over as the address of its object, which `args` keeps alive.
+    words = list(map(id, args))
+    for place, word_of in version.numbers:
+        words[place] = word_of(args[place])
+    words += [0] * max(1, len(version.result.kinds))
+    frame = array.array("q", words)
+    status = version.call(frame.buffer_info()[0], version.types.buffer_info()[0])
+    return status, frame[len(args) : len(args) + len(version.result.kinds)]
+
+
+def _kind(value: Any) -> Any:
+    """Return the type of an argument, as `pipeline.compiling.compile_loop` takes it."""
     if isinstance(value, np.ndarray):
-        flags = value.flags
-        if not (flags.c_contiguous and flags.aligned):
-            raise TypeError("compiled loops take C-contiguous aligned arrays")
-        kinds.append((value.dtype.char, value.ndim))
-        slots.append(value.ctypes.data)
-        slots.extend(value.shape)
-    elif isinstance(value, bool | np.bool_):
-        kinds.append("?")
-        slots.append(int(value))
-    elif isinstance(value, int | np.integer):
-        kinds.append("q")
-        slots.append(int(value))
-    elif isinstance(value, np.float32):
-        kinds.append("f")
-        slots.append(struct.unpack("<q", struct.pack("<fxxxx", value))[0])
-    elif isinstance(value, float):
-        kinds.append("d")
-        slots.append(struct.unpack("<q", struct.pack("<d", value))[0])
-    elif isinstance(value, tuple):
-        kinds.append(len(value))
-        slots.extend(value)
-    else:
-        raise TypeError(f"compiled loops take arrays and numbers, not {type(value).__name__}")
+        return value.dtype.char, value.ndim
+    if isinstance(value, tuple):
+        return len(value)
+    for kind, (types, _) in _NUMBERS.items():
+        if isinstance(value, types):
+            return kind
+    raise TypeError(f"compiled loops take arrays and numbers, not {type(value).__name__}")
 
 
-def _returned(result: Result, words: array.array[int]) -> Any:
-    """Return the values that a loop has written behind its arguments."""
-    if not result.kinds:
-        return None
-    values = [
-        word if kind == "q" else struct.unpack("<d", struct.pack("<q", word))[0]
-        for kind, word in zip(result.kinds, words, strict=True)
-    ]
-    return tuple(values) if result.is_tuple else values[0]
+def _in_order(value: Any) -> Any:
+    """Return an array with the one object that NumPy has for its type; refuse other orders."""
+    if not isinstance(value, np.ndarray):
+        return value
+    if not (value.flags.c_contiguous and value.flags.aligned and value.dtype.isnative):
+        raise TypeError("compiled loops take C-contiguous aligned arrays of native numbers")
+    return value.view(np.dtype(value.dtype.char))
+
+
+def _truth(value: Any) -> int:
+    """Return the word of a truth value."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError
+    return int(value)
+
+
+def _float32(value: Any) -> int:
+    """Return the word of a float32."""
+    if not isinstance(value, np.float32):
+        raise TypeError
+    word: int = struct.unpack("<q", struct.pack("<fxxxx", value))[0]
+    return word
+
+
+def _float64(value: Any) -> int:
+    """Return the word of a float64."""
+    if not isinstance(value, float):
+        raise TypeError
+    word: int = struct.unpack("<q", struct.pack("<d", value))[0]
+    return word
+
+
+_NUMBERS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "?": (bool | np.bool_, _truth),
+    "q": (int | np.integer, operator.index),
+    "f": (np.float32, _float32),
+    "d": (float, _float64),
+}
+"""Kinds of numbers: their Python types, and what makes a word of one; it refuses other types."""
 
 
 @functools.cache
@@ -190,6 +244,7 @@ def _platform() -> str:
             llvm.get_host_cpu_features().flatten(),
             *settings,
             FORMAT,
+            str(object.__basicsize__),
             _source("pipeline.compiling"),
         ]
     )
@@ -210,7 +265,7 @@ def _target_machine() -> Any:
     return llvm.Target.from_default_triple().create_target_machine()
 
 
-def _link(made: MachineCode) -> _Loaded:
+def _link(made: MachineCode, types: tuple[Any, ...]) -> _Version:
     """Load machine code into this process."""
     for name in made.needs:
         _require_function(name)
@@ -218,8 +273,13 @@ def _link(made: MachineCode) -> _Loaded:
     engine.add_object_file(llvm.ObjectFileRef.from_data(made.code))
     engine.finalize_object()
     _engines.append(engine)
-    function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p)
-    return _Loaded(function(engine.get_function_address(ENTRY)), made.result)
+    function = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p)
+    return _Version(
+        function(engine.get_function_address(ENTRY)),
+        array.array("q", [id(np.dtype(k[0])) if isinstance(k, tuple) else 0 for k in types]),
+        tuple((at, _NUMBERS[k][1]) for at, k in enumerate(types) if isinstance(k, str)),
+        made.result,
+    )
 
 
 @functools.cache

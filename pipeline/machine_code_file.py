@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 __all__ = [
     "ENTRY",
+    "MISMATCH",
     "MachineCode",
     "Result",
     "machine_code_folder",
@@ -24,7 +25,13 @@ __all__ = [
 ]
 
 ENTRY = "vantage_entry"
-"""Name of the function in the machine code: it takes the address of a frame, returns a status."""
+"""Name of the function in the machine code.
+
+It takes the address of a frame, and that of the addresses of the arrays' types; returns a status.
+"""
+
+MISMATCH = -1000
+"""The status if the arguments are not of the types that the code was compiled for."""
 
 _PACKAGE = Path(__file__).parent
 _DIGEST_BYTES = 32

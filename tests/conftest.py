@@ -72,7 +72,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the files that take longest, so that none is left for one process at the end."""
     place = {name: i for i, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
-    users = {item.path.stem for item in items if "site" in getattr(item, "fixturenames", ())}
+    stacks = [item for item in items if item.path.parent.name == "integration"]
+    users = {item.path.stem for item in stacks if "site" in getattr(item, "fixturenames", ())}
     assert users <= set(_OF_ONE_SITE), f"add to _OF_ONE_SITE: {users - set(_OF_ONE_SITE)}"
 
 
