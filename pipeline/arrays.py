@@ -232,14 +232,19 @@ def _members(archive: zipfile.ZipFile, size: int) -> list[zipfile.ZipInfo]:
     """Return the arrays of an archive of `size` bytes; all members are stored within it."""
     names = set()
     for info in archive.infolist():
-        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
-            raise ValueError(f"{info.filename} is compressed")
-        if not 0 <= info.header_offset <= size - info.file_size:
-            raise ValueError(f"{info.filename} is cut off")
+        _require_stored(info, size)
         if info.filename in names:
             raise ValueError(f"{info.filename} is there twice")
         names.add(info.filename)
     return [info for info in archive.infolist() if info.filename.endswith(".npy")]
+
+
+def _require_stored(info: zipfile.ZipInfo, size: int) -> None:
+    """Raise unless a member is stored within an archive of `size` bytes."""
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+        raise ValueError(f"{info.filename} is compressed")
+    if not 0 <= info.header_offset <= size - info.file_size:
+        raise ValueError(f"{info.filename} is cut off")
 
 
 def _array_of(member: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[Any]:
@@ -279,6 +284,7 @@ def read_member(stream: BinaryIO, name: str, file: str) -> NDArray[Any]:
     try:
         size = stream.seek(0, io.SEEK_END)
         with zipfile.ZipFile(stream) as archive:
+            _require_stored(archive.getinfo(META), size)
             _object(archive.read(META), file)
             _members(archive, size)
             info = archive.getinfo(f"{name}.npy")
@@ -311,6 +317,7 @@ class ArrayFile(Mapping[str, NDArray[Any]]):
         try:
             with self._archive() as archive:
                 # First: what else is in a newer file may have another form.
+                _require_stored(archive.getinfo(META), self._buffer.size)
                 self.meta: dict[str, Any] = _object(archive.read(META), self.name)
                 members = _members(archive, self._buffer.size)
             for info in members:
