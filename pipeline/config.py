@@ -397,14 +397,19 @@ class _Environment:
         self._known.add(name)
         return self._environ.get(name, "") or default
 
+    @staticmethod
+    def _wrong(name: str, text: str, allowed: str) -> ConfigError:
+        """Return the error of a value; an address with a login may have come to a wrong name."""
+        return ConfigError(name, "***" if "@" in text or "://" in text else text, allowed)
+
     def number(self, name: str, default: float, low: float, high: float) -> float:
         text = self.text(name, str(default))
         try:
             value = float(text)
         except ValueError:
-            raise ConfigError(name, text, f"must be a number from {low} to {high}") from None
+            raise self._wrong(name, text, f"must be a number from {low} to {high}") from None
         if not low <= value <= high:
-            raise ConfigError(name, text, f"must be a number from {low} to {high}")
+            raise self._wrong(name, text, f"must be a number from {low} to {high}")
         return value
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
@@ -412,15 +417,15 @@ class _Environment:
         try:
             value = int(text)
         except ValueError:
-            raise ConfigError(name, text, f"must be a whole number from {low} to {high}") from None
+            raise self._wrong(name, text, f"must be a whole number from {low} to {high}") from None
         if not low <= value <= high:
-            raise ConfigError(name, text, f"must be a whole number from {low} to {high}")
+            raise self._wrong(name, text, f"must be a whole number from {low} to {high}")
         return value
 
     def choice(self, name: str, default: str, allowed: Sequence[str]) -> str:
         text = self.text(name, default)
         if text not in allowed:
-            raise ConfigError(name, text, f"must be one of {', '.join(allowed)}")
+            raise self._wrong(name, text, f"must be one of {', '.join(allowed)}")
         return text
 
     def folders(self, name: str, default: str) -> tuple[str, ...]:
@@ -428,7 +433,7 @@ class _Environment:
         parts = (part for part in text.split(os.pathsep) if part)
         folders = tuple(str(Path(part).expanduser()) for part in parts)
         if not folders or not all(Path(folder).is_absolute() for folder in folders):
-            raise ConfigError(name, text, f"must be absolute folders with {os.pathsep!r} between")
+            raise self._wrong(name, text, f"must be absolute folders with {os.pathsep!r} between")
         return folders
 
     def place(self, name: str) -> str | None:
@@ -443,7 +448,7 @@ class _Environment:
         except ValueError:
             known = False
         if not known:
-            raise ConfigError(name, text, "must be like 10.0.0.5:6379, an address of this host")
+            raise self._wrong(name, text, "must be like 10.0.0.5:6379, an address of this host")
         return text
 
     def groups(self, name: str) -> tuple[int, ...]:
@@ -455,7 +460,7 @@ class _Environment:
         except ValueError:
             values = (-1,)
         if not all(0 <= value < MAX_GROUPS for value in values):
-            raise ConfigError(
+            raise self._wrong(
                 name, text, f"must be 'all' or group numbers from 0 to {MAX_GROUPS - 1}, like 0,1"
             )
         return values

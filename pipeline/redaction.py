@@ -15,6 +15,8 @@ _HOST = re.compile(r"(?:[\w.-]*|\[[0-9A-Fa-f:.]+\])(?::\d{1,5})?(?:,[\w.:-]+)*")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _SEPARATORS = re.compile(r"(;|::(?=[A-Za-z][A-Za-z0-9+.-]*(?:://|::)))")
 _OPTION = re.compile(r"[?&;](?:[\w-]*(?:pass|pw|secret|token|key)[\w-]*)=([^&;#]*)", re.IGNORECASE)
+_NUMBERED = ("redis", "rediss", "sentinel")
+_NUMBER = re.compile(r"/?\d{0,6}/?")
 _SHORTEST = 3
 
 
@@ -44,9 +46,12 @@ def _shown(url: str) -> str:
     _, at, place = parts.netloc.rpartition("@")
     if not _HOST.fullmatch(place) or "@" in parts.path + parts.query + parts.fragment:
         return f"{scheme}://{HIDDEN}"  # a password that is not encoded ends up there
+    path = parts.path
+    if scheme in _NUMBERED and not _NUMBER.fullmatch(path):
+        path = f"/{HIDDEN}"
     options = [f"{k}={v}" for k, v in parse_qsl(parts.query) if k in _SHOWN_OPTIONS]
     query = f"?{'&'.join(options)}" if options else ""
-    return f"{scheme}://{HIDDEN if at else ''}{at}{place}{parts.path}{query}"
+    return f"{scheme}://{HIDDEN if at else ''}{at}{place}{path}{query}"
 
 
 def secrets_of(url: str) -> set[str]:

@@ -13,7 +13,7 @@ from pipeline.config import Settings
 from pipeline.errors import BrokerUnavailableError
 from workers.embedded import discover_redis_url
 from workers.keys import Keys
-from workers.redis_url import RedisAddress
+from workers.redis_url import RedisAddress, reason
 from workers.troubles import Troubles
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class Context:
         try:
             yield
         except (RedisError, OperationalError, LimitExceeded, BatchPublishError) as exc:
-            raise BrokerUnavailableError(str(self.redis_address), str(exc)) from exc
+            raise BrokerUnavailableError(str(self.redis_address), reason(exc)) from exc
 
     def close(self) -> None:
         """Close everything that is open; it is opened again when needed."""

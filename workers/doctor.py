@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from workers.redis_url import RedisAddress
 
-__all__ = ["Check", "checks", "main", "repair_opencv", "warm"]
+__all__ = ["Check", "checks", "main", "repair_opencv", "running_redis", "warm"]
 
 _LOW_SPACE_BYTES = 2 * 2**30
 _PORT_S = 1.0
@@ -135,14 +135,15 @@ def _redis(settings: Settings) -> Iterator[Check]:
         ).stdout.strip()
         yield Check("redis", True, f"not running; `vantage up` starts {program} ({version})")
         return
-    yield _running_redis(RedisAddress.parse(url))
+    yield running_redis(RedisAddress.parse(url))
 
 
-def _running_redis(address: RedisAddress) -> Check:
+def running_redis(address: RedisAddress) -> Check:
     """Try everything that will be needed of a Redis that answers."""
     import redis
 
     from workers.redis_check import refusals
+    from workers.redis_url import reason
 
     client = address.client(address.broker_db, timeout_s=2.0)
     try:
@@ -152,7 +153,8 @@ def _running_redis(address: RedisAddress) -> Check:
         refused = refusals(address)
         info = _information(client)
     except redis.RedisError as error:
-        return Check("redis", False, f"{address}: {error}", "start it, or check VANTAGE_REDIS_URL")
+        told = f"{address}: {reason(error)}"
+        return Check("redis", False, told, "start it, or check VANTAGE_REDIS_URL")
     finally:
         client.close()
     if refused:

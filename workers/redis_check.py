@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from pipeline.errors import ConfigError
-from workers.redis_url import RedisAddress
+from workers.redis_url import RedisAddress, reason
 
 __all__ = ["RedisWatch", "refusals", "require_password", "trouble"]
 
@@ -28,7 +28,7 @@ def trouble(address: RedisAddress) -> str | None:
     try:
         client.set(_PROBE, b"1", ex=_KEPT_S)
     except redis.RedisError as error:
-        return str(error)
+        return reason(error)
     finally:
         client.close()
     return None
@@ -48,7 +48,7 @@ def require_password(address: RedisAddress) -> None:
         raise ConfigError(
             "VANTAGE_REDIS_URL",
             str(address),
-            f"Redis refuses its user or password ({error}); correct it, or the server's users",
+            f"Redis refuses its user or password ({reason(error)}); correct one of the two",
         ) from None
     except redis.RedisError:
         pass  # workers wait for it
@@ -102,8 +102,8 @@ def _commands(name: str) -> Iterator[Command]:
         ("LPUSH", items, 1, 2),
         ("RPUSH", items, 3),
         ("LLEN", items),
-        ("BRPOP", items, 1),
-        ("BLPOP", items, 1),
+        ("BRPOP", items, 0.1),
+        ("BLPOP", items, 0.1),
         ("SADD", tags, 1),
         ("SMEMBERS", tags),
         ("SREM", tags, 1),

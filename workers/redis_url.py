@@ -15,7 +15,7 @@ from redis.sentinel import Sentinel
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_secrets
 
-__all__ = ["NO_BROKER_URL", "RedisAddress"]
+__all__ = ["NO_BROKER_URL", "RedisAddress", "reason"]
 
 NO_BROKER_URL = "redis://127.0.0.1:1/0"
 """Used if no broker is known: nothing listens on port 1, so every use fails at once. Celery's
@@ -215,14 +215,21 @@ class RedisAddress:
             options["password"] = unquote(parts[0].password)
         if parts[0].username:
             options["username"] = unquote(parts[0].username)
+        # Without these, asking two Sentinels that are away takes nine seconds.
+        asking = {name: options[name] for name in ("socket_connect_timeout", "retry")}
         sentinel = Sentinel(  # type: ignore[no-untyped-call]
             [(part.hostname, part.port or 26379) for part in parts],
-            sentinel_kwargs=self.transport_options["sentinel_kwargs"],
+            sentinel_kwargs={**self.transport_options["sentinel_kwargs"], **asking},
         )
         client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
             self.master_name, db=database, **options
         )
         return client
+
+
+def reason(error: Exception) -> str:
+    """Return what Redis or its library said; of Sentinels, without the whole configuration."""
+    return str(error).partition(" : <redis.")[0]
 
 
 class _WrongError(ValueError):

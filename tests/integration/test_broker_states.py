@@ -19,6 +19,7 @@ import psutil
 import pytest
 from celery import chord, signature
 from heavy import long_only
+from kombu.exceptions import OperationalError
 from operators_redis import REFUSALS, OperatorsRedis
 from sites import make_settings
 
@@ -29,11 +30,13 @@ from pipeline.metadata import heartbeats
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.records import WorkerRecord
 from vantage import Collection
+from workers import doctor
+from workers.celery_private.transport import PatientAMQP
 from workers.context import Context
 from workers.environment import environment
 from workers.messages import PROTOCOL
 from workers.processes import die_with_parent, stop_process
-from workers.redis_check import refusals
+from workers.redis_check import RedisWatch, refusals, trouble
 from workers.redis_rights import RIGHTS
 from workers.redis_url import RedisAddress
 from workers.workflows import task
@@ -349,6 +352,50 @@ def test_every_refusal_reaches_a_caller_as_one_error(
         if state in ("a failed snapshot", "loading", "another password"):
             stack.enter_context(pytest.raises(BrokerUnavailableError))
         Collection.open("all", settings).close()  # a ping is answered in the other states
+
+
+@pytest.mark.parametrize("state", REFUSALS)
+def test_doctor_and_up_say_what_redis_refuses(redis: OperatorsRedis, state: str) -> None:
+    address = RedisAddress.parse(redis.url)
+    said: list[str] = []
+    watch = RedisWatch(address, said.append)
+    watch.look()
+    with redis.refusing(state):
+        check = doctor.running_redis(address)
+        assert not check.ok
+        assert REFUSALS[state] in check.detail
+        for _ in range(2):
+            watch.look()
+        (waiting,) = said
+        assert waiting.startswith(f"Waiting for Redis at {redis.url}: ")
+        assert REFUSALS[state] in waiting
+    watch.look()
+    assert said[1:] == [f"Redis at {redis.url} can be used again; everything goes on."]
+    assert doctor.running_redis(address).ok
+
+
+COMMANDS = ("brpop", "lpush", "hset", "zadd", "zrange", "eval", "publish", "psubscribe", "multi")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_doctor_names_the_command_that_is_refused(redis: OperatorsRedis, command: str) -> None:
+    try:
+        redis.client.execute_command("ACL", "SETUSER", "default", f"-{command}")
+        check = doctor.running_redis(RedisAddress.parse(redis.url))
+    finally:
+        redis.client.execute_command("ACL", "SETUSER", "default", "+@all")
+    assert not check.ok
+    assert f" refuses database 0: {command.upper()}: " in check.detail
+
+
+def test_workers_wait_for_a_database_that_redis_does_not_have(redis: OperatorsRedis) -> None:
+    """As for a server that is away: the error is one after which they try again."""
+    address = RedisAddress.parse(redis.url.replace("/0", "/99"))
+    assert trouble(address) == "DB index is out of range"
+    connection = PatientAMQP.Connection(address.broker_url)
+    with pytest.raises(OperationalError, match="DB index is out of range"):
+        connection.ensure_connection(max_retries=1, interval_start=0)
+    assert not doctor.running_redis(address).ok
 
 
 def test_a_database_that_redis_does_not_have_is_an_error_of_the_broker(

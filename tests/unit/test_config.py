@@ -21,6 +21,7 @@ from pipeline.config import (
 from pipeline.errors import ConfigError, InputError, VantageError
 from pipeline.opening import choose_extractor
 from pipeline.request import SearchOptions, SearchRequest
+from workers.environment import environment
 
 CONFIGS: list[Any] = [ImageLimits, ExtractorConfig, IndexConfig, SearchRequest]
 
@@ -137,6 +138,20 @@ def test_the_value_of_an_unknown_variable_is_not_shown(name: str) -> None:
     with pytest.raises(ConfigError) as caught:
         Settings.from_env({name: "redis://:geheim@host"})
     assert "geheim" not in str(caught.value)
+
+
+VARIABLES = {*environment(Settings.from_env({}), {}), "VANTAGE_REDIS_URL", "VANTAGE_REDIS_LISTEN"}
+
+
+@pytest.mark.parametrize("name", sorted(VARIABLES - {"PYTHONPATH"}))
+def test_an_address_with_a_password_in_a_wrong_variable_is_not_shown(name: str) -> None:
+    told = []
+    for value in ("redis://:geheim@host", ":geheim@host:1", "postgresql://u@h?password=geheim"):
+        try:
+            Settings.from_env({name: value})
+        except ConfigError as error:
+            told.append(str(error))
+    assert [text for text in told if "geheim" in text] == []
 
 
 def test_an_unknown_variable_is_refused() -> None:

@@ -24,6 +24,7 @@ SECRET = "s3cret"
         ("redis://:#s3cret@h", "redis://***"),
         ("redis://:?s3cret@h", "redis://***"),
         ("redis://h:s3cret", "redis://***"),
+        ("redis://h:1/s3cret", "redis://h:1/***"),
         ("redis://u:s3cret@", "redis://***@"),
         ("redis//:s3cret@h", "***"),
         ("redis:/:s3cret@h", "***"),
