@@ -441,8 +441,9 @@ class Storage:
         """
         key = model_key(sha256)
         if self.exists(key):
-            if self.checksum(key) == sha256:
-                return key
+            with contextlib.suppress(CorruptFileError):
+                if self.checksum(key) == sha256:
+                    return key
             self.delete(key)
         if file_checksum(path) != sha256:
             raise ConfigError("model", str(path), "was changed while it was read; try again")

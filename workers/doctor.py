@@ -300,7 +300,9 @@ def _store_files(settings: Settings) -> Iterator[Check]:
     for sentence in found.troubles:
         yield Check("store files", False, sentence, "see the message")
     if not found.files and not found.troubles:
-        yield Check("store files", True, "all there; `vantage verify` compares every byte")
+        looked = store_folder(settings.store) is not None
+        seen = "all there" if looked else "not looked at from here"
+        yield Check("store files", True, f"{seen}; `vantage verify` compares every byte")
 
 
 def _image_roots(settings: Settings) -> Iterator[Check]:

@@ -33,7 +33,7 @@ from pipeline.store_root import StoreRoot
 from pipeline.verified import look_at
 from vantage import Collection
 from workers.context import Context
-from workers.placement import compare_copies, fetch_copies
+from workers.placement import compare_copies, fetch_copies, watch_copies
 
 FIRST = ("astronaut", "brick", "chelsea", "coffee")
 LATER = ("coins", "page")
@@ -490,6 +490,40 @@ def test_copies_are_compared_in_the_background_and_damaged_ones_are_fetched_agai
     assert file_checksum(copy) == first.checksum
     (told,) = context.troubles.told()
     assert second.key in told
+
+
+class OneRound(threading.Event):
+    """Ends a watch after its first round."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.set()
+        return True
+
+
+def test_the_watch_compares_fetches_and_opens_again_what_a_search_could_not(
+    context: Context, settings: Settings, pictures: Collection
+) -> None:
+    fetch_copies(context, range(4))
+    damaged, lost = segments(pictures, 0)[0], segments(pictures, 1)[0]
+    copy = settings.local / damaged.key
+    data = copy.read_bytes()
+    copy.unlink()
+    copy.write_bytes(data[:-1] + b"?")
+    context.storage._verified.note(damaged.key, damaged.checksum, look_at(copy))
+    content = (Path(settings.store) / lost.key).read_bytes()
+    for place in (settings.store, settings.local):
+        (Path(place) / lost.key).unlink()
+    version = context.resources.current_version("pictures")
+    sentences = [str(error) for error in context.resources.group_segments(version, 1).lost.values()]
+    context.troubles.note_search("pictures", 1, sentences)
+    watch_copies(context, range(4), OneRound())
+    assert file_checksum(copy) == damaged.checksum
+    (told,) = context.troubles.told()
+    assert lost.key in told
+    (Path(settings.store) / lost.key).write_bytes(content)
+    watch_copies(context, range(4), OneRound())
+    assert context.troubles.told() == []
+    assert context.resources.group_segments(version, 1).lost == {}
 
 
 def test_a_damaged_file_that_is_open_is_replaced_when_it_was_made_again(
