@@ -250,7 +250,7 @@ def _require_stored(info: zipfile.ZipInfo, size: int) -> None:
 def _array_of(member: NDArray[np.uint8], info: zipfile.ZipInfo) -> NDArray[Any]:
     """Return the array that a member's bytes hold, without copying it."""
     head = member[:_LONGEST_HEADER].tobytes()
-    begins = 10 if head[6:8] == b"\x01\x00" else 12
+    begins = {b"\x01\x00": 10, b"\x02\x00": 12}.get(head[6:8], len(head))
     length = int.from_bytes(head[8:begins], "little")
     found = _HEADER.fullmatch(head[begins : begins + length])
     if head[:6] != _MAGIC or found is None:

@@ -3,7 +3,10 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import struct
+import tracemalloc
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -238,3 +241,111 @@ def test_any_array_and_meta_data_come_back(array: NDArray[Any], meta: dict[str, 
     file = ArrayFile(arrays_to_bytes({"a": array, "b": array}, meta))
     assert same(file, {"a": array, "b": array}, meta)
     file.verify()
+
+
+def archive(
+    members: list[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED, comment: bytes = b""
+) -> bytes:
+    stream = io.BytesIO()
+    with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", compression) as made:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        made.comment = comment
+        for name, data in members:
+            made.writestr(name, data)
+    return stream.getvalue()
+
+
+def member(text: str, data: bytes = b"", version: tuple[int, int] = (1, 0)) -> bytes:
+    header = text.encode() + b"\n"
+    size = struct.pack("<H" if version == (1, 0) else "<I", len(header))
+    return b"\x93NUMPY" + bytes(version) + size + header + data
+
+
+def described(descr: str = "'<i4'", fortran: str = "False", shape: str = "(2,)") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {shape}, }}"
+
+
+BEGIN = [("meta.json", b"{}")]
+SOUND = member(described(), bytes(8))
+HOSTILE = {
+    "compressed": (archive([*BEGIN, ("a.npy", SOUND)], zipfile.ZIP_DEFLATED), "is compressed"),
+    "another compression": (archive([*BEGIN, ("a.npy", SOUND)], zipfile.ZIP_LZMA), "is compressed"),
+    "twice": (archive([*BEGIN, ("a.npy", SOUND), ("a.npy", SOUND)]), "is there twice"),
+    "no meta": (archive([("a.npy", SOUND)]), "meta.json"),
+    "meta is a list": (archive([("meta.json", b"[]"), ("a.npy", SOUND)]), "holds no object"),
+    "meta is no JSON": (archive([("meta.json", b"{"), ("a.npy", SOUND)]), "Expecting property"),
+    "meta is nested": (archive([("meta.json", b"[" * 10**6)]), "recursion"),
+    "a comment": (archive([*BEGIN, ("a.npy", SOUND)], comment=b"x" * 30), "arrays found of"),
+    "objects": (archive([*BEGIN, ("a.npy", member(described("'|O'"), bytes(16)))]), "no header"),
+    "fields": (
+        archive([*BEGIN, ("a.npy", member(described("[('a', '<i4')]"), bytes(8)))]),
+        "no header of plain numbers",
+    ),
+    "text": (archive([*BEGIN, ("a.npy", member(described("'<U4'"), bytes(32)))]), "no header"),
+    "dates": (archive([*BEGIN, ("a.npy", member(described("'<M8[s]'"), bytes(16)))]), "no header"),
+    "big-endian": (archive([*BEGIN, ("a.npy", member(described("'>i4'"), bytes(8)))]), "no header"),
+    "Fortran": (
+        archive([*BEGIN, ("a.npy", member(described(fortran="True"), bytes(8)))]),
+        "Fortran order",
+    ),
+    "code": (archive([*BEGIN, ("a.npy", member("__import__('os').abort()"))]), "no header"),
+    "negative": (
+        archive([*BEGIN, ("a.npy", member(described(shape="(-2,)"), bytes(8)))]),
+        "no header",
+    ),
+    "too many rows": (
+        archive([*BEGIN, ("a.npy", member(described(shape="(3,)"), bytes(8)))]),
+        "cut off, or longer",
+    ),
+    "too few rows": (
+        archive([*BEGIN, ("a.npy", member(described(shape="(1,)"), bytes(8)))]),
+        "cut off, or longer",
+    ),
+    "product beyond 64 bits": (
+        archive([*BEGIN, ("a.npy", member(described(shape=f"({2**40}, {2**40})"), bytes(8)))]),
+        "cut off, or longer",
+    ),
+    "nothing times a lot": (
+        archive([*BEGIN, ("a.npy", member(described(shape=f"(0, {10**17}, {10**17})")))]),
+        "array",
+    ),
+    "many sides": (
+        archive([*BEGIN, ("a.npy", member(described(shape=f"({'1, ' * 90})"), bytes(4)))]),
+        "dimension",
+    ),
+    "a later version": (
+        archive([*BEGIN, ("a.npy", member(described(), bytes(8), (9, 9)))]),
+        "no header",
+    ),
+    "an endless header": (
+        archive([*BEGIN, ("a.npy", b"\x93NUMPY\2\0\xff\xff\xff\xff")]),
+        "no header",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_no_writer_of_ours_writes_is_refused(name: str, tmp_path: Path) -> None:
+    data, sentence = HOSTILE[name]
+    path = tmp_path / "some.npz"
+    path.write_bytes(data)
+    for source in (data, path):
+        with pytest.raises(CorruptFileError, match=re.escape(sentence)):
+            ArrayFile(source)
+    if "a.npy" in str(data) and name not in ("no meta", "a comment") and "meta" not in name:
+        with pytest.raises(CorruptFileError, match=re.escape(sentence)), path.open("rb") as stream:
+            read_member(stream, "a", "some.npz")
+
+
+def test_a_small_message_cannot_take_much_memory() -> None:
+    """Three megabytes took 6.4 GB: zeros, compressed a thousand times."""
+    zeros = archive([("meta.json", b"{}"), ("a.npy", bytes(200 * 2**20))], zipfile.ZIP_DEFLATED)
+    meta = archive([("meta.json", b" " * (200 * 2**20) + b"{}")], zipfile.ZIP_DEFLATED)
+    for bomb in (zeros, meta):
+        assert len(bomb) < 2**18
+        tracemalloc.start()
+        with pytest.raises(CorruptFileError, match="is compressed"):
+            ArrayFile(bomb)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 2**21
