@@ -11,6 +11,9 @@ PYTEST := $(BIN)/python -m pytest --no-loadscope-reorder
 UNIT   := -n 2 tests/unit tests/contract
 STACKS := -n 3 tests/integration tests/acceptance
 
+# Where this is set (many container images do), every process would compile all modules again.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: help setup demo test suites warm unit test-long test-load cases scoreboard hooks figures lint format bench clean
 help:  ## Show this help
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'

@@ -94,6 +94,8 @@ class Installation:
 def environment(checkout: Path, home: Path) -> dict[str, str]:
     """Return the environment of a user of a checkout with a home of their own."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("VANTAGE_")}
+    # A user's second start finds all modules compiled.
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     return env | {
         "PYTHONPATH": str(checkout),
         "VANTAGE_HOME": str(home),
