@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from workers.keys import KEEP_S, Keys
+from workers.keys import KEEP_S, Keys, keep_s
 
 
 def _all(keys: Keys) -> list[str]:
@@ -17,10 +17,10 @@ def _all(keys: Keys) -> list[str]:
 def test_no_two_keys_are_the_same_and_all_begin_with_the_prefix() -> None:
     names = _all(Keys("here"))
     assert len(set(names)) == len(names) == 20
-    assert all(name.startswith("here:") for name in names)
+    assert all(name.startswith("vantage:here:") for name in names)
     assert not set(names) & set(_all(Keys("there")))
 
 
 def test_what_belongs_to_a_search_outlives_its_deadline() -> None:
-    assert KEEP_S + 98 <= Keys.keep_s(time.time() + 100) <= KEEP_S + 100
-    assert Keys.keep_s(time.time() - 100) == KEEP_S
+    assert KEEP_S + 98 <= keep_s(time.time() + 100) <= KEEP_S + 100
+    assert keep_s(time.time() - 100) == KEEP_S
