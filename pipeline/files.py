@@ -54,7 +54,7 @@ def read_file(path: str | Path, *, limits: ImageLimits, roots: Sequence[str] = (
             require_regular(name, status.st_mode)
             _require_below(name, descriptor, roots)
             require_bytes(name, status.st_size, limits)
-            data = file.read(limits.max_bytes + 1)
+            data: bytes | None = file.read(limits.max_bytes + 1)
     except OSError as error:
         raise_read_error(name, error)
     except ImageReadError:
@@ -62,6 +62,9 @@ def read_file(path: str | Path, *, limits: ImageLimits, roots: Sequence[str] = (
     except ValueError as error:
         # A path with a null byte names nothing.
         raise ImageReadError(name, "vanished", f"there can be no such file: {error}") from error
+    if data is None:
+        # Files of the kernel look regular, and may have nothing to say now.
+        raise ImageReadError(name, "not-a-file", "it is a file of the system that would block")
     require_bytes(name, len(data), limits)
     return data
 
@@ -184,7 +187,9 @@ def raise_read_error(name: str, error: OSError) -> NoReturn:
     number = error.errno
     if number in _PROCESS_ERRNOS:
         raise error
-    if number in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ESTALE):
+    if number == errno.ENAMETOOLONG:
+        code, sentence = "read-error", "its path is too long to be opened; shorten folder names"
+    elif number in (errno.ENOENT, errno.ENOTDIR, errno.ESTALE):
         code, sentence = "vanished", "there is no such file; it was moved or deleted"
     elif number in (errno.EACCES, errno.EPERM):
         code, sentence = "permission-denied", "this user may not read it; change its permissions"
