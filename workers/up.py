@@ -25,6 +25,7 @@ from typing import Any
 
 from honcho.environ import parse_procfile
 from redis import RedisError
+from sqlalchemy import Engine
 
 from pipeline.config import Settings
 from pipeline.cores import library_threads
@@ -385,8 +386,17 @@ class _ReadyWait:
                     if not told_slow and now - self._started > _SLOW_START_S:
                         told_slow = True
                         self._say(f"Still waiting for {', '.join(missing)}; see {self._log}")
+                        self._say_what_is_wrong(engine)
         finally:
             engine.dispose()
+
+    def _say_what_is_wrong(self, engine: Engine) -> None:
+        """Tell why workers cannot write that they are there, if that is it."""
+        try:
+            with session_scope(engine):
+                pass
+        except VantageError as error:
+            self._say(f"Workers wait: {error}")
 
     def _is_ours(self, started_at: float, state: str) -> bool:
         """Tell a row of this run from one that an earlier run left."""

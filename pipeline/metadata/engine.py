@@ -59,7 +59,6 @@ _REMEDIES = {
     "SQLITE_READONLY_CANTINIT": _MAY_NOT_WRITE,
     "SQLITE_READONLY_RECOVERY": _MAY_NOT_WRITE,
     "SQLITE_CANTOPEN": _MAY_NOT_WRITE,
-    "SQLITE_BUSY": "; another process has been writing for a long time: wait for it, or end it",
 }
 # Alembic's environment is global to the process.
 _alembic_lock = threading.Lock()
@@ -299,7 +298,7 @@ def _translate(engine: Engine, error: DBAPIError) -> Exception | None:
         found = _found_revision(engine)
         return None if found == SCHEMA_REVISION else SchemaVersionError(found, SCHEMA_REVISION)
     if name.startswith("SQLITE_BUSY"):
-        held = f"another process has held its write lock for {BUSY_TIMEOUT_S:g} s"
+        held = f"another process has held its write lock for {BUSY_TIMEOUT_S:g} s; wait, or end it"
         return DatabaseUnavailableError(f"{_reason(engine, error)}: {held}")
     if is_missing(engine):
         gone = "there is no such file; restore it from the backup"

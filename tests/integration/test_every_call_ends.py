@@ -194,7 +194,7 @@ def test_commands_with_a_database_that_another_process_has_locked(
         for command in WRITES.keys() - {"up"}:  # which waits for it, and says so
             result = home.run(command, WRITES[command])
             require_sentence(result, command)
-            assert "another process has been writing" in result.stderr
+            assert "another process has held its write lock" in result.stderr
 
 
 def opened(home: Home) -> Iterator[Collection | FusedCollection]:
