@@ -352,13 +352,11 @@ def require_schema(engine: Engine) -> None:
     Raises
     ------
     SchemaVersionError
-        It has another one or none.
+        It has another one or none, or there is no such file (`vantage migrate` then says whether
+        one was lost).
     DatabaseUnavailableError
-        It does not answer, or is gone.
+        It does not answer.
     """
-    if is_missing(engine):
-        with session_scope(engine, write=False):
-            pass
     found = schema_revision(engine)
     if found != SCHEMA_REVISION:
         raise SchemaVersionError(found, SCHEMA_REVISION)

@@ -192,12 +192,13 @@ def test_readers_make_no_file_and_find_none_missing(tmp_path: Path) -> None:
     engine = create_metadata_engine(f"sqlite:///{path}")
     assert schema_revision(engine) is None
     for read in (
-        lambda: require_schema(engine),
         lambda: _count(engine),
         lambda: session_scope(engine).__enter__(),
     ):
         with pytest.raises(DatabaseUnavailableError, match="no such file; restore it from the"):
             read()
+    with pytest.raises(SchemaVersionError, match="at schema none"):
+        require_schema(engine)
     assert not is_locked(engine)
     with (
         open_database(f"sqlite:///{path}", make=False) as empty,
