@@ -301,7 +301,7 @@ def _translate(engine: Engine, error: DBAPIError) -> Exception | None:
         held = f"another process has held its write lock for {BUSY_TIMEOUT_S:g} s; wait, or end it"
         return DatabaseUnavailableError(f"{_reason(engine, error)}: {held}")
     if is_missing(engine):
-        gone = "there is no such file; restore it from the backup"
+        gone = "there is no such file; restore it from the backup, or let `vantage up` make one"
         return DatabaseUnavailableError(f"{shown(engine.url)}: {gone}")
     if isinstance(error, OperationalError) or error.connection_invalidated:
         return DatabaseUnavailableError(_reason(engine, error))

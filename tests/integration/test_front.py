@@ -24,8 +24,8 @@ from pipeline.config import ExtractorConfig, Settings
 from pipeline.errors import (
     BrokerUnavailableError,
     ConfigError,
+    DatabaseUnavailableError,
     InputError,
-    SchemaVersionError,
     StateError,
 )
 from pipeline.opening import open_collection
@@ -160,10 +160,12 @@ def test_closed_objects_say_so(settings: Settings, pictures: Path) -> None:
 def test_connections_are_closed_if_opening_fails_later(
     settings: Settings, collection: Collection
 ) -> None:
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    for _ in range(3):
+    for number in range(4):
         with pytest.raises(ConfigError, match="was made with sift"):
             Collection.open(collection.name, settings, local=True, extractor="surf")
+        if not number:
+            # SQLite keeps a closed file open while this process has locks on it, and uses it again.
+            before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     assert len(os.listdir("/proc/self/fd")) <= before  # noqa: PTH208
     with pytest.raises(ConfigError, match="was made with sift"):
         collection.index([], extractor=ExtractorConfig(name="surf"))
@@ -188,21 +190,21 @@ def test_workers_that_cannot_be_used_leave_no_connection_open(tmp_path: Path) ->
         settings = dataclasses.replace(settings, redis_url=server.url)
         port = server.port
         server.client.close()  # the test's own connection
-        assert left_by(SchemaVersionError, port) == []
+        assert left_by(DatabaseUnavailableError, port) == []
         with Collection.open("one", settings, local=True) as made:
             open_collection(made.resources, "one")
         assert left_by(ConfigError, port, extractor="surf") == []
     assert left_by(BrokerUnavailableError, port) == []
 
 
-def test_an_empty_database_is_said_to_be_one(tmp_path: Path) -> None:
+def test_a_missing_database_is_said_to_be_missing(tmp_path: Path) -> None:
     settings = make_settings(tmp_path / "home")
     settings.home.mkdir(parents=True, exist_ok=True)
     with EmbeddedRedis(settings.home):
         for names in (["one", "two"], ["two", "one"]):
-            with pytest.raises(SchemaVersionError):
+            with pytest.raises(DatabaseUnavailableError, match="there is no such file"):
                 FusedCollection.open(names, settings)
-        with pytest.raises(SchemaVersionError):
+        with pytest.raises(DatabaseUnavailableError, match="there is no such file"):
             Collection.open("one", settings)
 
 
