@@ -65,6 +65,8 @@ def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_made", {})
     known = registry.Registration("projection", Projection, needs_model=True)
     monkeypatch.setitem(registry._REGISTERED, "projection", known)
+    # The process that tries a model knows only extractors that are installed.
+    monkeypatch.setattr("pipeline.extraction.trial.try_model", lambda *_: None)
 
 
 @pytest.fixture
