@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,19 @@ REFUSALS = {
 }
 """States, and a part of what Redis says in each."""
 
+MORE_REFUSALS = (
+    "a replica without a primary",
+    "a script that does not end",
+    "too many clients",
+    "a removed user",
+    "a queue of another type",
+    "frozen",
+    "no right to subscribe",
+    "no right to run scripts",
+    "no right to take a message",
+)
+"""Other states, tried in the long run of the tests."""
+
 _GUARD_S = 600.0
 
 
@@ -49,6 +63,7 @@ class OperatorsRedis:
         if password is not None:
             self._options += ("--requirepass", password)
         self._process: subprocess.Popen[bytes] | None = None
+        self._spoiled: list[bytes] = []
         self.port = free_port()
         login = "" if password is None else f":{password}@"
         self.url = f"redis://{login}127.0.0.1:{self.port}/0"
@@ -94,6 +109,15 @@ class OperatorsRedis:
             "full memory": (self._fill, self._drain),
             "loading": (self._load, self._have_loaded),
             "no right to send": (self._forbid_to_send, self._allow),
+            "a replica without a primary": (self._follow_alone, self._lead),
+            "a script that does not end": (self._run_for_ever, self._kill_script),
+            "too many clients": (self._let_nobody_in, self._let_all_in),
+            "a removed user": (self._remove_user, self._restore_user),
+            "a queue of another type": (self._spoil_queues, self._mend_queues),
+            "frozen": (self._freeze, self._thaw),
+            "no right to subscribe": (lambda: self._forbid_one("psubscribe"), self._allow),
+            "no right to run scripts": (lambda: self._forbid_one("evalsha"), self._allow),
+            "no right to take a message": (lambda: self._forbid_one("brpop"), self._allow),
             "another password": (self._change_password, self._drop_password),
         }[state]
         begin()
@@ -119,6 +143,73 @@ class OperatorsRedis:
 
     def _forbid_to_send(self) -> None:
         self.client.execute_command("ACL", "SETUSER", "default", "-lpush")
+
+    def _forbid_one(self, command: str) -> None:
+        self.client.execute_command("ACL", "SETUSER", "default", f"-{command}")
+        self._end_connections()
+
+    def _end_connections(self) -> None:
+        for kind in ("normal", "pubsub"):
+            self.client.execute_command("CLIENT", "KILL", "TYPE", kind, "SKIPME", "yes")
+
+    def _follow_alone(self) -> None:
+        self.client.config_set("replica-serve-stale-data", "no")
+        self._follow()
+
+    def _run_for_ever(self) -> None:
+        self.client.config_set("lua-time-limit", 1)
+        endless = RedisAddress.parse(self.url).client(0, timeout_s=None)
+        threading.Thread(target=self._endless, args=(endless,), daemon=True).start()
+
+    @staticmethod
+    def _endless(client: Any) -> None:
+        with contextlib.suppress(redis.RedisError):  # it is killed
+            client.eval("while true do end", 0)
+        client.close()
+
+    def _kill_script(self) -> None:
+        self._wait(self._script_is_killed)
+
+    def _script_is_killed(self) -> bool:
+        try:
+            return bool(self.client.script_kill())
+        except redis.ResponseError:
+            return False
+
+    def _let_nobody_in(self) -> None:
+        self.client.config_set("maxclients", 1)
+        self._end_connections()
+
+    def _let_all_in(self) -> None:
+        self.client.config_set("maxclients", 1000)
+
+    def _remove_user(self) -> None:
+        self.client.execute_command("ACL", "SETUSER", "default", "off")
+        self._end_connections()
+
+    def _restore_user(self) -> None:
+        self.client.execute_command("ACL", "SETUSER", "default", "on", "nopass")
+
+    def _spoil_queues(self) -> None:
+        """Put a text in the place of each queue from which a message was taken."""
+        names = {name.removesuffix(b"_kombu.binding.extract") for name in self._names("*.extract")}
+        self._spoiled = [prefix + b"extract" for prefix in names]
+        for name in self._spoiled:
+            self.client.set(name, "text")
+
+    def _mend_queues(self) -> None:
+        self.client.delete(*self._spoiled)
+
+    def _names(self, pattern: str) -> list[bytes]:
+        return [name for name in self.client.keys(pattern) if b"_kombu.binding." in name]
+
+    def _freeze(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def _thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def _allow(self) -> None:
         self.client.execute_command("ACL", "SETUSER", "default", "+@all")

@@ -20,7 +20,7 @@ import pytest
 from celery import chord, signature
 from heavy import long_only
 from kombu.exceptions import OperationalError
-from operators_redis import REFUSALS, OperatorsRedis
+from operators_redis import MORE_REFUSALS, REFUSALS, OperatorsRedis
 from sites import make_settings
 
 import pipeline
@@ -144,6 +144,19 @@ def test_a_worker_waits_while_redis_refuses(
     worker: Worker, state: str, eventually: Eventually
 ) -> None:
     _outlives(worker, state, list(REFUSALS).index(state), eventually)
+
+
+@long_only
+@pytest.mark.parametrize("state", MORE_REFUSALS)
+def test_a_worker_outlives_other_states_of_redis(
+    worker: Worker, state: str, eventually: Eventually
+) -> None:
+    number = 100 + MORE_REFUSALS.index(state)
+    before = len(worker.log())
+    with worker.redis.refusing(state):
+        eventually(lambda: len(worker.log()) > before)  # it has noticed
+    worker.send(number)
+    eventually(lambda: worker.log() and number in worker.runs())
 
 
 @long_only

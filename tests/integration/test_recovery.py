@@ -313,11 +313,7 @@ def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
     eventually: Eventually,
     gate: Gate,
 ) -> None:
-    """The workers find it again; what it has lost is sent again.
-
-    A Celery worker may also end when its broker fails at the wrong moment; then it is started
-    again.
-    """
+    """The workers find it again, and none ends; what it has lost is sent again."""
     stack.stop()
     port = free_port()
     address = RedisAddress.parse(f"redis://127.0.0.1:{port}/0")
@@ -342,6 +338,7 @@ def test_a_job_goes_on_when_an_operators_redis_comes_back_empty(
                 ):
                     assert result.complete
                     assert result.matches[0].locations == (str(query),)
+            assert "starting it again" not in (settings.home / "logs" / "up.log").read_text()
             assert own.stop() == 0
     finally:
         redis.kill()
