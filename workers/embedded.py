@@ -210,12 +210,14 @@ class EmbeddedRedis:
             f"{program} did not start; see the end of {self._home / 'logs' / 'redis.log'}"
         )
 
-    @staticmethod
-    def _places(run: Path) -> Iterator[_Place]:
+    def _places(self, run: Path) -> Iterator[_Place]:
         """Yield where it may listen, the best first."""
         socket = run / _SOCKET
         if len(os.fsencode(socket)) <= _LONGEST_SOCKET and is_utf8(socket):
             yield _Place(str(socket), None)
+        if self._listen is not None:  # a server has one port only
+            yield _Place(None, int(self._listen.rpartition(":")[2]))
+            return
         for _ in range(_PORT_TRIES):
             yield _Place(None, free_port())
 
@@ -224,8 +226,8 @@ class EmbeddedRedis:
         listen = place.listen()
         if self._listen is not None:
             address, _, port = self._listen.rpartition(":")
-            inside = "" if place.port is None else "127.0.0.1 "
-            port = port if place.port is None else str(place.port)
+            known = place.port is None or address in ("127.0.0.1", "0.0.0.0")
+            inside = "" if known else "127.0.0.1 "
             listen = f"{listen}\nbind {inside}{address.strip('[]')}\nport {port}"
         return _CONF.format(listen=listen, users=passwords.users())
 

@@ -104,6 +104,19 @@ def test_a_home_with_a_path_too_long_for_a_socket_has_a_port(tmp_path: Path) -> 
         assert discover_redis_url(Settings.from_env({"VANTAGE_HOME": str(home)})) == server.url
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0", "127.0.0.2"])
+def test_it_can_be_replicated_at_the_given_port_where_no_socket_can_be_made(
+    tmp_path: Path, address: str
+) -> None:
+    port = free_port()
+    with EmbeddedRedis(tmp_path / ("x" * 100), f"{address}:{port}") as server:
+        assert server.url.endswith(f"@127.0.0.1:{port}/0")
+        connections = psutil.Process(server.pid).net_connections("inet")
+        listening = {tuple(c.laddr) for c in connections if c.status == "LISTEN"}
+        assert (address, port) in listening
+        assert {place[1] for place in listening} == {port}
+
+
 def test_where_no_socket_can_be_made_it_has_a_port(home: Path) -> None:
     (home / "run").mkdir()
     (home / "run" / "redis.sock").mkdir()
