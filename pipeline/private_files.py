@@ -62,9 +62,14 @@ def make_home(path: Path) -> None:
 
 
 def close_to_others(path: Path) -> None:
-    """Take the rights of group and others to a file or folder of ours that is not shared."""
+    """Take the rights of group and others to a file or folder of ours that is not shared.
+
+    A folder for everybody stays so: ``/tmp`` may be empty, and root's.
+    """
     try:
         found = path.stat()
+        if stat.S_ISDIR(found.st_mode) and found.st_mode & stat.S_ISVTX:
+            return
         if found.st_uid == os.geteuid() and found.st_mode & _OTHERS:
             folder = path if path.is_dir() else path.parent
             if not is_shared(folder):

@@ -71,6 +71,14 @@ def test_a_folder_for_everybody_is_not_shared_on_purpose(tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("usual_umask")
+def test_an_empty_folder_for_everybody_stays_one(tmp_path: Path) -> None:
+    """As ``/tmp`` in a new container, where a database of root's is made."""
+    tmp_path.chmod(0o1777)
+    make_home(tmp_path)
+    assert _mode(tmp_path) == 0o1777
+
+
+@pytest.mark.usefixtures("usual_umask")
 def test_what_a_former_release_made_is_closed(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "vantage.sqlite").touch()
