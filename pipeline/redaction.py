@@ -18,6 +18,8 @@ _OPTION = re.compile(r"[?&;](?:[\w-]*(?:pass|pw|secret|token|key)[\w-]*)=([^&;#]
 _NUMBERED = ("redis", "rediss", "sentinel")
 _NUMBER = re.compile(r"/?\d{0,6}/?")
 _SHORTEST = 3
+_PATHS = ("VANTAGE_HOME", "VANTAGE_LOCAL", "VANTAGE_IMAGE_ROOTS", "VANTAGE_EXTRACTOR")
+"""Variables with paths: what is before an ``@`` in ``/home/ana@example.com`` is no secret."""
 
 
 def without_secrets(url: str) -> str:
@@ -73,10 +75,18 @@ def secrets_of_environment(environ: Mapping[str, str]) -> set[str]:
     found: set[str] = set()
     for name, value in environ.items():
         if name.startswith("VANTAGE_"):
-            found |= secrets_of(value)
+            if not _is_path(name, value):
+                found |= secrets_of(value)
             if "PASSWORD" in name and len(value) >= _SHORTEST:
                 found.add(value)
     return found
+
+
+def _is_path(name: str, value: str) -> bool:
+    """Tell whether a variable holds paths; a store may be an address, written wrongly too."""
+    if name == "VANTAGE_STORE":
+        return value.startswith("/") and ":" not in value
+    return name in _PATHS and "://" not in value
 
 
 def redacted(text: str, secrets: set[str]) -> str:

@@ -82,6 +82,21 @@ def test_secrets_are_found_in_variables_of_any_name() -> None:
     assert found == {"s3cret", "another"}
 
 
+def test_a_path_with_an_at_sign_is_no_secret() -> None:
+    home = "/home/ana@example.com"
+    paths = {
+        "VANTAGE_HOME": f"{home}/vantage",
+        "VANTAGE_LOCAL": f"{home}/vantage/local",
+        "VANTAGE_STORE": f"{home}/vantage/store",
+        "VANTAGE_IMAGE_ROOTS": f"{home}/one:/mnt/two@b",
+        "VANTAGE_EXTRACTOR": f"cnn:{home}/model.onnx",
+        "VANTAGE_DATABASE_URL": f"sqlite+pysqlite:///{home}/vantage/vantage.sqlite",
+    }
+    assert secrets_of_environment(paths) == set()
+    wrong = {"VANTAGE_STORE": "/work/s3//key:s3cret@bucket", "VANTAGE_HOME": "redis://:another@h"}
+    assert secrets_of_environment(wrong) == {"s3cret", "another"}
+
+
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), min_size=1))
 def test_a_password_is_never_shown_whatever_its_characters(password: str) -> None:
     secret = f"{password}\N{BULLET}secret"
