@@ -12,15 +12,31 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import kombu.pools
 import pytest
+import redis
 from celery import Celery
+from celery.app.amqp import AMQP
+from celery.app.events import Events
+from celery.backends.redis import RedisBackend
+from celery.events.dispatcher import EventDispatcher
+from celery.worker.consumer import Consumer
+from kombu.connection import Connection
+from kombu.transport import redis as kombu_redis
 
 import pipeline
+from pipeline.config import Settings
 from workers import celery_private
-from workers.celery_private import close_connections, own_connections
+from workers.app import make_app
+from workers.celery_private import close_connections, own_connections, transport
+from workers.celery_private.consumer import PatientConsumer
+from workers.celery_private.events import DiscreetDispatcher, DiscreetEvents
+from workers.keys import Keys
 from workers.manager import LogPrinter, ProcessManager
+from workers.messages import VantageAMQP
+from workers.redis_url import RedisAddress
 
 ROOT = Path(pipeline.__file__).parent.parent
 MEMORY = {"broker_url": "memory://", "broker_transport_options": {"polling_interval": 0.01}}
@@ -67,6 +83,88 @@ def test_the_task_of_a_thread_is_known_there_alone() -> None:
     look.apply_async(task_id="a task").get()
     assert seen == [("look", "a task"), None]
     assert celery_private.current_request() is None
+
+
+OURS = [
+    (transport._PatientQoS, kombu_redis.QoS),
+    (transport._Patience, kombu_redis.Channel),
+    (transport._Patience, kombu_redis.SentinelChannel),
+    (transport._Delivery, kombu_redis.Transport),
+    (transport._PatientConnection, Connection),
+    (transport._Results, RedisBackend),
+    (PatientConsumer, Consumer),
+    (DiscreetDispatcher, EventDispatcher),
+    (DiscreetEvents, Events),
+    (VantageAMQP, AMQP),
+]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), OURS)
+def test_what_we_replace_is_there(ours: type, theirs: type) -> None:
+    """Otherwise our method would never be called, and its promise be lost without a sign."""
+    own = {"_drop", "_read", "_refuse", "_hold", "_put_back"}
+    replaced = [
+        name
+        for name, value in vars(ours).items()
+        if name not in own and not name.startswith("__") and (callable(value) or name == "QoS")
+    ]
+    assert replaced or vars(ours).keys() & {"Connection", "dispatcher_cls"}
+    assert [name for name in replaced if not hasattr(theirs, name)] == []
+
+
+URLS = {
+    "redis://127.0.0.1:1/0": (transport._PatientTransport, transport.PatientBackend),
+    "rediss://127.0.0.1:1/0": (transport._PatientTransport, transport.PatientBackend),
+    "unix://u:hush@/no/such?db=0": (transport._PatientTransport, transport.PatientBackend),
+    "sentinel://:hush@127.0.0.1:1;sentinel://127.0.0.1:2/0": (
+        transport._PatientSentinelTransport,
+        transport.PatientSentinelBackend,
+    ),
+}
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_our_apps_have_our_connections_and_results_and_others_their_own(url: str) -> None:
+    address = RedisAddress.parse(url)
+    app = make_app(Settings.from_env({}), address, Keys("0" * 32))
+    theirs = Celery(set_as_current=False, broker=address.broker_url, backend=address.result_url)
+    try:
+        connection = app.connection_for_read()
+        assert connection.get_transport_cls() is URLS[url][0]
+        assert connection.clone().get_transport_cls() is URLS[url][0]
+        assert set(transport.AWAY) <= set(connection.connection_errors)
+        assert type(app.backend) is URLS[url][1]
+        assert issubclass(app.events.Dispatcher, DiscreetDispatcher)
+        assert app.conf.worker_consumer == "workers.consumer:VantageConsumer"
+        told = connection.info()
+        told.pop("password")  # Celery does the same
+        assert "hush" not in str(told)
+        other = theirs.connection_for_read().get_transport_cls()
+        assert other in (kombu_redis.Transport, kombu_redis.SentinelTransport)
+    finally:
+        close_connections(app)
+        app.close()
+        theirs.close()
+
+
+def test_a_closed_channel_says_so() -> None:
+    """kombu: 'NoneType' object has no attribute 'hostname', which ended workers."""
+    for connection in (None, SimpleNamespace(client=None)):
+        channel = transport._PatientChannel.__new__(transport._PatientChannel)
+        channel.connection = connection
+        with pytest.raises(redis.ConnectionError, match="was closed"):
+            channel._connparams()
+
+
+def test_no_result_is_subscribed_to_when_a_message_is_sent() -> None:
+    """Celery: RuntimeError, "Retry limit exceeded", while Redis is away."""
+    app = make_app(Settings.from_env({}), RedisAddress.parse("redis://127.0.0.1:1"), Keys("0" * 32))
+    try:
+        app.backend.on_task_call(None, "a task")
+        assert app.backend.result_consumer.subscribed_to == set()
+    finally:
+        close_connections(app)
+        app.close()
 
 
 @pytest.fixture
