@@ -12,9 +12,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
-from sqlalchemy import ColumnElement, Exists, and_, case, exists, func, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Exists,
+    Integer,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from pipeline.metadata.models import Holding, Image, table
@@ -216,17 +230,25 @@ def same_content(
         Ids, by frame. An image that was registered but failed, or waits for its features or its
         publication, is among them; one that was removed is not, unless the version still holds it.
     """
-    held = exists().where(Holding.image_id == Image.id, _holds(number or 0))
-    return list(
-        session.scalars(
-            select(Image.id)
-            .where(
-                Image.collection_id == collection_id,
-                Image.sha256 == sha256,
-                or_(held, Image.state.in_(("pending", "extracted", "failed"))),
-            )
-            .order_by(Image.frame)
+    asked = {"collection_id": collection_id, "number": number or 0, "sha256": sha256}
+    return list(session.scalars(_same_content(), asked))
+
+
+@cache
+def _same_content() -> Select[int]:
+    """Return the statement of `same_content`: every search asks it, and to build it takes long."""
+    number = bindparam("number", type_=Integer)
+    until = or_(Holding.until_version.is_(None), Holding.until_version > number)
+    held = exists().where(Holding.image_id == Image.id, Holding.from_version <= number, until)
+    featureless = [Image.state == state for state in ("pending", "extracted", "failed")]
+    return (
+        select(Image.id)
+        .where(
+            Image.collection_id == bindparam("collection_id"),
+            Image.sha256 == bindparam("sha256"),
+            or_(held, *featureless),
         )
+        .order_by(Image.frame)
     )
 
 
