@@ -24,7 +24,6 @@ from pipeline.errors import (
 from pipeline.metadata.collections import list_collections
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import VersionRecord
-from pipeline.metadata.versions import current_version
 from workers.context import Context
 
 __all__ = ["compare_copies", "fetch_copies", "sync_groups", "watch_copies"]
@@ -113,8 +112,7 @@ def _versions(context: Context) -> Iterator[VersionRecord]:
         names = [collection.name for collection in list_collections(session)]
     for name in names:
         try:
-            with session_scope(context.engine, write=False) as session:
-                yield current_version(session, name)
+            yield context.resources.current_version(name)
         except (IndexNotBuiltError, UnknownNameError):  # nothing published yet; deleted meanwhile
             continue
 
