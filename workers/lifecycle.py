@@ -33,7 +33,7 @@ from workers.heartbeat import Heartbeat, write_between_beats
 from workers.job_messages import release
 from workers.messages import PROTOCOL, newer_protocol
 from workers.placement import sync_groups, watch_copies
-from workers.presence import announce
+from workers.presence import announce_first
 from workers.processes import EXIT_CONFIG, set_death_signal
 from workers.queues import EXTRACT, QUERY, REDUCE, group_of, unrouted
 from workers.supervise import supervise
@@ -169,7 +169,7 @@ def _check_installation(settings: Settings, app: Any, queues: Collection[str]) -
         # processes check the store themselves.
         if root.on_disk or EXTRACT not in queues:
             check_store(context.engine, root)
-        announce(context)
+        announce_first(context, _log.warning)
     except (TransientError, RedisError) as error:
         _log.warning("the installation is not checked now: %s", error)
     except (StateError, ConfigError) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -21,10 +21,18 @@ from workers.context import Context
 from workers.keys import CLAIM_KEEP_S, INSTALLATIONS
 from workers.messages import PROTOCOL
 
-__all__ = ["ANNOUNCE_EVERY_S", "Presence", "announce", "installations", "require_claim"]
+__all__ = [
+    "ANNOUNCE_EVERY_S",
+    "Presence",
+    "announce",
+    "announce_first",
+    "installations",
+    "require_claim",
+]
 
 ANNOUNCE_EVERY_S = 10.0
 _FORGOTTEN_S = 86_400.0
+_LOOK_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,40 @@ def announce(context: Context) -> None:
         "seen_at": time.time(),
     }
     redis.hset(INSTALLATIONS, context.identity, json.dumps(values))
+
+
+def announce_first(context: Context, say: Callable[[str], None]) -> None:
+    """Do the same at a start; wait for the end of a claim that nobody renews.
+
+    A machine that starts again has another id, and the claim from before is kept for a while.
+
+    Parameters
+    ----------
+    context : Context
+    say : callable
+        Receives a sentence if it waits.
+
+    Raises
+    ------
+    OtherInstallationError, RedisError
+        As for `announce`.
+    """
+    left_before = CLAIM_KEEP_S * 1000
+    while True:
+        left = context.redis.pttl(context.keys.claim)
+        try:
+            announce(context)
+            return
+        except OtherInstallationError:
+            if not 0 < left <= left_before:
+                raise
+        if left_before == CLAIM_KEEP_S * 1000:
+            say(
+                f"Redis holds a claim to the identity {context.identity}, perhaps from before this "
+                f"machine was started again: waiting up to {CLAIM_KEEP_S} s for its end"
+            )
+        left_before = left - 1
+        time.sleep(_LOOK_EVERY_S)
 
 
 def require_claim(context: Context) -> None:

@@ -305,11 +305,11 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> str:
 def _announce(settings: Settings, say: Callable[[str], None]) -> None:
     """Claim the installation's identity at Redis; say who else is there."""
     from workers.context import Context
-    from workers.presence import announce, installations
+    from workers.presence import announce_first, installations
 
     context = Context(settings)
     try:
-        announce(context)
+        announce_first(context, say)
         others = [one for one in installations(context.redis) if one.identity != context.identity]
     except RedisError:
         return  # workers wait for it

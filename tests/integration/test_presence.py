@@ -22,7 +22,7 @@ from workers.context import Context
 from workers.doctor import checks
 from workers.heartbeat import Heartbeat
 from workers.keys import INSTALLATIONS
-from workers.presence import announce, installations, require_claim
+from workers.presence import announce, announce_first, installations, require_claim
 
 
 @pytest.fixture
@@ -99,6 +99,29 @@ def test_two_databases_with_one_identity_cannot_both_use_a_redis(
     context.redis.delete(context.keys.claim)
     announce(clone)
     clone.close()
+
+
+def test_the_claim_from_before_a_machine_was_started_again_is_waited_for(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, told = context.keys.claim, list[str]()
+    context.redis.set(claim, "the boot before", ex=30)
+    monkeypatch.setattr("workers.presence.time.sleep", lambda _: context.redis.delete(claim))
+    announce_first(context, told.append)
+    require_claim(context)
+    assert len(told) == 1
+    assert context.identity in told[0]
+
+
+def test_a_claim_that_somebody_renews_is_refused_at_a_start(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, told = context.keys.claim, list[str]()
+    context.redis.set(claim, "another machine", ex=20)
+    monkeypatch.setattr("workers.presence.time.sleep", lambda _: context.redis.expire(claim, 30))
+    with pytest.raises(OtherInstallationError, match="--new-identity"):
+        announce_first(context, told.append)
+    assert len(told) == 1
 
 
 def test_of_many_that_start_at_once_one_database_gets_the_identity(
