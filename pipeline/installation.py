@@ -8,6 +8,7 @@ and a copy of a home is not taken for the original. `check_store` and `require_o
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -198,7 +199,9 @@ def _settle_store(engine: Engine, root: StoreRoot, own: Installation, used: bool
             raise _foreign(own, found, here, used)
         _mark(engine, root, own)
     elif own.store != here or found.store != here:
-        _mark(engine, root, own)
+        # It is ours. A host may mount it for reading only, and every mount has another number.
+        with contextlib.suppress(StorageUnavailableError):
+            _mark(engine, root, own)
 
 
 def _follows(own: Installation, found: Marker, here: Place) -> bool:

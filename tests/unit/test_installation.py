@@ -228,9 +228,14 @@ def test_a_marker_that_cannot_be_read_is_named(home: Home, data: bytes) -> None:
     home.check()
 
 
+@pytest.mark.parametrize("mounted_anew", [False, True])
 def test_a_store_without_write_permission_can_be_read(
-    home: Home, monkeypatch: pytest.MonkeyPatch
+    home: Home, monkeypatch: pytest.MonkeyPatch, mounted_anew: bool
 ) -> None:
+    if mounted_anew:
+        place = {**home.store.place, "device": 4711}
+        monkeypatch.setattr("pipeline.store_root.StoreRoot.place", place)
+
     def refused(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
