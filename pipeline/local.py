@@ -44,6 +44,7 @@ from pipeline.resources import Resources
 from pipeline.retrieval.batch import Batch
 from pipeline.searching import (
     ImageSource,
+    Passes,
     finish_batch,
     only,
     scan_group,
@@ -184,7 +185,8 @@ class LocalDriver:
             timings = {"scan": (time.perf_counter() - started) * 1e3}
             return finish_batch(resources, version, batch, scans, {}, timings)
 
-        found = search_images(resources, version, images, request, answer, pool.map, self._threads)
+        passes = Passes(answer, request.seconds(resources.settings.search_deadline_s))
+        found = search_images(resources, version, images, request, passes, pool.map, self._threads)
         return check_locations(resources.engine, found)
 
     def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> LocalSearch:

@@ -17,6 +17,10 @@ KEYPOINT_COLUMNS = ("x", "y", "size", "angle", "response", "octave", "laplacian"
 """Columns of a keypoint row: original pixels, pixels, degrees, and the detector's own units."""
 
 
+LATE = "its answer did not come in time"
+"""Begins the reason of a group whose scan was too slow, or waited too long."""
+
+
 @dataclass(frozen=True)
 class Features:
     """What an extractor found in one image.

@@ -179,7 +179,7 @@ def search_images(
     version: VersionRecord,
     sources: Sequence[ImageSource],
     request: SearchRequest,
-    answer: Callable[[Batch], Sequence[SearchResult]],
+    passes: Passes,
     spread: Callable[..., Iterable[Any]] = map,
     threads: int | None = None,
 ) -> list[SearchResult | InputError]:
@@ -192,8 +192,8 @@ def search_images(
     sources : sequence of image
     request : SearchRequest
         The deadline is that of each pass.
-    answer : callable
-        Does a pass: returns an answer for each image of a batch.
+    passes : Passes
+        Cuts and does the passes.
     spread : callable
         ``map``, or that of an executor; used to extract the images.
     threads : int, optional
@@ -213,18 +213,57 @@ def search_images(
         except InputError as error:
             return error
 
-    deadline_s = request.seconds(resources.settings.search_deadline_s)
     found: list[SearchResult | InputError] = []
     for first in range(0, len(sources), BATCH_IMAGES):
         prepared = list(spread(prepare, sources[first : first + BATCH_IMAGES]))
         places = [i for i, one in enumerate(prepared) if isinstance(one, Batch)]
         queries = [prepared[place] for place in places]
-        for members in cut_batches(queries, deadline_s):
-            results = answer(join_batches([queries[member] for member in members]))
-            for member, result in zip(members, results, strict=True):
-                prepared[places[member]] = result
+        for place, result in zip(places, _answer_all(queries, passes), strict=True):
+            prepared[place] = result
         found += prepared
     return found
+
+
+class Passes:
+    """How images are searched for together: which of them share a pass, and who answers one.
+
+    Parameters
+    ----------
+    answer : callable
+        Does a pass: returns an answer for each image of a batch.
+    deadline_s : float
+        Seconds until the answers of a pass are due.
+    """
+
+    def __init__(
+        self, answer: Callable[[Batch], Sequence[SearchResult]], deadline_s: float
+    ) -> None:
+        self.answer = answer
+        self.deadline_s = deadline_s
+
+    def cut(self, queries: Sequence[Batch]) -> list[list[int]]:
+        """Return which images share a pass, as `cut_batches` does."""
+        return cut_batches(queries, self.deadline_s)
+
+    def is_worth_another(self, results: Sequence[SearchResult]) -> bool:
+        """Tell whether a pass of several images is done again, in smaller ones."""
+        return False
+
+
+def _answer_all(queries: Sequence[Batch], passes: Passes) -> list[SearchResult]:
+    """Answer images by passes, cut anew before each; the better answer of an image stays."""
+    found: dict[int, SearchResult] = {}
+    left = list(range(len(queries)))
+    while left:
+        members = [left[i] for i in passes.cut([queries[number] for number in left])[0]]
+        results = passes.answer(join_batches([queries[member] for member in members]))
+        for member, result in zip(members, results, strict=True):
+            known = found.get(member)
+            if known is None or len(result.missing_groups) <= len(known.missing_groups):
+                found[member] = result
+        if len(members) < 2 or not passes.is_worth_another(results):
+            left = [number for number in left if number not in members]
+    return [found[number] for number in range(len(queries))]
 
 
 def search_unbuilt(

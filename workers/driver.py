@@ -36,8 +36,10 @@ from pipeline.searching import ImageSource, only, search_images, search_unbuilt
 from pipeline.sources import image_bytes
 from workers import searches
 from workers.context import Context
+from workers.io_deadline import io_until
 from workers.job_messages import broker_epoch, send_stage
 from workers.keys import KEEP_S
+from workers.passes import MeasuredPasses
 from workers.presence import require_claim
 
 __all__ = ["WorkersDriver", "WorkersSearch"]
@@ -89,7 +91,7 @@ class WorkersSearch:
         """
         until = time.monotonic() + timeout
         look_at: float | None = time.time() + searches.LOOK_EVERY_S
-        with self.context.broker_errors():
+        with self.context.broker_errors(), io_until(time.time() + timeout):
             while (results := searches.fetch_results(self.context, self.id)) is None:
                 left = until - time.monotonic()
                 if left <= 0:
@@ -219,16 +221,19 @@ class WorkersDriver:
         except IndexNotBuiltError:
             return search_unbuilt(context.resources, collection, images)
 
+        deadline_s = request.seconds(context.settings.search_deadline_s)
+
         def answer(batch: Batch) -> list[SearchResult]:
-            deadline_at = time.time() + request.seconds(context.settings.search_deadline_s)
-            with context.broker_errors():
+            deadline_at = time.time() + deadline_s
+            with context.broker_errors(), io_until(deadline_at):
                 ticket = searches.begin(context, uuid.uuid4().hex, version, batch, deadline_at)
                 return _tend_until_answered(context, ticket)
 
+        passes = MeasuredPasses(context, answer, deadline_s, len(images))
         if len(images) < 2:
-            return search_images(context.resources, version, images, request, answer)
+            return search_images(context.resources, version, images, request, passes)
         with ThreadPoolExecutor(min(len(images), usable_cores()), "vantage-query") as pool:
-            return search_images(context.resources, version, images, request, answer, pool.map)
+            return search_images(context.resources, version, images, request, passes, pool.map)
 
     def enqueue(self, collection: str, image: ImageSource, request: SearchRequest) -> WorkersSearch:
         """Leave a search to the workers, extraction included.

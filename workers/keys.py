@@ -66,6 +66,11 @@ class Keys:
         """
         return f"{self.prefix}searches"
 
+    @property
+    def pace(self) -> str:
+        """Hash of how long scans take: group -> slowness, wait, when; no time to live."""
+        return f"{self.prefix}pace"
+
     def put_off(self, job_id: str) -> str:
         """Whether a message of a job was sent again lately; kept `PUT_OFF_KEEP_S`."""
         return f"{self.prefix}put-off:{job_id}"

@@ -14,6 +14,7 @@ from redis.sentinel import Sentinel
 
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_secrets
+from workers.io_deadline import keep_in_time
 
 __all__ = ["NO_BROKER_URL", "RedisAddress", "reason"]
 
@@ -205,8 +206,8 @@ class RedisAddress:
             "health_check_interval": 10,
         }
         if self.master_name is None:
-            return redis.Redis.from_url(self.client_url(number), **options)
-        return self._sentinel_client(number, options)
+            return keep_in_time(redis.Redis.from_url(self.client_url(number), **options))
+        return keep_in_time(self._sentinel_client(number, options))
 
     def _sentinel_client(self, database: int, options: dict[str, Any]) -> redis.Redis:
         """Return a client of the server that the Sentinels name."""

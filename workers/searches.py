@@ -30,7 +30,9 @@ from pipeline.config import MAX_GROUPS
 from pipeline.errors import (
     CorruptFileError,
     DatabaseUnavailableError,
+    DeadlinePassedError,
     IndexNotBuiltError,
+    OtherInstallationError,
     TransientError,
     VantageError,
 )
@@ -38,11 +40,12 @@ from pipeline.metadata.engine import session_scope
 from pipeline.metadata.heartbeats import groups_served
 from pipeline.metadata.records import VersionRecord
 from pipeline.metadata.sqlite import LOCKED, is_locked
-from pipeline.records import SearchResult
+from pipeline.records import LATE, SearchResult
 from pipeline.request import SearchRequest
 from workers.context import Context
 from workers.keys import KEEP_S, keep_s
 from workers.messages import PROTOCOL
+from workers.pace import note_pace
 from workers.waiting_queries import forget_image, make_room
 from workers.workflows import scan_task, search_canvas, task
 
@@ -67,6 +70,10 @@ __all__ = [
 ]
 
 _log = logging.getLogger(__name__)
+
+MORE_TIME = (
+    "search for fewer images at once, or give more time (--deadline, VANTAGE_SEARCH_DEADLINE_S)"
+)
 
 RESEND_SHARE = 0.4
 """Share of the time to the deadline after which a late scan is sent again."""
@@ -116,6 +123,8 @@ class Ticket:
         ------
         CorruptFileError
             What Redis holds is no ticket of this search.
+        OtherInstallationError
+            It is a search of another installation.
         """
         key = context.keys.ticket(search_id)
         text = cast("bytes | None", context.redis.get(key))
@@ -129,6 +138,11 @@ class Ticket:
             raise CorruptFileError(key, repr(exc)) from exc
         if not ticket._is_sound(search_id):
             raise CorruptFileError(key, "its values are not those of a search")
+        if ticket.installation != context.identity:
+            raise OtherInstallationError(
+                f"search {search_id} is of installation {ticket.installation!r}, this is one of "
+                f"{context.identity}: two databases use one identity; see `vantage doctor`"
+            )
         return ticket
 
     def _is_sound(self, search_id: str) -> bool:
@@ -297,13 +311,14 @@ def _read_batch(context: Context, search_id: str, version: VersionRecord) -> Bat
 
 def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
     """Scan one group and store what was found, or the error, in Redis (map)."""
+    began = time.time()
     key = context.keys.scan(search_id, group)
     redis = context.redis
     if redis.exists(key):
         return {"group": group, "known": True}
     try:
         ticket = Ticket.load(context, search_id)
-    except CorruptFileError as exc:
+    except (CorruptFileError, OtherInstallationError) as exc:
         return {"group": group, "error": str(exc)}
     if ticket is None:
         return {"group": group, "error": "the search is over"}
@@ -322,7 +337,10 @@ def scan(context: Context, search_id: str, group: int) -> dict[str, Any]:
         redis.set(key, arrays_to_bytes({}, {"error": error}), ex=keep_s(ticket.deadline_at))
         return {"group": group, "error": error}
     blob = arrays_to_bytes(found.block.to_arrays(), found.to_meta())
-    redis.set(key, blob, ex=keep_s(ticket.deadline_at))
+    pipe = redis.pipeline(transaction=False)
+    pipe.set(key, blob, ex=keep_s(ticket.deadline_at))
+    note_pace(context, pipe, version, (batch, found), began - ticket.sent_at)
+    pipe.execute()
     return {"group": group, "matches": len(found.block.query)}
 
 
@@ -390,16 +408,18 @@ def _read_scans(
 
     scans: list[GroupScan] = []
     missing: dict[int, str] = {}
+    late = f"{LATE} ({ticket.deadline_at - ticket.sent_at:.1f} s); {MORE_TIME}"
     keys = [context.keys.scan(ticket.id, group) for group in ticket.asked]
     blobs = cast("list[bytes | None]", context.redis.mget(keys)) if keys else []
     for group, key, blob in zip(ticket.asked, keys, blobs, strict=True):
         if blob is None:
-            missing[group] = "its answer did not come in time"
+            missing[group] = late
             continue
         try:
             arrays = ArrayFile(blob, key)
             if "error" in arrays.meta:
-                missing[group] = str(arrays.meta["error"])
+                said = str(arrays.meta["error"])
+                missing[group] = late if said.startswith(DeadlinePassedError.__name__) else said
                 continue
             scan = GroupScan.from_arrays(arrays, arrays.meta, queries)
             require(scan.group == group, arrays, f"it is of group {scan.group}, not {group}")

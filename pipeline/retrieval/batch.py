@@ -206,7 +206,9 @@ def join_batches(batches: Sequence[Batch]) -> Batch:
     )
 
 
-def cut_batches(queries: Sequence[Batch], deadline_s: float) -> list[list[int]]:
+def cut_batches(
+    queries: Sequence[Batch], deadline_s: float, most: int = BATCH_IMAGES
+) -> list[list[int]]:
     """Return which query images share a pass.
 
     Images with different kinds of plan do not. `BATCH_IMAGES`, `BATCH_DESCRIPTORS`, `BATCH_BYTES`
@@ -218,6 +220,8 @@ def cut_batches(queries: Sequence[Batch], deadline_s: float) -> list[list[int]]:
         Each of one image, of one collection and configuration.
     deadline_s : float
         Seconds until the answers of a pass are due.
+    most : int
+        Images in a pass.
 
     Returns
     -------
@@ -232,7 +236,7 @@ def cut_batches(queries: Sequence[Batch], deadline_s: float) -> list[list[int]]:
                 continue
             if room is None or not room.take(query):
                 made.append([])
-                room = _Room(deadline_s)
+                room = _Room(deadline_s, most)
                 room.take(query)
             made[-1].append(number)
     return made
@@ -241,8 +245,8 @@ def cut_batches(queries: Sequence[Batch], deadline_s: float) -> list[list[int]]:
 class _Room:
     """The remaining room in a pass."""
 
-    def __init__(self, deadline_s: float) -> None:
-        self._images = BATCH_IMAGES
+    def __init__(self, deadline_s: float, most: int) -> None:
+        self._images = min(most, BATCH_IMAGES)
         self._descriptors = BATCH_DESCRIPTORS
         self._bytes: float = BATCH_BYTES
         self._ms = BATCH_SHARE * deadline_s * 1e3

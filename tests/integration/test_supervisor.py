@@ -20,11 +20,14 @@ from sites import Eventually, make_settings
 from sqlalchemy import update
 
 from pipeline.abandoned_jobs import this_process
+from pipeline.arrays import arrays_to_bytes
 from pipeline.config import Settings
 from pipeline.errors import (
     BrokerUnavailableError,
     DatabaseUnavailableError,
+    DeadlinePassedError,
     NoWorkersError,
+    OtherInstallationError,
     StateError,
     StorageUnavailableError,
     TooManyQueriesError,
@@ -37,9 +40,11 @@ from pipeline.metadata import collections, heartbeats, jobs, parts
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.models import Job, Version
 from pipeline.metadata.records import JobRecord, WorkerRecord
+from pipeline.records import LATE, SearchResult
 from pipeline.request import SearchRequest
-from pipeline.retrieval.batch import Batch
-from pipeline.searching import prepare_query
+from pipeline.retrieval.batch import BATCH_SHARE, Batch
+from pipeline.retrieval.cost import REFERENCE
+from pipeline.searching import _answer_all, prepare_query
 from pipeline.status import read_status
 from vantage import Collection
 from workers import searches
@@ -57,6 +62,8 @@ from workers.job_messages import (
     send_stage,
     waits_its_turn,
 )
+from workers.pace import measured_pace
+from workers.passes import MeasuredPasses
 from workers.supervise import watch_jobs, watch_segments
 
 PATIENCE_S = 15.0
@@ -605,6 +612,117 @@ class TestSearches:
             handles["passing"].wait(timeout=1)
         assert not handles["photographs"].wait(timeout=1).complete
         assert context.redis.zcard(context.keys.in_flight) == 0
+
+
+class TestPasses:
+    """Several images at once: how many share a pass."""
+
+    @pytest.fixture
+    def queries(self, context: Context, photo_folder: Path) -> list[Batch]:
+        version = context.resources.current_version("photographs")
+        images = [path.read_bytes() + b"\0" for path in sorted(photo_folder.glob("*.png"))[:8]]
+        made = [prepare_query(context.resources, version, one, SearchRequest()) for one in images]
+        assert all(isinstance(one, Batch) for one in made)
+        return [one for one in made if isinstance(one, Batch)]
+
+    @staticmethod
+    def _answer(size: int, most: int) -> list[SearchResult]:
+        """Answer a pass of some images; more than some are late."""
+        if size <= most:
+            return [SearchResult((), True, (), {}, {})] * size
+        cause = f"group 0: {LATE} (5.0 s)"
+        return [SearchResult((), False, (0,), {}, {}, causes=(cause,))] * size
+
+    def _passes(
+        self, context: Context, most: int, images: int, deadline_s: float = 600
+    ) -> tuple[MeasuredPasses, list[int]]:
+        sizes: list[int] = []
+
+        def answer(batch: Batch) -> list[SearchResult]:
+            sizes.append(len(batch.images))
+            return self._answer(len(batch.images), most)
+
+        return MeasuredPasses(context, answer, deadline_s, images), sizes
+
+    def test_a_late_pass_is_done_again_in_halves_until_it_is_not_late(
+        self, context: Context, queries: list[Batch]
+    ) -> None:
+        passes, sizes = self._passes(context, 2, len(queries))
+        results = _answer_all(queries, passes)
+        assert sizes == [8, 4, 2, 2, 2, 2]
+        assert all(result.complete for result in results)
+
+    def test_no_pass_is_done_again_beyond_the_patience_of_the_caller(
+        self, context: Context, queries: list[Batch]
+    ) -> None:
+        passes, sizes = self._passes(context, 2, len(queries))
+        passes._until = time.monotonic()
+        results = _answer_all(queries, passes)
+        assert sizes == [8]
+        assert [result.missing_groups for result in results] == [(0,)] * 8
+
+    def test_an_image_that_is_late_alone_is_not_asked_again(
+        self, context: Context, queries: list[Batch]
+    ) -> None:
+        passes, sizes = self._passes(context, 0, len(queries))
+        results = _answer_all(queries, passes)
+        assert sizes == [8, 4, 2, *[1] * 8]
+        assert not any(result.complete for result in results)
+
+    def test_passes_are_cut_by_what_scans_take_now(
+        self, context: Context, queries: list[Batch]
+    ) -> None:
+        # So that all eight fit at the predicted speed.
+        ms = sum(query.predicted(REFERENCE).wait_ms for query in queries)
+        deadline_s = ms / 1e3 / BATCH_SHARE * 1.01
+        passes, _ = self._passes(context, 8, 8, deadline_s)
+        assert [len(some) for some in passes.cut(queries)] == [8]
+        key, now = context.keys.pace, time.time()
+        context.redis.hset(key, "0", f"4.2 0 {now}")
+        assert len(passes.cut(queries)) >= 4
+        context.redis.hset(key, "0", f"1 {deadline_s * 0.8} {now}")  # they wait behind others
+        assert len(passes.cut(queries)) >= 4
+        context.redis.hset(key, "0", f"100 100 {now - 60}")  # long ago
+        context.redis.hset(key, "1", b"\xff")
+        assert [len(some) for some in passes.cut(queries)] == [8]
+
+    def test_each_scan_tells_how_slow_it_was_and_how_long_it_waited(
+        self, context: Context, queries: list[Batch]
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        version = context.resources.current_version("photographs")
+        searches.begin(context, "s", version, queries[0], time.time() + 600)
+        ticket = searches.Ticket.load(context, "s")
+        assert ticket is not None
+        dataclasses.replace(ticket, sent_at=ticket.sent_at - 7).save(context)
+        searches.scan(context, "s", 2)
+        slowness, wait_s = measured_pace(context)
+        assert slowness >= 1
+        assert wait_s >= 7
+
+    def test_an_answer_says_that_time_was_the_reason(
+        self, context: Context, queries: list[Batch]
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        version = context.resources.current_version("photographs")
+        searches.begin(context, "s", version, queries[0], time.time() + 600)
+        searches.scan(context, "s", 0)
+        error = arrays_to_bytes({}, {"error": f"DeadlinePassedError: {DeadlinePassedError()}"})
+        context.redis.set(context.keys.scan("s", 1), error)
+        (result,) = searches.rank(context, "s") or []
+        assert result.missing_groups == (1, 2, 3)
+        assert all(LATE in cause and "--deadline" in cause for cause in result.causes)
+
+    def test_a_ticket_of_another_installation_is_refused(
+        self, context: Context, queries: list[Batch]
+    ) -> None:
+        _beat(context, "group@a", "group", (0, 1, 2, 3))
+        version = context.resources.current_version("photographs")
+        ticket = searches.begin(context, "s", version, queries[0], time.time() + 600)
+        dataclasses.replace(ticket, installation="0123456789abcdef").save(context)
+        assert "0123456789abcdef" in searches.scan(context, "s", 0)["error"]
+        with pytest.raises(OtherInstallationError, match="two databases use one identity"):
+            searches.rank(context, "s")
 
 
 class TestClient:

@@ -18,13 +18,14 @@ from typing import Any, ClassVar
 from celery.app.amqp import AMQP
 from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.loaders.app import AppLoader
-from kombu.connection import Connection
+from kombu.connection import Connection, ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from pipeline.redaction import without_secrets
+from workers.io_deadline import in_time
 
 __all__ = [
     "AWAY",
@@ -104,6 +105,9 @@ class _Patience:
         if getattr(self.connection, "client", None) is None:  # type: ignore[attr-defined]
             raise RedisConnectionError("the connection of this channel was closed")
         params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc]
+        # For receiving, kombu makes a class for each channel: that is not kept.
+        made = in_time.__wrapped__ if asynchronous else in_time
+        params["connection_class"] = made(params["connection_class"])
         return params
 
     def _brpop_read(self, **options: Any) -> bool | None:
@@ -158,16 +162,37 @@ class _PatientSentinelTransport(_Delivery, kombu_redis.SentinelTransport):
     connection_errors = AWAY
 
 
-class _PatientConnection(Connection):
-    """A connection of our apps; those of other apps in the same process stay kombu's own."""
+class _OurTransport:
+    """What single connections and those of a pool have in common."""
 
     def get_transport_cls(self) -> type[Any]:
         """Return our transport in place of kombu's."""
-        found: type[Any] = super().get_transport_cls()
+        found: type[Any] = super().get_transport_cls()  # type: ignore[misc]
         return {
             kombu_redis.Transport: _PatientTransport,
             kombu_redis.SentinelTransport: _PatientSentinelTransport,
         }.get(found, found)
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        """Try until there is a connection; kombu would come to wait half a minute between tries."""
+        options = {"interval_max": _RETRY_EVERY_S} | kwargs
+        return super().ensure_connection(*args, **options)  # type: ignore[misc]
+
+
+class _PooledConnection(_OurTransport, PooledConnection):
+    """A connection by which messages are sent."""
+
+
+class _Pool(ConnectionPool):
+    """Connections by which messages are sent."""
+
+    def new(self) -> Connection:
+        """Make one; kombu's method takes a class of its own."""
+        return _PooledConnection(self, **dict(self.connection._info(resolve=False)))
+
+
+class _PatientConnection(_OurTransport, Connection):
+    """A connection of our apps; those of other apps in the same process stay kombu's own."""
 
     def info(self) -> dict[str, Any]:
         """Return what remote control tells of a worker's broker: Flower shows it."""
@@ -179,9 +204,9 @@ class _PatientConnection(Connection):
             )
         return told
 
-    def ensure_connection(self, *args: Any, **kwargs: Any) -> Connection:
-        """Try until there is a connection; kombu would come to wait half a minute between tries."""
-        return super().ensure_connection(*args, **{"interval_max": _RETRY_EVERY_S} | kwargs)
+    def Pool(self, limit: int | None = None, **options: Any) -> ConnectionPool:  # noqa: N802
+        """Return a pool of connections like this one."""
+        return _Pool(self, limit, **options)
 
 
 def _shown(address: Any) -> Any:
@@ -203,6 +228,16 @@ class _Results:
 
         Celery's method ends in a RuntimeError while Redis is away.
         """
+
+    def add_pending_result(self, result: Any, **_options: object) -> Any:
+        """Return the result: a chord would subscribe to those of its header here."""
+        return result
+
+    def _get_pool(self, **params: Any) -> Any:
+        """Return connections that keep the deadline of the thread that sends."""
+        pool = super()._get_pool(**params)  # type: ignore[misc]
+        pool.connection_class = in_time(pool.connection_class)
+        return pool
 
 
 class PatientBackend(_Results, RedisBackend):

@@ -85,6 +85,16 @@ EffortOption = Annotated[
         show_default=False,
     ),
 ]
+DeadlineOption = Annotated[
+    float | None,
+    typer.Option(
+        "--deadline",
+        metavar="SECONDS",
+        help="Answer after so many seconds with what was found by then; each pass over the index "
+        "has them. Default: VANTAGE_SEARCH_DEADLINE_S.",
+        show_default=False,
+    ),
+]
 JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print one JSON document on standard output, nothing else there."),

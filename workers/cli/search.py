@@ -12,11 +12,13 @@ import typer
 
 from pipeline.config import Settings
 from pipeline.errors import InputError
+from pipeline.records import LATE
 from pipeline.request import SearchRequest
 from pipeline.text import displayable
 from workers.cli import exits
 from workers.cli.options import (
     CollectionArgument,
+    DeadlineOption,
     EffortOption,
     ExactOption,
     JsonOption,
@@ -88,6 +90,7 @@ def search(
     plan: PlanOption = Plan.auto,
     exact: ExactOption = False,
     effort: EffortOption = None,
+    deadline: DeadlineOption = None,
     explain: Annotated[
         bool,
         typer.Option(
@@ -121,7 +124,9 @@ def search(
 ) -> None:
     """Find the images of a collection that show the same thing as a photograph."""
     settings = Settings.from_env()
-    request = SearchRequest(top=top, plan=plan.value, effort=effort, exact=exact)
+    request = SearchRequest(
+        top=top, plan=plan.value, effort=effort, exact=exact, deadline_s=deadline
+    )
     if html is not None and not html.absolute().parent.is_dir():
         raise InputError(f"the page cannot be written: there is no folder {str(html.parent)!r}")
     from pipeline.decoders import start_early
@@ -203,7 +208,9 @@ def _show(answer: Answer) -> None:
     )
     if not result.matches:
         answered = result.complete or any(one.plan.get("scanned_share") for one in answers)
-        say("  nothing similar was found" if answered else "  nothing could be searched")
+        late = any(LATE in cause for one in answers for cause in one.causes)
+        nothing = "nothing could be searched in time" if late else "nothing could be searched"
+        say("  nothing similar was found" if answered else f"  {nothing}")
     elif isinstance(result, FusedResult):
         _show_fused(result)
     else:
