@@ -348,6 +348,11 @@ def _flower(settings: Settings) -> Iterator[Check]:
         yield Check("flower", True, str(running["url"]))
         return
     place = f"{settings.flower_address}:{settings.flower_port}"
+    lost = why_taken(settings.flower_address, 0)
+    if lost:
+        remedy = "set VANTAGE_FLOWER_ADDRESS; everything else works without Flower"
+        yield Check("flower", False, f"{place}: {lost}", remedy)
+        return
     reason = why_taken(settings.flower_address, settings.flower_port)
     free = f"{place} is free" if settings.flower_port else "takes a free port"
     yield Check("flower", True, f"{place}: {reason}; Flower takes a free port" if reason else free)

@@ -77,6 +77,13 @@ def test_a_taken_port_of_flower_is_told_and_no_failure(settings: Settings) -> No
     assert check.detail.endswith("Address already in use; Flower takes a free port")
 
 
+def test_an_address_of_another_host_is_found(settings: Settings) -> None:
+    changed = dataclasses.replace(settings, flower_address="192.0.2.9", flower_password="word")
+    check = _by_name(changed)["flower"]
+    assert not check.ok
+    assert "VANTAGE_FLOWER_ADDRESS" in check.remedy
+
+
 def test_a_dashboard_open_to_the_network_without_a_password_is_a_failed_check(
     settings: Settings,
 ) -> None:
