@@ -1,7 +1,8 @@
 """Whether files exist, as far as that is found out within a time.
 
 A drive that does not answer may hold a process for hours: nobody can take a system call back. So
-each drive is asked by a thread of its own, and a drive that owes an answer is not asked again.
+each drive is asked by a thread of its own, and a drive that owes an answer beyond the time that it
+had is not asked again.
 """
 
 from __future__ import annotations
@@ -12,15 +13,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _OCTAL = re.compile(rb"\\([0-7]{3})")
 
-_asked: dict[str, threading.Thread] = {}
-"""By mount point: the thread that asks it, perhaps for ever."""
+
+class _Asking(NamedTuple):
+    """A thread that asks a drive, perhaps for ever, and until when it may take."""
+
+    thread: threading.Thread
+    until: float
+
+
+_asked: dict[str, list[_Asking]] = {}
+"""By mount point; several callers may ask a drive at the same time."""
+
+_lock = threading.Lock()
 
 
 def identity(path: str) -> tuple[int, int]:
@@ -73,19 +84,27 @@ def look(paths: Iterable[str], within_s: float, ask: Callable[[str], T]) -> Mapp
     enough = threading.Event()
     threads = []
     for mount, some in by_mount.items():
-        before = _asked.get(mount)
-        if before is not None and before.is_alive():
-            continue
         thread = threading.Thread(
             target=_ask_all, args=(some, ask, found, enough), name="look", daemon=True
         )
-        _asked[mount] = thread
-        threads.append(thread)
-        thread.start()
+        if _start(mount, thread, until):
+            threads.append(thread)
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
     enough.set()
     return dict(found)
+
+
+def _start(mount: str, thread: threading.Thread, until: float) -> bool:
+    """Start a thread that asks a drive, unless the drive has not answered another one in time."""
+    with _lock:
+        alive = [one for one in _asked.get(mount, ()) if one.thread.is_alive()]
+        answers = all(time.monotonic() < one.until for one in alive)
+        if answers:
+            thread.start()
+            alive.append(_Asking(thread, until))
+        _asked[mount] = alive
+    return answers
 
 
 def _ask_all(
@@ -127,6 +146,8 @@ def _mount_of(path: str, mounts: frozenset[str]) -> str:
 
 def _forget() -> None:
     """Begin anew in a forked process: threads stay behind."""
+    global _lock
+    _lock = threading.Lock()
     _asked.clear()
 
 

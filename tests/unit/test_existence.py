@@ -77,8 +77,27 @@ def test_a_dead_drive_holds_up_neither_the_caller_nor_other_drives(
         assert look([*bad, good], 600, dead.identity) == {good: identity(good)}
     assert dead.asked == bad[:1]
     dead.released.set()
-    existence._asked[dead.folder].join(600)
+    existence._asked[dead.folder][0].thread.join(600)
     assert set(look(bad, 600, dead.identity)) == set(bad)
+
+
+def test_two_callers_may_ask_a_drive_at_the_same_time(dead: Drive) -> None:
+    path = f"{dead.folder}/a"
+    asked = threading.Event()
+    found: list[Any] = []
+
+    def ask(name: str) -> tuple[int, int]:
+        asked.set()
+        return dead.identity(name)
+
+    first = threading.Thread(target=lambda: found.append(look([path], 600, ask)))
+    first.start()
+    assert asked.wait(600)
+    # The first caller's time is not over: its drive may be as good as any.
+    assert look([path], 600, identity) == {path: identity(path)}
+    dead.released.set()
+    first.join(600)
+    assert found == [{path: identity(path)}]
 
 
 def test_mount_points_are_known_without_asking_them() -> None:
