@@ -49,7 +49,13 @@ _DISABLED = "NUMBA_DISABLE_JIT"
 
 _PACKAGE = Path(__file__).parent
 
-_lock = threading.Lock()
+# A fork waits until a loop is compiled: the child would inherit locks, ours and the compiler's, of
+# a thread that it does not have. Re-entrant: the compiler itself may fork.
+_lock = threading.RLock()
+os.register_at_fork(
+    before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+)
+
 _engines: list[Any] = []  # machine code lives as long as its engine
 
 
@@ -116,7 +122,7 @@ class CompiledLoop:
 
     def _returned(self, result: Result, status: int, words: Any) -> Any:
         """Return the values that the loop has written."""
-        if status > 0 or status == -1:
+        if status > 0 or status in (-1, MISMATCH):
             raise RuntimeError(f"the compiled loop {self.name} failed with status {status}")
         if not result.kinds:
             return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -118,6 +120,45 @@ def test_arrays_are_written_in_place_and_no_threads_disturb_each_other(package: 
     assert fill(np.empty(0, np.int64), 7) is None
 
 
+_before_forks: list[threading.Event] = []
+
+
+def _fork_begins() -> None:
+    for event in _before_forks:
+        event.set()
+
+
+os.register_at_fork(before=_fork_begins)
+
+
+def test_a_fork_waits_for_the_compiler(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import compiling
+
+    compile_loop = compiling.compile_loop
+    begun, forking = threading.Event(), threading.Event()
+
+    def compile_later(*args: Any) -> Any:
+        begun.set()
+        assert forking.wait(600)
+        return compile_loop(*args)
+
+    monkeypatch.setattr(compiling, "compile_loop", compile_later)
+    monkeypatch.setattr(sys.modules[__name__], "_before_forks", [forking])
+    rows, fill = np.zeros(10, np.int64), loop(package, "fill")
+    compiles = threading.Thread(target=fill, args=(rows, 3))
+    compiles.start()
+    assert begun.wait(600)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(600)
+        fill(rows, 7)
+        os._exit(0 if set(rows.tolist()) == {7} else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    compiles.join(600)
+    assert set(rows.tolist()) == {3}
+
+
 def test_what_is_kept_is_loaded_without_the_compiler(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +204,14 @@ def test_what_would_be_read_wrongly_is_refused(package: str) -> None:
             add_up(array, *rest)
     with pytest.raises(TypeError, match="not str"):
         add_up("text", *rest)
+
+
+def test_code_that_refuses_its_arguments_gives_no_answer(
+    package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_code, "_in_order", lambda value: value)
+    with pytest.raises(RuntimeError, match="add_up failed with status"):
+        loop(package, "add_up")(ROWS.T, *ARGUMENTS[1:])
 
 
 def test_an_error_in_a_loop_is_raised(package: str) -> None:
