@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
 from pipeline.cores import usable_cores
-from pipeline.errors import StateError, VantageError
+from pipeline.errors import SchemaVersionError, StateError, VantageError
 from pipeline.machine_code_file import machine_code_folder
 from pipeline.text import seconds
 from workers.compiled import note_compiled
@@ -229,9 +229,9 @@ def _database(settings: Settings) -> Iterator[Check]:
     finally:
         engine.dispose()
     detail = f"{shown(engine.url)}, schema {found or 'none'}"
-    remedy = "" if found == SCHEMA_REVISION else f"this program needs {SCHEMA_REVISION}: "
-    remedy += "run `vantage migrate`" if remedy else ""
-    yield Check("database", not remedy, detail, remedy)
+    ok = found == SCHEMA_REVISION
+    remedy = "" if ok else str(SchemaVersionError(found, SCHEMA_REVISION))
+    yield Check("database", ok, detail, remedy)
 
 
 def _installation(settings: Settings) -> Iterator[Check]:

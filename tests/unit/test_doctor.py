@@ -6,8 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sqlalchemy import text
+
 from pipeline.config import Settings
-from pipeline.metadata.engine import create_metadata_engine, upgrade
+from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from workers.doctor import Check, checks
 
 
@@ -38,6 +40,18 @@ def test_a_database_without_our_tables_names_the_command(settings: Settings) -> 
     check = _by_name(settings)["database"]
     assert not check.ok
     assert "vantage migrate" in check.remedy
+
+
+def test_a_database_of_a_newer_release_asks_for_that_release(settings: Settings) -> None:
+    engine = create_metadata_engine(settings.database_url)
+    upgrade(engine)
+    with session_scope(engine) as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    engine.dispose()
+    check = _by_name(settings)["database"]
+    assert not check.ok
+    assert "install a newer Vantage" in check.remedy
+    assert "vantage migrate" not in check.remedy
 
 
 def test_a_missing_image_root_is_found(settings: Settings, tmp_path: Path) -> None:
