@@ -17,6 +17,7 @@ from pipeline.metadata.engine import (
     schema_revision,
     shown,
 )
+from pipeline.redaction import without_secrets
 
 __all__ = ["database_of", "refuse_lost_database"]
 
@@ -32,8 +33,9 @@ def refuse_lost_database(engine: Engine, store: str) -> None:
         Says to restore the backup.
     """
     if schema_revision(engine) is None and _holds_files(store):
+        place = store if store_folder(store) is not None else without_secrets(store)
         raise StateError(
-            f"the database {shown(engine.url)} is empty or missing, but the store {store!r} holds "
+            f"the database {shown(engine.url)} is empty or missing, but the store {place!r} holds "
             "the files of a database: restore the backup of the database (and remove its -wal and "
             "-shm files before), or, to start anew, move the store away"
         )

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.addresses import store_folder
-from pipeline.errors import ConfigError, StorageUnavailableError
+from pipeline.errors import ConfigError, StorageUnavailableError, VantageError
 from pipeline.private_files import make_folder, open_privately
+from pipeline.redaction import redacted, secrets_of, without_secrets
 
 __all__ = ["StoreRoot"]
 
@@ -35,6 +36,7 @@ class StoreRoot:
         self.on_disk = folder is not None
         """Whether the store is a directory."""
         self._folder = (folder or Path()).absolute()
+        self._secrets = set[str]() if self.on_disk else secrets_of(store)
 
     @cached_property
     def _remote(self) -> tuple[Any, str]:
@@ -44,8 +46,9 @@ class StoreRoot:
         try:
             system, root = fsspec.core.url_to_fs(self._store)
         except (ValueError, ImportError) as error:
-            allowed = f"must be a directory or a URL that fsspec can open here ({error})"
-            raise ConfigError("VANTAGE_STORE", self._store, allowed) from error
+            reason = redacted(str(error), self._secrets)
+            allowed = f"must be a directory or a URL that fsspec can open here ({reason})"
+            raise ConfigError("VANTAGE_STORE", without_secrets(self._store), allowed) from None
         return system, str(root).rstrip("/")
 
     @contextlib.contextmanager
@@ -53,8 +56,13 @@ class StoreRoot:
         """Turn the file system's errors into ours."""
         try:
             yield
-        except OSError as error:
-            raise StorageUnavailableError(name, f"{type(error).__name__}: {error}") from error
+        except Exception as error:
+            # Clients of object stores have errors of their own.
+            ours = isinstance(error, VantageError | MemoryError)
+            if ours or (self.on_disk and not isinstance(error, OSError)):
+                raise
+            reason = redacted(f"{type(error).__name__}: {error}", self._secrets)
+            raise StorageUnavailableError(name, reason) from error
 
     @property
     def place(self) -> dict[str, Any]:
@@ -63,11 +71,12 @@ class StoreRoot:
         Raises
         ------
         StorageUnavailableError
-            The directory cannot be looked at.
+            It cannot be looked at.
         """
         if not self.on_disk:
-            system, root = self._remote
-            return {"path": str(system.unstrip_protocol(root))}
+            with self._driver(""):
+                system, root = self._remote
+                return {"path": redacted(str(system.unstrip_protocol(root)), self._secrets)}
         with self._driver(""):
             path = self._folder.resolve()
             try:

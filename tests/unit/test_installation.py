@@ -12,7 +12,12 @@ import pytest
 from sqlalchemy import Engine, text
 
 from pipeline.config import ExtractorConfig, IndexConfig
-from pipeline.errors import OtherInstallationError, StateError, StorageUnavailableError
+from pipeline.errors import (
+    ConfigError,
+    OtherInstallationError,
+    StateError,
+    StorageUnavailableError,
+)
 from pipeline.installation import (
     MARKER,
     check_store,
@@ -254,6 +259,32 @@ def test_a_store_behind_a_url_has_a_marker_too(tmp_path: Path) -> None:
         two.check()
     with pytest.raises(OtherInstallationError, match=r"memory:///?store-of-test"):
         two.settle()
+
+
+def test_a_store_behind_a_url_never_shows_its_password(tmp_path: Path) -> None:
+    home = Home(tmp_path, "memory://user:s3cret@host").made()
+    home.settle()
+    assert "s3cret" not in json.dumps(home.marker)
+    with pytest.raises(ConfigError) as caught:
+        _ = StoreRoot("nobody-knows://user:s3cret@host").place
+    assert "s3cret" not in str(caught.value)
+
+
+def test_an_error_of_an_object_stores_client_is_one_of_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NoCredentialsError(Exception):
+        """As botocore's, which is no OSError."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise NoCredentialsError("of user:s3cret@host")
+
+    home = Home(tmp_path, "memory://user:s3cret@host").made()
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.cat_file", fail)
+    home.check()  # a store that does not answer is not judged
+    with pytest.raises(StorageUnavailableError, match="NoCredentialsError") as caught:
+        home.settle()
+    assert "s3cret" not in str(caught.value)
 
 
 def test_of_two_installations_that_begin_with_one_store_one_is_refused(tmp_path: Path) -> None:
