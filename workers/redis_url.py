@@ -97,6 +97,8 @@ class RedisAddress:
             # The first one's login is that of the server. Celery's own masking of addresses knows
             # of no further one.
             part = _with_login(part, query)
+            if sentinel:
+                _refuse_options(query)
             place = part.netloc if not urls else part.netloc.rpartition("@")[2]
             urls.append(urlunsplit(part._replace(netloc=place, path="", fragment="")))
         return cls(tuple(urls), database, master if sentinel else None)
@@ -121,6 +123,7 @@ class RedisAddress:
         if others or part.hostname or part.fragment or part.path in ("", "/"):
             raise _WrongError(_ALLOWED)
         part = _with_login(part, query)
+        _refuse_options(query)
         return cls((f"unix://{part.netloc}{part.path}",), _database(text) if text else 0)
 
     @classmethod
@@ -242,6 +245,15 @@ def _database(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,6}", text):
         raise _WrongError("the database after / must be a number")
     return int(text)
+
+
+def _refuse_options(query: dict[str, str]) -> None:
+    """Refuse what is left of an address whose options nobody would read."""
+    if query:
+        raise _WrongError(
+            "an option after ? is not known: known are db, username, password and, of Sentinels, "
+            "master_name"
+        )
 
 
 def _with_login(part: SplitResult, query: dict[str, str]) -> SplitResult:

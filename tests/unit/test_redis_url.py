@@ -105,6 +105,15 @@ def test_an_error_about_an_address_does_not_show_its_password() -> None:
         assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("address", ["unix://u:s3cret@/x.sock", "sentinel://:s3cret@host"])
+def test_an_option_that_nobody_would_read_is_refused(address: str) -> None:
+    known = RedisAddress.parse(f"{address}?db=3")
+    assert known.broker_db == 3
+    with pytest.raises(ConfigError, match="not known: known are db") as caught:
+        RedisAddress.parse(f"{address}?db=3&socket_timeout=5")
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "option",
     [
