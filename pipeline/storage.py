@@ -193,12 +193,20 @@ class Storage:
             except OSError as exc:
                 gone = isinstance(exc, FileNotFoundError | NotADirectoryError)
                 of_one = isinstance(exc, PermissionError | IsADirectoryError)
-                mine = str(exc.filename or "").startswith(str(self.local))
-                if mine or not (gone or of_one or exc.errno in _ONE_FILE) or not self._answers():
+                one_file = gone or of_one or exc.errno in _ONE_FILE
+                if self._is_local(exc.filename) or not one_file or not self._answers():
                     raise
                 reason = exc.strerror or str(exc)
                 kind = LostFileError if gone else CorruptFileError
                 raise kind(self._address(key), reason) from exc
+
+    def _is_local(self, name: object) -> bool:
+        """Tell whether a file lies in the folder of local copies; one root may be in the other."""
+        path = Path(os.fsdecode(name)) if isinstance(name, str | bytes) else None
+        if path is None or not path.is_relative_to(self.local):
+            return False
+        inside = self._on_disk and Path(self._root).is_relative_to(self.local)
+        return not (inside and path.is_relative_to(self._root))
 
     def _answers(self) -> bool:
         """Tell whether the store can be listed and holds anything; an unmounted one is empty."""

@@ -345,6 +345,20 @@ def test_trouble_with_the_local_folder_is_not_the_files_fault(tmp_path: Path) ->
         storage.fetch(KEY, checksum)
 
 
+@pytest.mark.parametrize("store", ["local-store", "local/store", "store"])
+@pytest.mark.parametrize("local", ["local", "store/local"])
+def test_a_lost_file_is_lost_wherever_the_roots_lie(
+    tmp_path: Path, store: str, local: str
+) -> None:
+    storage = Storage(str(tmp_path / store), tmp_path / local)
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    storage.write_arrays("trees/a.npz", ARRAYS, {})
+    (tmp_path / store / KEY).unlink()
+    for read in (storage.fetch, storage.open_arrays, storage.read_arrays):
+        with pytest.raises(LostFileError):
+            read(KEY, checksum)
+
+
 class TestVerifiedCopies:
     """A copy is read again when it looks different, and only then."""
 
