@@ -226,10 +226,13 @@ def unchanged_paths(
 
     def is_unchanged(path: str, row: Any) -> bool:
         now, mine = wanted[path], job_id is not None and row.job_id == job_id
-        same = row.ctime_ns is not None and row.ctime_ns == now.ctime_ns and not reread
+        same = row.ctime_ns is not None and not reread
+        same = same and (row.ctime_ns, row.inode) == (now.ctime_ns, now.inode)
+        # Of what the job has read, no inode: some file systems give another one at any time, and
+        # the job would read such files again and again.
         return (
             (same or mine)
-            and (row.size, row.mtime_ns, row.inode) == (now.size, now.mtime_ns, now.inode)
+            and (row.size, row.mtime_ns) == (now.size, now.mtime_ns)
             and row.image_id is not None
             and row.error_code is None
             and row.gone_at is None

@@ -164,6 +164,16 @@ def test_a_young_file_is_read_again_but_not_by_the_same_job(db: Database) -> Non
     assert known(reread=True, job_id=job.id) == {"/young", "/old"}
 
 
+def test_a_job_does_not_read_a_file_again_that_has_another_inode_each_time(db: Database) -> None:
+    collection = db.collection()
+    job = db.job(collection)
+    db.register(collection, job, file("/a"))
+    asked = [("/a", STAMP._replace(inode=1, ctime_ns=1))]
+    with db.read() as session:
+        assert images.unchanged_paths(session, collection.id, asked, job_id=job.id) == {"/a"}
+        assert not images.unchanged_paths(session, collection.id, asked, job_id="another")
+
+
 def test_what_is_gone_is_marked_and_comes_back(db: Database) -> None:
     collection = db.collection()
     odd = ["/p/a", "/p/b\n", "/p/\\", os.fsdecode(b"/p/\xff"), "/p/日本"]
