@@ -1,6 +1,8 @@
 """Files with the machine code of compiled loops; this module loads nothing else.
 
-A file has the SHA-256 of the rest, a line of JSON, and an object file as a linker takes it.
+A file has the SHA-256 of the rest, a line of JSON, and an object file as a linker takes it. It is
+executed: so a file of another user is not read, whatever folder it is in, and nobody else may write
+into ours.
 """
 
 from __future__ import annotations
@@ -83,10 +85,28 @@ def machine_code_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vantage"
 
 
+@functools.cache
+def _trusted_users() -> frozenset[int]:
+    """Return whose files this process executes: its own, root's, and two more.
+
+    Who owns the package or the user's home decides what runs anyway; a drive of a network may know
+    this user by another number, there as in the cache folder.
+    """
+    users = {os.geteuid(), 0}
+    for place in (__file__, os.path.expanduser("~")):  # noqa: PTH111
+        if Path(place).is_absolute():
+            with contextlib.suppress(OSError):
+                users.add(Path(place).stat().st_uid)
+    return frozenset(users)
+
+
 def read_machine_code(path: Path) -> MachineCode | None:
-    """Return the machine code of a file; None if it is missing or damaged."""
+    """Return the machine code of a file; None if it is missing, damaged, or another user's."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as stream:
+            if os.fstat(stream.fileno()).st_uid not in _trusted_users():
+                return None
+            data = stream.read()
     except OSError:
         return None
     digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
@@ -103,7 +123,9 @@ def write_machine_code(path: Path, made: MachineCode) -> None:
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(hashlib.sha256(body).digest() + body)
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(hashlib.sha256(body).digest() + body)
         temporary.replace(path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -347,9 +347,7 @@ def test_trouble_with_the_local_folder_is_not_the_files_fault(tmp_path: Path) ->
 
 @pytest.mark.parametrize("store", ["local-store", "local/store", "store"])
 @pytest.mark.parametrize("local", ["local", "store/local"])
-def test_a_lost_file_is_lost_wherever_the_roots_lie(
-    tmp_path: Path, store: str, local: str
-) -> None:
+def test_a_lost_file_is_lost_wherever_the_roots_lie(tmp_path: Path, store: str, local: str) -> None:
     storage = Storage(str(tmp_path / store), tmp_path / local)
     checksum = storage.write_arrays(KEY, ARRAYS, {})
     storage.write_arrays("trees/a.npz", ARRAYS, {})

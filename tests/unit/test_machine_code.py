@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 import pipeline
-from pipeline import machine_code
+from pipeline import machine_code, machine_code_file
 from pipeline.machine_code import CompiledLoop
+from pipeline.machine_code_file import read_machine_code
 
 PACKAGE = Path(pipeline.__file__).parent
 LOOPS = """
@@ -189,6 +190,22 @@ def test_code_that_is_damaged_or_outdated_is_made_again(
     assert loop(package, "add_up")(*ARGUMENTS) == wanted
     assert len(files(tmp_path / "kept")) == (2 if change == "a changed constant" else 1)
     assert files(tmp_path / "kept")[0].stat().st_size == len(data)
+
+
+def test_code_of_another_user_is_not_executed(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = os.umask(0)
+    try:
+        loop(package, "fill")(np.empty(1, np.int64), 7)
+    finally:
+        os.umask(before)
+    (file,) = files(tmp_path / "kept")
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert read_machine_code(file) is not None
+    somebody_else = frozenset([file.stat().st_uid + 1])
+    monkeypatch.setattr(machine_code_file, "_trusted_users", lambda: somebody_else)
+    assert read_machine_code(file) is None
 
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(package: str, tmp_path: Path) -> None:
