@@ -74,7 +74,8 @@ class MachineCode(NamedTuple):
 def machine_code_folder() -> Path:
     """Return the folder of machine code; it may not exist.
 
-    ``NUMBA_CACHE_DIR``, else one inside the package, else the user's cache directory.
+    ``NUMBA_CACHE_DIR``, else one inside the package, else the user's cache directory, else (a user
+    without a home) one for temporary files.
     """
     given = os.environ.get("NUMBA_CACHE_DIR")
     if given:
@@ -82,7 +83,12 @@ def machine_code_folder() -> Path:
     beside = _PACKAGE / "__pycache__"
     if os.access(beside if beside.exists() else _PACKAGE, os.W_OK):
         return beside
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vantage"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+    if cache.is_absolute():
+        return cache / "vantage"
+    import tempfile  # not at the top: hardly anybody has no home
+
+    return Path(tempfile.gettempdir()) / f"vantage-{os.geteuid()}"
 
 
 @functools.cache

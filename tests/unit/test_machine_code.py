@@ -19,7 +19,7 @@ import pytest
 import pipeline
 from pipeline import machine_code, machine_code_file
 from pipeline.machine_code import CompiledLoop
-from pipeline.machine_code_file import read_machine_code
+from pipeline.machine_code_file import machine_code_folder, read_machine_code
 
 PACKAGE = Path(pipeline.__file__).parent
 LOOPS = """
@@ -206,6 +206,19 @@ def test_code_of_another_user_is_not_executed(
     somebody_else = frozenset([file.stat().st_uid + 1])
     monkeypatch.setattr(machine_code_file, "_trusted_users", lambda: somebody_else)
     assert read_machine_code(file) is None
+
+
+def test_a_user_without_a_home_has_a_folder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # what Python does then
+    machine_code_folder.cache_clear()
+    try:
+        assert machine_code_folder().is_absolute()
+        assert machine_code_folder().name == f"vantage-{os.geteuid()}"
+    finally:
+        machine_code_folder.cache_clear()
 
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(package: str, tmp_path: Path) -> None:
