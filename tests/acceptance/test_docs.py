@@ -128,6 +128,7 @@ class Terminal:
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")]),
             "VANTAGE_HOME": str(self.home),
             "VANTAGE_HOST": "studio",
+            "COLUMNS": "160",  # the paths of the tests are longer than those of the pages
             "VANTAGE_FLOWER_PORT": "0",
             # However busy the machine is, no worker counts as dead and no answer is incomplete.
             "VANTAGE_HOST_TIMEOUT_S": "600",
@@ -236,11 +237,12 @@ def readme(terminal: Terminal) -> list[str]:
 
 
 def test_what_the_readme_shows_happens(readme: list[str]) -> None:
-    assert readme == []
+    assert readme == [], "\n".join(readme)
 
 
 def test_what_the_operations_page_shows_happens(terminal: Terminal, readme: list[str]) -> None:
-    assert terminal.differences("docs/operations.md") == []
+    differences = terminal.differences("docs/operations.md")
+    assert differences == [], "\n".join(differences)
 
 
 def test_a_segment_can_be_read_as_the_page_on_formats_says(

@@ -24,8 +24,8 @@ from pipeline.config import ExtractorConfig, Settings
 from pipeline.errors import (
     BrokerUnavailableError,
     ConfigError,
-    DatabaseUnavailableError,
     InputError,
+    SchemaVersionError,
     StateError,
 )
 from pipeline.opening import open_collection
@@ -190,21 +190,21 @@ def test_workers_that_cannot_be_used_leave_no_connection_open(tmp_path: Path) ->
         settings = dataclasses.replace(settings, redis_url=server.url)
         port = server.port
         server.client.close()  # the test's own connection
-        assert left_by(DatabaseUnavailableError, port) == []
+        assert left_by(SchemaVersionError, port) == []
         with Collection.open("one", settings, local=True) as made:
             open_collection(made.resources, "one")
         assert left_by(ConfigError, port, extractor="surf") == []
     assert left_by(BrokerUnavailableError, port) == []
 
 
-def test_a_missing_database_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_a_home_without_database_is_to_be_migrated(tmp_path: Path) -> None:
     settings = make_settings(tmp_path / "home")
     settings.home.mkdir(parents=True, exist_ok=True)
     with EmbeddedRedis(settings.home):
         for names in (["one", "two"], ["two", "one"]):
-            with pytest.raises(DatabaseUnavailableError, match="there is no such file"):
+            with pytest.raises(SchemaVersionError, match="vantage migrate"):
                 FusedCollection.open(names, settings)
-        with pytest.raises(DatabaseUnavailableError, match="there is no such file"):
+        with pytest.raises(SchemaVersionError, match="vantage migrate"):
             Collection.open("one", settings)
 
 
