@@ -54,6 +54,9 @@ REFUSED_S = 30.0
 _ONE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO}
 """Errors that concern one file, if the store itself answers."""
 
+_OF_PROCESS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors of a process with too many files or mappings: nothing is wrong with the file."""
+
 
 def safe_key(key: str) -> str:
     """Return a name in the store; refuse one that could lead out of it.
@@ -502,8 +505,9 @@ class Storage:
         """
         try:
             return self._open_copy(key, checksum)
-        except (CorruptFileError, OSError):
-            self.drop_local(key)
+        except (CorruptFileError, OSError) as exc:
+            if not (isinstance(exc, OSError) and exc.errno in _OF_PROCESS):
+                self.drop_local(key)
         with self._reading(key):
             return self._open_copy(key, checksum)
 

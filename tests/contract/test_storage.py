@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -355,6 +356,23 @@ def test_a_lost_file_is_lost_wherever_the_roots_lie(tmp_path: Path, store: str, 
     for read in (storage.fetch, storage.open_arrays, storage.read_arrays):
         with pytest.raises(LostFileError):
             read(KEY, checksum)
+
+
+def test_a_process_with_too_many_open_files_removes_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    copy = storage.fetch(KEY, checksum)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files", str(copy))
+
+    monkeypatch.setattr("pipeline.storage.ArrayFile", refuse)
+    with pytest.raises(StorageUnavailableError, match="Too many open files"):
+        storage.open_arrays(KEY, checksum)
+    assert copy.exists()
 
 
 class TestVerifiedCopies:
