@@ -1,9 +1,10 @@
 """Files and folders that only this user can use, unless their folder is shared on purpose.
 
-A folder is shared on purpose when its group may write to it, or use it and others may not:
-somebody made it so, no usual umask does. What we make in it is for the group then, as far as the
-process's umask allows; never for others. Folders for everybody, like ``/tmp``, are not meant: they
-have the sticky bit.
+A folder is shared on purpose when its group may use it and others may not, or when its group may
+write to it and it has the setgid bit: somebody made it so, no usual umask does (022; 002 where each
+user has a group of their own). What we make in it is for the group then, as far as the process's
+umask allows; never for others. Folders for everybody, like ``/tmp``, are not meant: they have the
+sticky bit.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ def is_shared(folder: Path) -> bool:
         mode = folder.stat().st_mode
     except OSError:
         return False
-    for_group = mode & stat.S_IWGRP or (mode & stat.S_IRWXG and not mode & stat.S_IRWXO)
-    return bool(for_group) and not mode & stat.S_ISVTX
+    for_group_alone = mode & stat.S_IRWXG and not mode & stat.S_IRWXO
+    inherited = mode & stat.S_IWGRP and mode & stat.S_ISGID
+    return bool(for_group_alone or inherited) and not mode & stat.S_ISVTX
 
 
 def make_folder(path: Path) -> None:

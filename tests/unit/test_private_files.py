@@ -61,6 +61,15 @@ def test_what_is_made_in_a_shared_folder_is_for_its_group(tmp_path: Path, umask:
     assert _mode(shared / "file") == 0o660 & ~umask
 
 
+def test_what_a_usual_umask_makes_is_not_shared_on_purpose(tmp_path: Path, umask: int) -> None:
+    (tmp_path / "home").mkdir()
+    assert is_shared(tmp_path / "home") == (umask == 0o007)
+    (tmp_path / "home").chmod(0o775)
+    assert not is_shared(tmp_path / "home")
+    (tmp_path / "home").chmod(0o2775)
+    assert is_shared(tmp_path / "home")
+
+
 @pytest.mark.usefixtures("usual_umask")
 def test_a_folder_for_everybody_is_not_shared_on_purpose(tmp_path: Path) -> None:
     tmp_path.chmod(0o1777)
