@@ -107,7 +107,7 @@ class CompiledLoop:
         last = args[-1] if args else None
         marker = last if type(last) is tuple else None
         version = self._latest.get(marker)
-        if version is not None:
+        if version is not None and len(args) == len(version.types):
             try:
                 status, words = _run(version, args)
             except TypeError:

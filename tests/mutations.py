@@ -143,7 +143,8 @@ def use_scan(data: bytes) -> None:
 class OneValue:
     """A context whose Redis holds one value."""
 
-    keys = Keys("a")
+    identity = "a"
+    keys = Keys(identity)
 
     def __init__(self, value: bytes) -> None:
         self.value = value
@@ -217,7 +218,7 @@ def _scan() -> Specimen:
 
 def _texts() -> dict[str, tuple[Any, Callable[[bytes], object]]]:
     """Messages without arrays."""
-    ticket = Ticket("a", "an installation", 3, (0, 1), (2,), 1.0e9, 1.0e9, 1.0e9)
+    ticket = Ticket("a", OneValue.identity, 3, (0, 1), (2,), 1.0e9, 1.0e9, 1.0e9)
     match = Match(1, "ab", ("/a",), 0.5, 3, 4, 5)
     plan = {"kind": "exhaustive", "scanned_share": 0.1}
     result = SearchResult((match,), True, (), plan, {"rank": 1.0}, {"digest": "a"})

@@ -75,7 +75,7 @@ def test_everything_of_a_home_lies_in_it(tmp_path: Path, name: str) -> None:
 
 def test_a_socket_is_used_where_its_path_can_be_written_into_an_address(tmp_path: Path) -> None:
     for name, wanted in (("h%20?#", True), (os.fsdecode(b"\xff"), False), ("x" * 100, False)):
-        place = next(iter(EmbeddedRedis._places(tmp_path / name)))
+        place = next(iter(EmbeddedRedis(tmp_path)._places(tmp_path / name)))
         assert (place.socket is not None) == (wanted and len(str(tmp_path)) < 80)
 
 
