@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from pipeline.arrays import ArrayFile, arrays_to_bytes
 from pipeline.config import IndexConfig
 from pipeline.containers import container_arrays, read_container, read_failures
-from pipeline.errors import CorruptFileError, InputError, VantageError
+from pipeline.errors import CorruptFileError, InputError, OtherInstallationError, VantageError
 from pipeline.index import VantageIndex
 from pipeline.index.merge import Merge, assigned_rows, segment_rows
 from pipeline.index.model import Model, train_model
@@ -406,7 +406,7 @@ def try_one(rng: random.Random) -> str:
         data = change_bytes(rng, data) if rng.random() < 0.3 else data
     try:
         use(data)
-    except (CorruptFileError, InputError) as error:
+    except (CorruptFileError, InputError, OtherInstallationError) as error:
         return f"{name}: refused" if str(error) else "without a message"
     return f"{name}: used"
 
