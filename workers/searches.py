@@ -351,13 +351,10 @@ def rank(context: Context, search_id: str) -> list[SearchResult] | None:
     """
     from pipeline.searching import finish_batch
 
-    ticket = Ticket.load(context, search_id)
-    if ticket is None:
+    known = _read_search(context, search_id)
+    if known is None:
         return None
-    version = context.resources.version(ticket.version_id)
-    batch = _read_batch(context, search_id, version)
-    if batch is None:
-        return None
+    ticket, version, batch = known
     scans, missing = _read_scans(context, ticket, len(batch.plan.codes))
     results = finish_batch(
         context.resources,
@@ -389,15 +386,22 @@ def pairs(
     """
     from pipeline.searching import find_pairs
 
+    known = _read_search(context, search_id)
+    if known is None:
+        return None
+    ticket, version, batch = known
+    scans, _ = _read_scans(context, ticket, len(batch.plan.codes))
+    return find_pairs(context.resources, version, batch, scans, chosen, number)
+
+
+def _read_search(context: Context, search_id: str) -> tuple[Ticket, VersionRecord, Batch] | None:
+    """Return a search's ticket, version and batch; None when it is not known any more."""
     ticket = Ticket.load(context, search_id)
     if ticket is None:
         return None
     version = context.resources.version(ticket.version_id)
     batch = _read_batch(context, search_id, version)
-    if batch is None:
-        return None
-    scans, _ = _read_scans(context, ticket, len(batch.plan.codes))
-    return find_pairs(context.resources, version, batch, scans, chosen, number)
+    return None if batch is None else (ticket, version, batch)
 
 
 def _read_scans(
