@@ -32,6 +32,7 @@ FOUNDATION = {
 # Modules that a stage may use besides the foundation and itself.
 STAGES = {
     "pipeline.index": {"pipeline.arrays", "pipeline.columns", "pipeline.machine_code"},
+    "pipeline.caching": {"pipeline.index", "pipeline.machine_code"},
     "pipeline.retrieval": {"pipeline.columns", "pipeline.index"},
     "pipeline.extraction": {
         "pipeline.decoders",
