@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import Settings
 from pipeline.errors import BrokerUnavailableError
-from workers.embedded import discover_redis_url
+from workers.embedded import discover_redis_url, server_stamp
+from workers.io_deadline import LateRedisError
 from workers.keys import Keys
 from workers.redis_url import RedisAddress, reason
 from workers.troubles import Troubles
@@ -64,6 +65,8 @@ class Context:
         self._worker_app = worker_app
         self.pid = os.getpid()
         self.troubles = Troubles()
+        self._server: object = None
+        self._following = threading.Lock()
         self.merge_slots = threading.BoundedSemaphore(max(1, settings.group_threads - 1))
         self.reduce_slots = threading.BoundedSemaphore(_REDUCE_AT_ONCE)
 
@@ -127,6 +130,7 @@ class Context:
         BrokerUnavailableError
             No URL was given and no embedded server runs.
         """
+        self._server = server_stamp(self.settings.home)
         url = discover_redis_url(self.settings)
         if url is None:
             home = self.settings.home
@@ -165,26 +169,43 @@ class Context:
         from kombu.exceptions import BatchPublishError, LimitExceeded, OperationalError
         from redis import RedisError
 
+        self._follow_redis()
         try:
             yield
-        except (RedisError, OperationalError, LimitExceeded, BatchPublishError) as exc:
+        except (
+            RedisError, OperationalError, LimitExceeded, BatchPublishError, LateRedisError
+        ) as exc:  # fmt: skip
             raise BrokerUnavailableError(str(self.redis_address), reason(exc)) from exc
+
+    def _follow_redis(self) -> None:
+        """Forget a server of `vantage up` that is gone: the next has another password."""
+        if self.settings.redis_url or self._worker_app is not None:
+            return
+        with self._following:
+            known = self.__dict__.get("redis_address")
+            if known is not None and server_stamp(self.settings.home) != self._server:
+                self._close_redis()
 
     def close(self) -> None:
         """Close everything that is open; it is opened again when needed."""
+        self._close_redis()
+        self.__dict__.pop("resources", None)
+        engine = self.__dict__.pop("engine", None)
+        if engine is not None:
+            engine.dispose()
+
+    def _close_redis(self) -> None:
+        """Close the connections to Redis, and forget where it is."""
         app = self.__dict__.pop("app", None)
         if app is not None and app is not self._worker_app:
             from workers.celery_private import close_connections
 
             close_connections(app)
             app.close()
-        self.__dict__.pop("resources", None)
-        engine = self.__dict__.pop("engine", None)
-        if engine is not None:
-            engine.dispose()
         client = self.__dict__.pop("redis", None)
         if client is not None:
             client.close()
+        self.__dict__.pop("redis_address", None)
 
 
 _current: Context | None = None

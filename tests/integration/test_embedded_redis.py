@@ -17,12 +17,16 @@ import redis
 from operators_redis import OperatorsRedis
 
 from pipeline.config import Settings
-from pipeline.errors import StateError
+from pipeline.errors import BrokerUnavailableError, StateError, TransientError
+from pipeline.metadata.engine import create_metadata_engine, upgrade
+from workers.context import Context
+from workers.driver import WorkersSearch
 from workers.embedded import EmbeddedRedis, discover_redis_url, find_server
 from workers.environment import environment
 from workers.processes import HomeLock, free_port
 from workers.redis_check import refusals
 from workers.redis_url import RedisAddress
+from workers.workflows import task
 
 
 def test_other_processes_on_the_home_find_the_running_server(settings: Settings) -> None:
@@ -285,3 +289,34 @@ def test_one_home_is_locked_by_one_process(home: Path) -> None:
         holder.kill()
     with HomeLock(home):
         pass
+
+
+def test_a_context_that_is_held_finds_the_server_of_the_next_start(settings: Settings) -> None:
+    engine = create_metadata_engine(settings.database_url)
+    upgrade(engine)
+    engine.dispose()
+    context = Context(settings)
+    handle = WorkersSearch(context, "s")
+
+    def use() -> None:
+        """Send, wait for an answer, read it."""
+        with context.broker_errors():
+            task(context.app, "retrieve.prepare", "s").apply_async()
+            with context.redis_address.client(0) as broker:
+                assert broker.llen(context.keys.queue("query")) == 1
+        assert not handle.ready()
+        with pytest.raises(TransientError, match="lost this search"):
+            handle.wait(600)
+        assert handle.ready()
+
+    urls = []
+    for _ in range(3):
+        with EmbeddedRedis(settings.home) as server:
+            urls.append(server.url)
+            use()
+        with pytest.raises(BrokerUnavailableError, match="no Redis is running"):
+            handle.ready()
+        with pytest.raises(BrokerUnavailableError, match="no Redis is running"):
+            handle.wait(1)
+    assert len(set(urls)) == 3
+    context.close()

@@ -25,7 +25,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from pipeline.redaction import without_secrets
-from workers.io_deadline import in_time
+from workers.io_deadline import end_before_pause, in_time
 
 __all__ = [
     "AWAY",
@@ -46,6 +46,9 @@ UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError
 """Errors that a message of any content may cause where it is read."""
 
 _RETRY_EVERY_S = 2.0
+_PAUSES_GIVEN = 5
+"""Positional arguments of kombu's method if the last of them is the longest pause."""
+
 _PROBE_KEPT_S = 60
 _PROBE = "vantage:probe"
 
@@ -173,10 +176,20 @@ class _OurTransport:
             kombu_redis.SentinelTransport: _PatientSentinelTransport,
         }.get(found, found)
 
-    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+    def _ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
         """Try until there is a connection; kombu would come to wait half a minute between tries."""
-        options = {"interval_max": _RETRY_EVERY_S} | kwargs
-        return super().ensure_connection(*args, **options)  # type: ignore[misc]
+        options = (
+            kwargs if len(args) >= _PAUSES_GIVEN else {"interval_max": _RETRY_EVERY_S} | kwargs
+        )
+        return super()._ensure_connection(*args, **options)  # type: ignore[misc]
+
+    def _connection_factory(self) -> Any:
+        """Connect once; a pause before the next try that outlasts a deadline is not made."""
+        try:
+            return super()._connection_factory()  # type: ignore[misc]
+        except AWAY as exc:
+            end_before_pause(_RETRY_EVERY_S, exc)
+            raise
 
 
 class _PooledConnection(_OurTransport, PooledConnection):
@@ -232,6 +245,12 @@ class _Results:
     def add_pending_result(self, result: Any, **_options: object) -> Any:
         """Return the result: a chord would subscribe to those of its header here."""
         return result
+
+    def on_connection_error(self, max_retries: Any, exc: Any, intervals: Any, retries: Any) -> Any:
+        """Return the pause before the next try, unless a deadline ends in it."""
+        pause_s = super().on_connection_error(max_retries, exc, intervals, retries)  # type: ignore[misc]
+        end_before_pause(pause_s, exc)
+        return pause_s
 
     def _get_pool(self, **params: Any) -> Any:
         """Return connections that keep the deadline of the thread that sends."""
