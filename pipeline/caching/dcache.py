@@ -18,22 +18,37 @@ are wider by the metric's error.
 
 `pipeline.caching.search` does this for flat sets, cells and trees; `pipeline.caching.paths` feeds
 the distances of grouping.
+
+Hosts exchange what is new: each sends the deltas of `export_delta` to all, and gives those of the
+others to `merge_delta`, in any order and as often as they come. Then the shared entries of their
+tables are equal, however many other entries each one has replaced meanwhile. How deltas are sent is
+not the business of this module.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import threading
+import time
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.caching.deltas import ENTRIES, DeltaError, Scope
 from pipeline.caching.metric import Metric
 from pipeline.caching.pivots import EarlierObjects, PivotChoice, Runtime
 from pipeline.caching.table import BOUNDED, KNOWN, Bounds, Shape, Table
+from pipeline.errors import ConfigError
 
-__all__ = ["Counters", "DCache", "DCacheConfig"]
+__all__ = ["GENERATION_S", "Counters", "DCache", "DCacheConfig"]
+
+logger = logging.getLogger(__name__)
+
+GENERATION_S = 600
+"""Seconds after which shared entries are older than new ones."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +68,10 @@ class DCacheConfig:
     estimates : bool
         A search may take an estimate for a distance that is neither in the cache nor decided by its
         bounds, instead of computing it. Its answers are no longer exact, and say so.
+    scope : str
+        What the ids are numbers of (`pipeline.caching.deltas.Scope`).
+    secret : bytes
+        With which hosts know deltas of each other; at most 64 bytes.
     """
 
     shape: Shape = field(default_factory=Shape)
@@ -60,6 +79,8 @@ class DCacheConfig:
     choice: PivotChoice = "recent"
     among: int = 32
     estimates: bool = False
+    scope: str = ""
+    secret: bytes = field(default=b"", repr=False)
 
 
 @dataclass
@@ -78,6 +99,10 @@ class Counters:
         Of the missed ones those that got an estimate.
     skipped : int
         Objects of cells and groups that were excluded or taken as a whole: no look-ups.
+    exported, merged : int
+        Entries sent to other hosts, and got from them.
+    refused : int
+        Deltas of other hosts that were refused.
     """
 
     exact: int = 0
@@ -85,6 +110,9 @@ class Counters:
     missed: int = 0
     estimated: int = 0
     skipped: int = 0
+    exported: int = 0
+    merged: int = 0
+    refused: int = 0
 
     @property
     def lookups(self) -> int:
@@ -125,6 +153,7 @@ class DCache:
         self.counters = Counters()
         chosen = self.config
         self.earlier = EarlierObjects(metric, chosen.pivots, chosen.choice, chosen.among)
+        self._scope = Scope(chosen.scope, metric, chosen.secret)
         self._lock = threading.Lock()
 
     def clear(self) -> None:
@@ -204,6 +233,82 @@ class DCache:
             between = (lower + upper) / 2
         found = np.where(bounds.states == BOUNDED, between, self.table.middle.value)
         return np.where(bounds.states == KNOWN, lower, found)
+
+    def export_delta(self, made: int | None = None, most: int | None = None) -> list[bytes]:
+        """Return what is new since the last call, for the other hosts.
+
+        It becomes part of the shared entries here, too.
+
+        Parameters
+        ----------
+        made : int, optional
+            When: later entries replace earlier ones. By default a number that grows by one every
+            ten minutes, which is the same on all hosts.
+        most : int, optional
+            The most deltas; the next call has what is left.
+
+        Returns
+        -------
+        list of bytes
+            Deltas of at most `pipeline.caching.deltas.LARGEST_DELTA` bytes.
+
+        Raises
+        ------
+        ConfigError
+            The table has no shared entries.
+        """
+        self._require_shared()
+        made = int(time.time()) // GENERATION_S if made is None else made
+        deltas: list[bytes] = []
+        while most is None or len(deltas) < most:
+            with self._lock:
+                entries = self.table.collect(ENTRIES, made)
+                self.table.merge(entries)
+            count = len(entries.lows)
+            if count:
+                deltas.append(self._scope.encode(entries))
+                self.count(exported=count)
+            if count < ENTRIES:
+                break
+        return deltas
+
+    def merge_delta(self, delta: bytes) -> bool:
+        """Merge a delta of another host, or of this one.
+
+        Returns
+        -------
+        bool
+            False if it was refused: it is damaged, of another scope, or made without the secret.
+            That is counted and logged, and changes nothing.
+
+        Raises
+        ------
+        ConfigError
+            The table has no shared entries.
+        """
+        self._require_shared()
+        try:
+            entries = self._scope.decode(delta)
+        except DeltaError as error:
+            logger.warning("%s", error)
+            self.count(refused=1)
+            return False
+        with self._lock:
+            self.table.merge(entries)
+        self.count(merged=len(entries.lows))
+        return True
+
+    def shared_digest(self) -> str:
+        """Return a digest of the shared entries: equal on hosts that merged the same deltas."""
+        with self._lock:
+            return hashlib.blake2b(
+                self.table.shared_entries().tobytes(), digest_size=16
+            ).hexdigest()
+
+    def _require_shared(self) -> None:
+        """Raise unless the table has room for entries of other hosts."""
+        if not self.config.shape.shared:
+            raise ConfigError("shared", 0, "1 or more entries of each bucket, to exchange deltas")
 
     def count(self, **numbers: int) -> None:
         """Add to the counters."""

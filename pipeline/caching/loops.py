@@ -223,3 +223,93 @@ def squared_distances(query, rows, which, out):  # type: ignore[no-untyped-def]
             difference = np.int32(query[j]) - np.int32(row[j])
             total += difference * difference
         out[i] = total
+
+
+@numba.njit(nogil=True)
+def collect(words, fields, shape, begin, lows, highs, codes):  # type: ignore[no-untyped-def]
+    """Write new entries, from one on and around the table, until the arrays are full.
+
+    They are new no longer. Returns how many were written, and where to go on.
+    """
+    count, entries = 0, words.shape[0]
+    for i in range(entries):
+        slot = (begin + i) % entries
+        if fields[slot, 5] & NEW == 0 or slot % shape[1] < shape[2]:
+            continue
+        if count == lows.shape[0]:
+            return count, slot
+        lows[count], highs[count] = words[slot, 0], words[slot, 1]
+        codes[count] = fields[slot, 4]
+        fields[slot, 5] &= _TICK
+        count += 1
+    return count, begin
+
+
+@numba.njit(nogil=True)
+def _precedes(made, off, code, low, high, other_made, other_off, other_code, other_low, other_high):  # type: ignore[no-untyped-def]
+    """Tell whether a shared entry is kept rather than another.
+
+    The later made one; of these, the one farther from the middle; then an order that nothing else
+    decides, so that the entries of a bucket do not depend on the order in which they came.
+    """
+    if made != other_made:
+        return made > other_made
+    if off != other_off:
+        return off > other_off
+    if code != other_code:
+        return code < other_code
+    if low != other_low:
+        return low < other_low
+    return high < other_high
+
+
+@numba.njit(nogil=True)
+def _empty(words, slot):  # type: ignore[no-untyped-def]
+    """Make an entry empty."""
+    words[slot, 0] = words[slot, 1] = words[slot, 2] = 0
+
+
+@numba.njit(nogil=True)
+def _move(words, source, target):  # type: ignore[no-untyped-def]
+    """Copy an entry."""
+    for j in range(3):
+        words[target, j] = words[source, j]
+
+
+@numba.njit(nogil=True)
+def merge(words, fields, reals, shape, lows, highs, codes, numbers, made, middle):  # type: ignore[no-untyped-def]
+    """Merge pairs into the shared entries of their buckets; return how many are there then.
+
+    A bucket's shared entries are the best ones, in the order of `_precedes`, of all that were ever
+    merged: an entry that is the best of its pair, and one of the best of the bucket. `numbers` are
+    the codes as float32, `made` is when the entries were made.
+    """
+    kept, squared = 0, shape[3] != 0
+    for i in range(lows.shape[0]):
+        low, high, code = lows[i], highs[i], codes[i]
+        value = np.float64(code) if squared else np.float64(numbers[i])
+        off = _off_middle(value, middle[0], squared)
+        base = _bucket(low, high, shape[0]) * shape[1]
+        end = base + shape[2]
+        place, same = end, end
+        for slot in range(end - 1, base - 1, -1):
+            if words[slot, 1] == high and words[slot, 0] == low:
+                same = slot
+            other = _off_middle(_value(fields, reals, slot, squared), middle[0], squared)
+            if words[slot, 1] == 0 or _precedes(
+                made, off, code, low, high,
+                np.int64(fields[slot, 5]), other, fields[slot, 4], words[slot, 0], words[slot, 1],
+            ):  # fmt: skip
+                place = slot
+        if place == end or same < place:
+            kept += same < end
+            continue
+        for slot in range(min(same, end - 1), place, -1):
+            _move(words, slot - 1, slot)
+        words[place, 0], words[place, 1] = low, high
+        fields[place, 4], fields[place, 5] = code, np.uint32(made)
+        kept += 1
+        for slot in range(end, base + shape[1]):
+            if words[slot, 1] == high and words[slot, 0] == low:
+                _empty(words, slot)
+    return kept

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.caching.deltas import Entries
 from pipeline.caching.metric import LARGEST_REAL, LARGEST_SQUARE
 from pipeline.caching.middle import Middle
 from pipeline.errors import ConfigError, InputError
@@ -34,6 +35,8 @@ all distances. ``lru``: the one that was not used for the longest time."""
 _LOOPS = "pipeline.caching.loops"
 _bound = CompiledLoop(_LOOPS, "bound")
 _insert = CompiledLoop(_LOOPS, "insert")
+_collect = CompiledLoop(_LOOPS, "collect")
+_merge = CompiledLoop(_LOOPS, "merge")
 
 _TICKS = 1 << 31
 
@@ -55,12 +58,17 @@ class Shape:
         Entries of each bucket that only merged deltas fill, by a rule that is the same everywhere.
     replacement : {"obsolete", "lru"}
         Of the other entries.
+    middle : float
+        Of shared entries that were made at the same time, those farther from this distance are
+        kept. Hosts whose tables shall be equal have the same one, for example the median distance
+        of the sample that their tree was trained with; in the metric's own numbers.
     """
 
     size: int = 50_000_000
     interval: int = 4
     shared: int = 0
     replacement: Replacement = "obsolete"
+    middle: float = 0.0
 
     def __post_init__(self) -> None:
         """Check that the values fit together.
@@ -79,6 +87,8 @@ class Shape:
             raise ConfigError("size", self.size, f"{least} bytes to {least << 31}")
         if self.replacement not in get_args(Replacement):
             raise ConfigError("replacement", self.replacement, "obsolete or lru")
+        if not 0 <= self.middle < np.inf:
+            raise ConfigError("middle", self.middle, "a distance")
 
     @property
     def buckets(self) -> int:
@@ -128,6 +138,7 @@ class Table:
         self.reals: NDArray[np.float32] = self.words.view(np.float32)
         self.middle = Middle()
         self.inserted = self.replaced = self.probes = self.tick = 0
+        self._next = 0
         self.clear()
 
     @property
@@ -197,6 +208,30 @@ class Table:
         inserted, replaced = _insert(*self._place, *inputs)
         self.inserted += inserted
         self.replaced += replaced
+
+    def collect(self, most: int, made: int) -> Entries:
+        """Return at most so many entries that are new since they were last collected."""
+        lows, highs = np.empty((2, most), np.uint64)
+        codes = np.empty(most, np.uint32)
+        words, fields, _, shape = self._place
+        count, self._next = _collect(words, fields, shape, self._next, lows, highs, codes)
+        return Entries(lows[:count], highs[:count], codes[:count], made)
+
+    def merge(self, entries: Entries) -> int:
+        """Merge entries into the shared ones; return how many are among these then.
+
+        The shared entries do not depend on the order in which entries were merged, nor on how
+        often.
+        """
+        numbers, middle = entries.codes.view(np.float32), np.array([self.shape.middle])
+        columns = (read_only(column) for column in entries[:3])
+        kept: int = _merge(*self._place, *columns, numbers, entries.made, middle)
+        return kept
+
+    def shared_entries(self) -> NDArray[np.uint64]:
+        """Return the shared entries (B, shared, 3) of all buckets."""
+        buckets = self.words.reshape(self.shape.buckets, self.shape.interval, 3)
+        return buckets[:, : self.shape.shared]
 
     @property
     def _place(self) -> tuple[NDArray[Any], ...]:
