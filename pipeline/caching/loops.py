@@ -61,13 +61,12 @@ def _value(fields, reals, slot, squared):  # type: ignore[no-untyped-def]
 
 @numba.njit(nogil=True)
 def _floor_root(number):  # type: ignore[no-untyped-def]
-    """Return the integer square root of a number below 2^62."""
+    """Return the integer square root of a number below 2^62.
+
+    The root of the nearest float64 of a square is right; the number before a square may become it.
+    """
     root = np.int64(math.sqrt(np.float64(number)))
-    if root * root > number:
-        root -= 1
-    if (root + 1) * (root + 1) <= number:
-        root += 1
-    return root
+    return root - 1 if root * root > number else root
 
 
 @numba.njit(nogil=True)

@@ -172,9 +172,11 @@ def test_bounds_of_squares_are_the_exact_integers() -> None:
     rng = np.random.default_rng(1)
     some = rng.integers(0, LARGEST_SQUARE + 1, (3000, 2))
     small = rng.integers(0, 300, (1000, 2))
+    # (2a + 1)^2 - 1 = 4 a (a + 1): just below a square, where a float64 is the square.
+    beside = [(a, a + e) for a in range(LARGEST_SQUARE - 50, LARGEST_SQUARE) for e in (0, 1)]
     edges = [(a * a + d, b * b + e) for a in (0, 1, 9, 32767) for b in (1, 9, 32766)
              for d in (0, 1) for e in (0, 1)]  # fmt: skip
-    for first, second in [*some.tolist(), *small.tolist(), *edges, (LARGEST_SQUARE,) * 2]:
+    for first, second in [*some.tolist(), *small.tolist(), *edges, *beside]:
         one = table(squared=True)
         insert(one, 10, {1: first})
         found = one.bound(np.uint64(20), (ids(10), np.array([float(second)])), ids(1))
