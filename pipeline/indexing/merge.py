@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from pipeline.config import digest
 from pipeline.errors import CorruptFileError
+from pipeline.index.filled_cells import pack_filled
 from pipeline.index.identities import NO_IMAGES, Identities
 from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.metadata import parts, trees
@@ -105,6 +106,7 @@ def store_segment(resources: Resources, job: JobRecord, wanted: GroupMerge) -> i
         descriptor_count=segment.rows.size,
         image_count=segment.image_count,
         byte_count=storage.size(key),
+        filled_cells=pack_filled(segment.cell_offsets),
     )
     with session_scope(resources.engine) as session:
         return trees.add_segment(session, job.collection_id, info, job.id).id

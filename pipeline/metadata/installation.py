@@ -34,11 +34,13 @@ __all__ = [
     "renew",
     "require_identity",
     "same_place",
+    "secret_of",
 ]
 
 Place = Mapping[str, Any]
 """Where a database or store is: ``path``, and what tells copies of it apart, if anything does."""
 
+_SECRET_BYTES = 32
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -184,6 +186,7 @@ def renew(session: Session, *, force: bool = False) -> Installation:
         values |= {
             "identity": new_identity(),
             "former": own.identity,
+            "secret": secrets.token_hex(_SECRET_BYTES),
             "created_at": time.time(),
         }
     session.execute(update(rows).values(values))
@@ -193,6 +196,20 @@ def renew(session: Session, *, force: bool = False) -> Installation:
 def note_store(session: Session, place: Place) -> None:
     """Record which store has the marker of this installation."""
     session.execute(update(table(Row)).values(store=dict(place)))
+
+
+def secret_of(session: Session) -> bytes:
+    """Return the secret that signs what caches of this installation hold.
+
+    Raises
+    ------
+    StateError
+        The database has none.
+    """
+    text = session.execute(select(table(Row).c.secret)).scalar_one_or_none()
+    if not text:
+        raise StateError("the database has lost the secret of its caches (table installation)")
+    return bytes.fromhex(text)
 
 
 def holds_files(session: Session) -> bool:

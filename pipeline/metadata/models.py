@@ -22,13 +22,14 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from pipeline.metadata.types import PathText
 
-SCHEMA_REVISION = "0004"
+SCHEMA_REVISION = "0005"
 """The migration that creates exactly these tables (a test compares)."""
 
 NAMING_CONVENTION = {
@@ -56,6 +57,7 @@ class Installation(Base):
     ``identity``: random, made with the database; a copy that is started gets one of its own and
     keeps that of the original in ``former``. ``place``: where the database was when it got the
     identity. ``store``: the store that has a marker of this installation.
+    ``secret``: signs what caches hold.
     """
 
     __tablename__ = "installation"
@@ -66,6 +68,7 @@ class Installation(Base):
     place: Mapped[dict[str, Any] | None] = mapped_column(Json)
     store: Mapped[dict[str, Any] | None] = mapped_column(Json)
     created_at: Mapped[float]
+    secret: Mapped[str | None] = mapped_column(String(64))
 
 
 class Collection(Base):
@@ -241,7 +244,10 @@ class Tree(Base):
 
 
 class Segment(Base):
-    """An immutable file set of one group's descriptors."""
+    """An immutable file set of one group's descriptors.
+
+    ``filled_cells``: one bit for each cell of the group: whether it has rows. NULL: not known.
+    """
 
     __tablename__ = "segments"
     __table_args__ = (
@@ -261,6 +267,7 @@ class Segment(Base):
     byte_count: Mapped[int] = mapped_column(BigInteger)
     job_id: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[float]
+    filled_cells: Mapped[str | None] = mapped_column(Text)
 
 
 class Version(Base):

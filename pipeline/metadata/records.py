@@ -314,7 +314,11 @@ class TreeRecord(TreeInfo):
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentInfo:
-    """An immutable file of one group's descriptors, made with a tree."""
+    """An immutable file of one group's descriptors, made with a tree.
+
+    ``filled_cells``: which cells of the group have rows (`pipeline.index.filled_cells`). None: not
+    known.
+    """
 
     tree_id: int
     group_number: int
@@ -323,6 +327,7 @@ class SegmentInfo:
     descriptor_count: int
     image_count: int
     byte_count: int
+    filled_cells: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,6 +142,7 @@ def segment_record(row: Row[Any]) -> SegmentRecord:
         descriptor_count=row.descriptor_count,
         image_count=row.image_count,
         byte_count=row.byte_count,
+        filled_cells=row.filled_cells,
         job_id=row.job_id,
         created_at=row.created_at,
     )
