@@ -40,21 +40,44 @@ def identity(path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def require_content(folder: str) -> bool:
-    """Return True for a folder that has something in it, or another file.
+def shows_removals(folder: str, root: str) -> bool:
+    """Tell whether a file that is not in a folder was removed; no if its drive may be missing.
+
+    A drive that is not mounted leaves an empty folder, a link that leads nowhere, or, where its
+    mount point was made for it, nothing beside other mount points.
+
+    Parameters
+    ----------
+    folder : str
+        Where the file was; it may be missing, too.
+    root : str
+        The folder that was indexed, `folder` or one above it.
 
     Raises
     ------
-    FileNotFoundError
-        It is not there, or empty like the place of a drive that is not mounted.
+    OSError
+        A folder cannot be listed.
     """
-    if Path(folder).is_dir():
-        with os.scandir(folder) as entries:
-            if next(entries, None) is None:
-                raise FileNotFoundError(folder)
-    elif not os.path.lexists(folder):
-        raise FileNotFoundError(folder)
-    return True
+    missing = False
+    while True:
+        try:
+            with os.scandir(folder) as entries:
+                if next(entries, None) is None:
+                    return False
+        except NotADirectoryError:
+            return True
+        except FileNotFoundError:
+            if len(folder) <= len(root) or Path(folder).is_symlink():
+                return False
+            missing, folder = True, os.path.dirname(folder)  # noqa: PTH120
+        else:
+            return not (missing and _holds_mounts(folder))
+
+
+def _holds_mounts(folder: str) -> bool:
+    """Tell whether drives are mounted in a folder: each may have a name that comes and goes."""
+    real = os.path.realpath(folder)
+    return any(os.path.dirname(mount) == real for mount in _mounts() if mount != "/")  # noqa: PTH120
 
 
 def look(paths: Iterable[str], within_s: float, ask: Callable[[str], T]) -> Mapping[str, T | None]:

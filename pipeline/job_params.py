@@ -72,10 +72,13 @@ class IndexParams(JobParams):
         Folders and files, absolute.
     reread : bool
         Read every file, also those that look unchanged.
+    emptied : bool
+        All drives are mounted: files that are missing in empty folders are gone.
     """
 
     paths: tuple[str, ...] = ()
     reread: bool = False
+    emptied: bool = False
 
     @property
     def folders(self) -> tuple[str, ...]:

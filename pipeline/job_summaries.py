@@ -23,6 +23,11 @@ def indexed(collection: str, counters: Mapping[str, int], took: float) -> list[s
         lines.append(f"{counted(count('images_removed', 0), 'image')} gone: no file has it now.")
     if count("files_gone", 0):
         lines.append(f"{counted(count('files_gone', 0), 'file')} no longer there: answers say so.")
+    if count("files_unknown", 0):
+        lines.append(
+            f"{counted(count('files_unknown', 0), 'file')} missing where a drive may not be "
+            "mounted (an empty folder): not marked as gone. If you deleted them: --emptied."
+        )
     bad = count("images_failed", 0) + count("unreadable", 0)
     if bad:
         lines.append(_unusable(collection, counted(bad, "file")))

@@ -14,7 +14,7 @@ from typing import TypeVar
 from sqlalchemy import Engine
 
 from pipeline.errors import VantageError
-from pipeline.existence import identity, look, require_content
+from pipeline.existence import identity, look, shows_removals
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.images import location_roots
 from pipeline.records import LocationState, Match, SearchResult, in_order
@@ -30,9 +30,9 @@ Answer = TypeVar("Answer")
 def check_locations(engine: Engine, results: Sequence[Answer]) -> list[Answer]:
     """Return answers with the state of each location; what is no answer is passed on.
 
-    A location is ``present`` if there is such a file, ``gone`` if there is none but the folder that
-    was indexed is there, or if an index job found it gone; otherwise ``unknown``: the folder is not
-    mounted here, or its drive did not answer within `LOOK_S`.
+    A location is ``present`` if there is such a file, ``gone`` if it was removed (`shows_removals`)
+    or if an index job found it gone; otherwise ``unknown``: its drive is not mounted here, or did
+    not answer within `LOOK_S`.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def check_locations(engine: Engine, results: Sequence[Answer]) -> list[Answer]:
 def _really_gone(
     engine: Engine, collections: Iterable[str], missing: Sequence[str]
 ) -> frozenset[str]:
-    """Return the missing files whose indexed folder is there."""
+    """Return the missing files that were removed: `shows_removals`."""
     try:
         with session_scope(engine, write=False) as session:
             roots = location_roots(session, collections, missing)
@@ -69,8 +69,12 @@ def _really_gone(
     folders = {
         path: str(PurePath(root).parent) if root == path else root for path, root in roots.items()
     }
-    there = look(sorted(set(folders.values())), LOOK_S, require_content)
-    return frozenset(path for path, folder in folders.items() if there.get(folder))
+
+    def removed(path: str) -> bool:
+        return shows_removals(str(PurePath(path).parent), folders[path])
+
+    there = look(sorted(folders), LOOK_S, removed)
+    return frozenset(path for path in folders if there.get(path))
 
 
 def _checked(

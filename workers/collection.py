@@ -126,6 +126,7 @@ class Collection(Opened):
         extractor: ExtractorConfig | None = None,
         index: IndexConfig | None = None,
         reread: bool = False,
+        emptied: bool = False,
         report: Report | None = None,
     ) -> JobHandle:
         """Index a folder or file, or several.
@@ -147,6 +148,9 @@ class Collection(Opened):
             For a new collection; default from the settings.
         reread : bool
             Read every file again, also those that look unchanged.
+        emptied : bool
+            All drives are mounted: mark the files that were in empty folders as gone. Otherwise an
+            empty folder counts as the place of a drive that is not mounted.
         report : callable, optional
             Called with a `JobProgress` when the job begins and, with `local`, after every part,
             from any thread.
@@ -171,7 +175,8 @@ class Collection(Opened):
         driver.require(INDEX)
         chosen = self._chosen if extractor is None else ChosenExtractor(extractor)
         record = open_collection(driver.resources, self.name, chosen, index)
-        return driver.begin(record, INDEX, IndexParams(paths=tuple(names), reread=reread), report)
+        params = IndexParams(paths=tuple(names), reread=reread, emptied=emptied)
+        return driver.begin(record, INDEX, params, report)
 
     def rebuild(
         self,

@@ -1,5 +1,7 @@
 """Files that are no longer where they were: found at the end of a registration.
 
+A drive that is not mounted makes nothing gone (`pipeline.existence.shows_removals`).
+
 A file system may ignore the case of names, or how accents are composed: there, a former name still
 leads to the renamed file. So a name counts only if the folder lists it in exactly this form.
 """
@@ -10,11 +12,13 @@ import os
 import time
 from array import array
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.existence import shows_removals
 from pipeline.metadata import images
 from pipeline.metadata.engine import session_scope
 from pipeline.resources import Resources
@@ -48,10 +52,29 @@ class SeenFiles:
         ]
 
 
+class Missing(NamedTuple):
+    """How many known files are not there.
+
+    Attributes
+    ----------
+    gone : int
+        Marked as gone now.
+    unknown : int
+        Their drive may not be mounted.
+    """
+
+    gone: int
+    unknown: int
+
+
 def mark_gone_files(
-    resources: Resources, collection_id: int, folders: list[str], seen: SeenFiles
-) -> int:
-    """Mark the known files below folders that are there no more; return how many.
+    resources: Resources,
+    collection_id: int,
+    folders: list[str],
+    seen: SeenFiles,
+    emptied: bool = False,
+) -> Missing:
+    """Mark the known files below folders that were removed; count those that may be elsewhere.
 
     Parameters
     ----------
@@ -61,8 +84,10 @@ def mark_gone_files(
         Folders that were walked, to the end.
     seen : SeenFiles
         What was found there.
+    emptied : bool
+        All drives are mounted: what is not there is gone.
     """
-    marked = 0
+    marked = unknown = 0
     for folder in folders:
         after = ""
         while True:
@@ -73,10 +98,23 @@ def mark_gone_files(
             after = paths[-1]
             listings = lru_cache(maxsize=64)(_names)
             gone = [path for path in seen.unseen(paths) if not _is_there(path, folder, listings)]
+            if not emptied:
+                left = lru_cache(maxsize=1024)(partial(_left, root=folder))
+                removed = [path for path in gone if left(os.path.dirname(path))]  # noqa: PTH120
+                unknown += len(gone) - len(removed)
+                gone = removed
             if gone:
                 with session_scope(resources.engine) as session:
                     marked += images.mark_gone(session, collection_id, gone, time.time())
-    return marked
+    return Missing(marked, unknown)
+
+
+def _left(folder: str, root: str) -> bool:
+    """Tell whether a file that is not in a folder has left it; no if that cannot be known."""
+    try:
+        return shows_removals(folder, root)
+    except OSError:
+        return False
 
 
 def _is_there(path: str, folder: str, listings: Callable[[str], frozenset[str] | None]) -> bool:

@@ -68,7 +68,9 @@ def register(resources: Resources, job: JobRecord, part: PartRecord) -> PartResu
         if time.monotonic() > until and read > 0:
             return {"more": True}
     remove_stale(resources.storage)
-    totals["files_gone"] = mark_gone_files(resources, job.collection_id, found.folders, seen)
+    emptied = job.params_as(IndexParams).emptied
+    missing = mark_gone_files(resources, job.collection_id, found.folders, seen, emptied)
+    totals |= {"files_gone": missing.gone, "files_unknown": missing.unknown}
     _adopt_containers(resources, job)
     with session_scope(resources.engine) as session:
         jobs.set_counters(session, job.id, **totals, skipped=found.skipped)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline import existence, locations
-from pipeline.existence import identity, look, require_content
+from pipeline.existence import identity, look, shows_removals
 from pipeline.locations import check_locations
 from pipeline.records import Match, SearchResult
 
@@ -26,12 +26,35 @@ def test_files_are_there_missing_or_unknown(tmp_path: Path) -> None:
     assert found == {there: identity(there), missing: None, below: None}
 
 
-def test_a_folder_with_nothing_in_it_counts_as_missing(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "a").touch()
-    paths = [str(tmp_path / name) for name in ("empty", "full", "none", "full/a")]
-    assert list(look(paths, 600, require_content).values()) == [None, True, None, True]
+def test_a_file_was_removed_if_no_drive_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("root/empty", "root/full", "root/drives/one", "bare", "real"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("root/full/a", "root/full/.hidden/b", "root/drives/one/c"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "root" / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "bare")
+    (tmp_path / "drives").symlink_to(tmp_path / "root" / "drives")
+    mounts = frozenset(["/", str(tmp_path / "root" / "drives" / "one")])
+    monkeypatch.setattr(existence, "_mounts", lambda: mounts)
+    root = str(tmp_path / "root")
+    wanted = {
+        "": True, "full": True, "full/.hidden": True, "full/none": True, "none/at/all": True,
+        "full/a": True, "full/a/b": True,  # a file now
+        "empty": False, "empty/none": False, "link": False, "link/none": False,
+        "dangling": False, "dangling/x": False,
+        "drives": True, "drives/one": True, "drives/two": False, "drives/two/x": False,
+    }  # fmt: skip
+    assert {name: shows_removals(f"{root}/{name}".rstrip("/"), root) for name in wanted} == wanted
+    linked = str(tmp_path / "drives")
+    assert not shows_removals(f"{linked}/two", linked)
+    for name in ("bare", "nowhere"):
+        assert not shows_removals(str(tmp_path / name), str(tmp_path / name))
+    (tmp_path / "root" / "loop").symlink_to(tmp_path / "root" / "loop")
+    with pytest.raises(OSError, match="symbolic links"):
+        shows_removals(f"{root}/loop", root)
 
 
 class Drive:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from sqlalchemy import text
 
+from pipeline import existence
 from pipeline.config import ExtractorConfig, IndexConfig, Settings
 from pipeline.errors import DatabaseUnavailableError
 from pipeline.indexing import gone, register
@@ -32,9 +34,9 @@ class Site:
                 session, "c", ExtractorConfig(), IndexConfig()
             ).id
 
-    def register(self, *paths: Path, reread: bool = False) -> dict[str, int]:
+    def register(self, *paths: Path, **options: bool) -> dict[str, int]:
         """Do the stage of a new job; return its counters that are not 0."""
-        params = IndexParams(paths=tuple(map(str, paths)), reread=reread)
+        params = IndexParams(paths=tuple(map(str, paths)), **options)
         engine = self.resources.engine
         with session_scope(engine) as session:
             job = jobs.create_job(session, self.collection, "index", params)
@@ -282,9 +284,51 @@ def test_only_what_was_looked_for_is_gone(site: Site, folder: Path, tmp_path: Pa
         assert site.register(folder)["files_gone"] == 1
     assert site.paths("gone_at IS NOT NULL") == ["b.png"]
     # The names through the link are of the same files.
-    assert site.register(folder, link)["files_gone"] == 3
+    assert site.register(folder, link, emptied=True)["files_gone"] == 3
     assert sorted(site.paths("gone_at IS NOT NULL")) == ["b.png", "b.png", "d.png", "d.png"]
-    assert site.register(elsewhere)["files_gone"] == 1
+    assert site.register(elsewhere, emptied=True)["files_gone"] == 1
+
+
+def test_a_drive_that_is_not_mounted_makes_nothing_gone(
+    site: Site, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The place of a drive is an empty folder, a link that leads nowhere, or not there at all."""
+    drive, roots = tmp_path / "drive", ("empty", "below", "made", "automatic/two", "ordinary")
+    for name in (*roots, "drive"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "x.png").write_text(name)
+    (folder / "drive").rename(drive)
+    (folder / "link").symlink_to(drive)
+    (folder / "below" / "deep" / "er").mkdir(parents=True)
+    (folder / "below" / "deep" / "er" / "y.png").write_text("y")
+    site.register(folder)
+    for name in ("empty/x.png", "below/deep/er/y.png", "a.png"):
+        (folder / name).unlink()
+    (folder / "below" / "deep" / "er").rmdir()
+    for name in ("made", "automatic/two", "ordinary"):
+        shutil.rmtree(folder / name)
+    shutil.rmtree(drive)
+    mounts = frozenset(["/", str(folder / "automatic" / "one")])
+    monkeypatch.setattr(existence, "_mounts", lambda: mounts)
+    (folder / "automatic" / "one").mkdir()
+    found = site.register(folder)
+    assert (found["files_gone"], found["files_unknown"]) == (3, 4)
+    assert site.paths("gone_at IS NOT NULL") == ["a.png", "x.png", "x.png"]  # made, ordinary
+    # The drives are back, but one: what was on that one is gone if the user says so.
+    (folder / "empty" / "x.png").write_text("empty")
+    found = site.register(folder, emptied=True)
+    assert (found["files_gone"], found.get("files_unknown", 0)) == (3, 0)
+
+
+def test_an_indexed_folder_whose_drive_is_not_mounted_makes_nothing_gone(
+    site: Site, folder: Path
+) -> None:
+    site.register(folder)
+    for path in folder.iterdir():
+        path.unlink()
+    assert site.register(folder) == {"files_unknown": 3}
+    assert site.register(folder, emptied=True) == {"files_gone": 3}
+    assert site.register(folder) == {}
 
 
 def test_progress_of_batches_that_never_came_back_is_removed(site: Site, folder: Path) -> None:

@@ -89,6 +89,12 @@ def index(
         bool,
         typer.Option("--reread", help="Read every file again, also those that look unchanged."),
     ] = False,
+    emptied: Annotated[
+        bool,
+        typer.Option(
+            "--emptied", help="All drives are mounted: what is missing in empty folders is gone."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Add the images of folders and files to a collection (made if there is none)."""
@@ -97,7 +103,7 @@ def index(
             _require_path(path)
     run_job(
         collection,
-        lambda opened, report: opened.index(paths, reread=reread, report=report),
+        lambda opened, report: opened.index(paths, reread=reread, emptied=emptied, report=report),
         extractor=extractor,
         local=local,
         wait=not no_wait,
