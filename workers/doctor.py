@@ -23,7 +23,12 @@ from typing import TYPE_CHECKING, Any
 from pipeline.addresses import sqlite_file, store_folder
 from pipeline.config import Settings
 from pipeline.cores import usable_cores
-from pipeline.errors import SchemaVersionError, StateError, VantageError
+from pipeline.errors import (
+    DatabaseUnavailableError,
+    SchemaVersionError,
+    StateError,
+    VantageError,
+)
 from pipeline.machine_code_file import machine_code_folder
 from pipeline.text import seconds
 from workers.compiled import note_compiled
@@ -77,16 +82,28 @@ def checks(settings: Settings) -> list[Check]:
         In reading order. A check that raises counts as failed.
     """
     found: list[Check] = []
+    silent = False  # each try at a database that does not answer may take ten seconds
     for name, look in _CHECKS:
+        if silent and name in _OF_DATABASE:
+            found.append(Check(name, False, "not tried: the database does not answer"))
+            continue
         try:
             found += look(settings)
+        except DatabaseUnavailableError as error:
+            silent = True
+            remedy = "start it or end what keeps it, or correct VANTAGE_DATABASE_URL"
+            found.append(_failed(name, error, remedy))
         except (VantageError, OSError, ValueError, ImportError) as error:
-            from pipeline.redaction import redacted, secrets_of_environment
-
-            secrets = secrets_of_environment(os.environ)
-            detail = redacted(f"{type(error).__name__}: {error}", secrets)
-            found.append(Check(name, False, detail, "see the message"))
+            found.append(_failed(name, error, "see the message"))
     return found
+
+
+def _failed(name: str, error: Exception, remedy: str) -> Check:
+    """Return the check that has raised an error."""
+    from pipeline.redaction import redacted, secrets_of_environment
+
+    secrets = secrets_of_environment(os.environ)
+    return Check(name, False, redacted(f"{type(error).__name__}: {error}", secrets), remedy)
 
 
 def _python(_settings: Settings) -> Iterator[Check]:
@@ -396,6 +413,9 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Check]]], ...] = (
     ("flower", _flower),
     ("workers", _workers),
 )
+
+_OF_DATABASE = frozenset({"database", "identity", "sharing", "store files", "workers"})
+"""Checks that ask the database."""
 
 
 def warm() -> float:

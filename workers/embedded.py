@@ -103,15 +103,44 @@ def is_utf8(path: Path) -> bool:
 
 
 def discover_redis_url(settings: Settings) -> str | None:
-    """Return the URL to use: the one in the settings, else that of a running embedded server."""
+    """Return the URL to use: the one in the settings, else that of a running embedded server.
+
+    Raises
+    ------
+    StateError
+        A server of another user may run: this one may not read where it is.
+    """
     if settings.redis_url:
         return settings.redis_url
     run = settings.home / "run"
+    _require_readable(run)
     known = read_json(run / "redis.json")
     url = known.get("url") if known else None
     if known is None or not isinstance(url, str) or not _is_the_one(known, run):
         return None
     return url if _answers(url) else None
+
+
+def _require_readable(run: Path) -> None:
+    """Raise if this user may not read where a server of the home is: only its own user may."""
+    try:
+        (run / "redis.json").open("rb").close()
+    except PermissionError as error:
+        raise StateError(
+            f"{error.filename} cannot be read ({error.strerror}): the Redis of `vantage up` is for "
+            f"the user alone who started it{_user_of(run)}. Work as that user, search with "
+            "--local, or let all users share a Redis of yours (VANTAGE_REDIS_URL)"
+        ) from error
+    except OSError:
+        pass  # there is none
+
+
+def _user_of(folder: Path) -> str:
+    """Return whose a folder is, in words; nothing if that cannot be seen."""
+    try:
+        return f" ({folder.owner()})"
+    except (OSError, KeyError):
+        return ""
 
 
 def server_stamp(home: Path) -> tuple[int, int] | None:

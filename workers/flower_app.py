@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import hmac
 import ipaddress
 import socket
+from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any
 
 import flower.command
@@ -13,12 +14,12 @@ import flower.utils.broker
 from flower.app import Flower
 from redis import asyncio as aioredis
 from tornado.httputil import HTTPServerRequest
-from tornado.web import ErrorHandler
+from tornado.web import ErrorHandler, RequestHandler
 
 from pipeline.config import Settings
 from workers.redis_url import RedisAddress
 
-__all__ = ["GuardedFlower", "hosts_of", "install", "is_allowed"]
+__all__ = ["GuardedFlower", "hosts_of", "install", "is_allowed", "is_login", "is_open"]
 
 
 def hosts_of(settings: Settings) -> frozenset[str]:
@@ -51,15 +52,38 @@ class GuardedFlower(Flower):
         """Return what answers a request."""
         if not is_allowed(request.host_name, self.hosts):
             return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
-        if request.path.rstrip("/") == "/metrics" and not self._knows_password(request):
-            return self.get_handler_delegate(request, ErrorHandler, {"status_code": 401})
+        if is_open(request.path):
+            return super().find_handler(request, **kwargs)
+        if not is_login(request.headers.get("Authorization", ""), self.options.basic_auth):
+            return self.get_handler_delegate(request, _AskForLogin)
         return super().find_handler(request, **kwargs)
 
-    def _knows_password(self, request: HTTPServerRequest) -> bool:
-        """Check the password; Flower itself does not ask for it here."""
-        given = request.headers.get("Authorization", "")
-        known = [base64.b64encode(login.encode()).decode() for login in self.options.basic_auth]
-        return any(hmac.compare_digest(given, f"Basic {login}") for login in known)
+
+class _AskForLogin(RequestHandler):
+    """Answers a request that has not the password, whatever its method."""
+
+    def prepare(self) -> None:
+        """Answer."""
+        self.set_status(401)
+        self.set_header("WWW-Authenticate", 'Basic realm="flower"')
+        self.finish("Access denied")
+
+
+def is_open(path: str) -> bool:
+    """Tell whether what lies at a path needs no password: it shows nothing of ours."""
+    return path == "/healthcheck" or path.startswith("/static/")
+
+
+def is_login(given: str, logins: Sequence[str]) -> bool:
+    """Tell whether a header names a user and the password.
+
+    Flower itself does not ask for it at ``/metrics``, and knows no characters but ASCII's.
+    """
+    known = [b64encode(login.encode()) for login in logins]
+    # Tornado decodes headers so that each byte of them is one character.
+    scheme, _, token = given.strip().encode("latin-1", "replace").partition(b" ")
+    same = [hmac.compare_digest(token.strip(), one) for one in known]
+    return scheme.lower() == b"basic" and any(same)
 
 
 class _SocketBroker(flower.utils.broker.RedisSocket):

@@ -39,9 +39,14 @@ def interpreter(version):
     """Return a Python of a version: that of these tests, one on PATH, or one of pyenv's."""
     if version == OWN:
         return sys.executable
-    found = shutil.which(f"python{version}")
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
-    return found or (str(pyenv[-1]) if pyenv else None)
+    candidates = [shutil.which(f"python{version}"), *map(str, reversed(pyenv))]
+    return next(filter(starts, filter(None, candidates)), None)
+
+
+def starts(program):
+    """Tell whether a program starts; a shim of pyenv on PATH may stand for no version."""
+    return subprocess.run([program, "-V"], check=False, capture_output=True).returncode == 0
 
 
 @pytest.fixture(scope="module", params=[OWN, *sorted(VERSIONS - {OWN})] if LONG else [OWN])

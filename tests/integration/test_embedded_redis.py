@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -319,4 +320,41 @@ def test_a_context_that_is_held_finds_the_server_of_the_next_start(settings: Set
         with pytest.raises(BrokerUnavailableError, match="no Redis is running"):
             handle.wait(1)
     assert len(set(urls)) == 3
+    context.close()
+
+
+@contextlib.contextmanager
+def as_another_user(settings: Settings) -> Iterator[None]:
+    """Have this process read files as another user, or as one who may not read this home."""
+    if os.geteuid():
+        (settings.home / "run").chmod(0)
+        yield
+        (settings.home / "run").chmod(0o700)
+        return
+    # The folders of pytest are closed to other users, too: these are not what is tried here.
+    opened = [f for f in settings.home.parents if f.stat().st_mode & 0o1 == 0]
+    modes = {folder: stat.S_IMODE(folder.stat().st_mode) for folder in (settings.home, *opened)}
+    for folder in modes:
+        folder.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        for folder, mode in modes.items():
+            folder.chmod(mode)
+
+
+def test_another_user_is_told_whose_the_server_is(settings: Settings) -> None:
+    context = Context(settings)
+    with EmbeddedRedis(settings.home):
+        owner = settings.home.owner()
+        with as_another_user(settings):
+            told = f"run/redis.json cannot be read.*{owner}.*--local"
+            with pytest.raises(StateError, match=told):
+                discover_redis_url(settings)
+            with pytest.raises(StateError, match="VANTAGE_REDIS_URL"), context.broker_errors():
+                context.redis.ping()
+        with context.broker_errors():
+            assert context.redis.ping()
     context.close()

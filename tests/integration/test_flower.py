@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import ast
+import base64
+import http.client
 import json
+import urllib.request
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pytest
 from sites import Eventually, Site, ask_flower
 
 from pipeline.request import SearchRequest
@@ -99,6 +104,25 @@ def test_no_path_is_in_results_exceptions_and_tracebacks(
 def _ended(site: Site, about: str) -> dict[str, Any] | None:
     (found, *_) = _tasks(site, about) or [None]
     return found if found and found["state"] in ("SUCCESS", "FAILURE") else None
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/", "/api/tasks", "/nowhere", "/task/info"])
+def test_a_header_that_is_no_login_is_asked_for_one(site: Site, path: str) -> None:
+    login = base64.b64encode("vantage:ü".encode())
+    place = urlsplit(json.loads((site.settings.home / "run" / "flower.json").read_text())["url"])
+    for header in (None, b"\xc3\xbc", b"Basic \xff", b"Basic " + login, b"Basic %", b"Bearer x"):
+        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=600)
+        connection.request("GET", path, headers={"Authorization": header} if header else {})
+        answer = connection.getresponse()
+        assert (answer.status, answer.read()) == (401, b"Access denied"), header
+        assert answer.headers["WWW-Authenticate"].startswith("Basic")
+        connection.close()
+
+
+def test_what_shows_nothing_needs_no_password(site: Site) -> None:
+    url = json.loads((site.settings.home / "run" / "flower.json").read_text())["url"]
+    with urllib.request.urlopen(f"{url}/healthcheck", timeout=600) as answer:
+        assert answer.status == 200
 
 
 def test_no_password_is_in_what_workers_tell(site: Site, eventually: Eventually) -> None:

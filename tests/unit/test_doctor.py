@@ -54,6 +54,17 @@ def test_a_database_of_a_newer_release_asks_for_that_release(settings: Settings)
     assert "vantage migrate" not in check.remedy
 
 
+def test_a_database_that_does_not_answer_is_tried_once(settings: Settings) -> None:
+    (settings.home / "vantage.sqlite").mkdir()
+    found = checks(settings)
+    (told,) = [check for check in found if "did not answer" in check.detail]
+    assert (told.name, told.ok) == ("database", False)
+    assert "VANTAGE_DATABASE_URL" in told.remedy
+    skipped = {check.name for check in found if check.detail.startswith("not tried")}
+    assert skipped == {"identity", "sharing", "store files", "workers"}
+    assert not any(check.ok for check in found if check.name in skipped)
+
+
 def test_a_missing_image_root_is_found(settings: Settings, tmp_path: Path) -> None:
     roots = (str(tmp_path), str(tmp_path / "not mounted"))
     found = [

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.config import Settings
 from workers.celery_private.events import discreet
-from workers.flower_app import hosts_of, is_allowed
+from workers.flower_app import hosts_of, is_allowed, is_login
 
 
 @pytest.mark.parametrize(
@@ -68,3 +70,42 @@ def test_of_an_exception_its_class_is_shown() -> None:
 def test_a_request_names_us_or_an_address(host: str, allowed: bool) -> None:
     settings = Settings.from_env({"VANTAGE_HOST": "studio"})
     assert is_allowed(host, hosts_of(settings)) == allowed
+
+
+def _basic(login: bytes) -> str:
+    return "Basic " + base64.b64encode(login).decode()
+
+
+RIGHT = _basic(b"vantage:word")
+
+
+@pytest.mark.parametrize("given", [RIGHT, f" {RIGHT} ", RIGHT.replace("Basic ", "basic  ")])
+def test_the_password_is_known(given: str) -> None:
+    assert is_login(given, ["vantage:word"])
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "ü",
+        "Basic ü",
+        "Basic \u20ac",
+        RIGHT + "\xfc",
+        RIGHT.removeprefix("Basic "),
+        RIGHT.replace("Basic", "Bearer"),
+        "Basic",
+        "Basic %%%",
+        "Basic a b",
+        f"{RIGHT} b",
+        "Basic " + "A" * 100_000,
+        "Basic \x00\x7f",
+        _basic(b"\xff\xfe"),
+        _basic("vantage:ü".encode()),
+        _basic(b"vantage:other"),
+        _basic(b"vantage:word\n"),
+        _basic(b"word"),
+    ],
+)
+def test_no_other_header_is_taken_for_the_password(given: str) -> None:
+    assert not is_login(given, ["vantage:word"])
