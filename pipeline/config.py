@@ -283,6 +283,8 @@ class Settings:
     database_url: str = field(repr=False)
     redis_url: str | None = field(default=None, repr=False)
     redis_listen: str | None = None
+    cache_url: str | None = field(default=None, repr=False)
+    cache_mb: int = 128
     image_roots: tuple[str, ...] = ("/",)
     host: str = "localhost"
     serve_groups: tuple[int, ...] = tuple(range(MAX_GROUPS))
@@ -307,6 +309,11 @@ class Settings:
     def extractor_spec(self) -> str:
         """The extractor of new collections, as written: ``sift``, ``cnn:FILE``."""
         return self.extractor_text or self.extractor.name
+
+    @property
+    def caches(self) -> bool:
+        """Whether anything is cached: not with the address ``off``."""
+        return self.cache_url != "off"
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -341,6 +348,8 @@ class Settings:
             ),
             redis_url=env.text("VANTAGE_REDIS_URL", "") or None,
             redis_listen=env.place("VANTAGE_REDIS_LISTEN"),
+            cache_url=env.text("VANTAGE_CACHE_URL", "") or None,
+            cache_mb=env.integer("VANTAGE_CACHE_MB", 128, 1, 2**20),
             image_roots=env.folders("VANTAGE_IMAGE_ROOTS", "/"),
             host=env.text("VANTAGE_HOST", socket.gethostname()),
             serve_groups=env.groups("VANTAGE_SERVE_GROUPS"),

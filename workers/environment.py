@@ -41,6 +41,8 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
         "DATABASE_URL": settings.database_url,
         "REDIS_URL": settings.redis_url,
         "REDIS_LISTEN": settings.redis_listen,
+        "CACHE_URL": settings.cache_url,
+        "CACHE_MB": settings.cache_mb,
         "IMAGE_ROOTS": os.pathsep.join(settings.image_roots),
         "HOST": settings.host,
         "SERVE_GROUPS": "all" if len(groups) == MAX_GROUPS else ",".join(map(str, groups)),

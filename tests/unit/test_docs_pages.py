@@ -76,7 +76,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_what_a_page_names_is_there(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     variables = set(environment(Settings.from_env({}), {}))
-    variables |= {"VANTAGE_REDIS_URL", "VANTAGE_REDIS_LISTEN", "VANTAGE_FLOWER_PASSWORD"}
+    variables |= {
+        "VANTAGE_REDIS_URL",
+        "VANTAGE_REDIS_LISTEN",
+        "VANTAGE_FLOWER_PASSWORD",
+        "VANTAGE_CACHE_URL",
+    }
     variables |= OTHER_VARIABLES
     assert set(re.findall(r"\bVANTAGE_[A-Z_]*[A-Z]\b", text)) <= variables
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
