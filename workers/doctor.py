@@ -207,6 +207,7 @@ def _sharing(settings: Settings) -> Iterator[Check]:
     from pipeline.installation import find_installation
     from workers.context import Context
     from workers.embedded import discover_redis_url
+    from workers.leftovers import left_behind
     from workers.presence import installations, require_claim
 
     if discover_redis_url(settings) is None:
@@ -217,6 +218,7 @@ def _sharing(settings: Settings) -> Iterator[Check]:
         if own is not None:
             require_claim(context)
         found = installations(context.redis)
+        left = left_behind(context.redis_address, own.identity if own else None)
     except redis.RedisError:
         return  # the check of Redis says it
     finally:
@@ -230,6 +232,10 @@ def _sharing(settings: Settings) -> Iterator[Check]:
             f"{'this' if ours else 'another'} installation, {one.identity}: {one.database}, host "
             f"{one.host}, seen {ago} ago",
         )
+    for identity, count in left.items():
+        detail = f"an installation that nobody has seen for a day, {identity}, has {count} keys"
+        remedy = f"if it is gone for good: vantage doctor --forget {identity}"
+        yield Check("sharing", True, detail, remedy)
 
 
 def _database(settings: Settings) -> Iterator[Check]:

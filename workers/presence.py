@@ -105,6 +105,7 @@ def announce_first(context: Context, say: Callable[[str], None]) -> None:
         left = context.redis.pttl(context.keys.claim)
         try:
             announce(context)
+            _prune(context.redis)
             return
         except OtherInstallationError:
             if not 0 < left <= left_before:
@@ -116,6 +117,15 @@ def announce_first(context: Context, say: Callable[[str], None]) -> None:
             )
         left_before = left - 1
         time.sleep(_LOOK_EVERY_S)
+
+
+def _prune(redis: Redis) -> None:
+    """Remove what nobody has announced for a day; who is alive announces it again in seconds."""
+    found = cast("Mapping[bytes, bytes]", redis.hgetall(INSTALLATIONS))
+    fresh = {one.identity.encode() for one in installations(redis)}
+    gone = [field for field in found if field not in fresh]
+    if gone:
+        redis.hdel(INSTALLATIONS, *gone)
 
 
 def require_claim(context: Context) -> None:

@@ -6,22 +6,27 @@ import dataclasses
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sites import make_settings
+from typer.testing import CliRunner
 
 from pipeline.config import Settings
-from pipeline.errors import OtherInstallationError
+from pipeline.errors import InputError, OtherInstallationError, StateError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.installation import renew
 from vantage import Collection
 from workers.celery_settings import NO_INSTALLATION, identity_of_environment
+from workers.cli.app import app
 from workers.context import Context
 from workers.doctor import checks
+from workers.environment import environment
 from workers.heartbeat import Heartbeat
 from workers.keys import INSTALLATIONS
+from workers.leftovers import forget
 from workers.presence import announce, announce_first, installations, require_claim
 
 
@@ -75,6 +80,51 @@ def test_all_installations_of_a_redis_are_known(
     shown = [check.detail for check in checks(one) if check.name == "sharing"]
     assert [line.split(",")[0] for line in shown] == ["another installation", "this installation"]
     assert str(tmp_path / "two" / "vantage.sqlite") in shown[0]
+    other.close()
+
+
+def test_who_was_not_seen_for_a_day_is_forgotten_at_a_start(context: Context) -> None:
+    for name, seen_at in (("old", 0.0), ("another", time.time() - 3600)):
+        values = {"database": "x", "host": "y", "protocol": 1, "seen_at": seen_at}
+        context.redis.hset(INSTALLATIONS, name, json.dumps(values))
+    context.redis.hset(INSTALLATIONS, "broken", "{")
+    announce_first(context, print)
+    kept = {bytes(name).decode() for name in context.redis.hkeys(INSTALLATIONS)}
+    assert kept == {"another", context.identity}
+
+
+def test_what_an_installation_that_is_gone_has_left_is_removed_on_request(
+    one: Settings, context: Context, tmp_path: Path, redis_url: str
+) -> None:
+    other = Context(_made(tmp_path / "gone", redis_url))
+    for each in (context, other):
+        each.app.send_task("job.register", args=("j", 1), queue="reduce")
+        announce(each)
+    gone, address = other.identity, context.redis_address
+    context.redis.set("vantage:of another program", 1)
+    with pytest.raises(StateError, match="runs, or did so"):
+        forget(address, gone, context.identity)
+    with pytest.raises(StateError, match="this installation"):
+        forget(address, context.identity, context.identity)
+    for wrong in ("*", "", gone.upper() + "x", f"{gone}:*", "probe"):
+        with pytest.raises(InputError, match="no identity"):
+            forget(address, wrong, context.identity)
+    context.redis.delete(other.keys.claim)
+    context.redis.hdel(INSTALLATIONS, gone)
+    (shown,) = [check for check in checks(one) if "nobody has seen" in check.detail]
+    assert shown.ok
+    assert f"--forget {gone}" in shown.remedy
+    command = CliRunner().invoke(app, ["doctor", "--forget", gone], env=environment(one))
+    assert command.exit_code == 0, command.output
+    assert f"keys of the installation {gone} were removed" in command.output
+    names: set[str] = set()
+    for database in (address.broker_db, address.broker_db + 1):
+        with address.client(database) as client:
+            names |= {bytes(name).decode() for name in client.keys("*")}
+    assert not any(gone in name for name in names)
+    assert context.keys.queue("reduce") in names
+    assert "vantage:of another program" in names
+    assert forget(address, gone, context.identity) == 0
     other.close()
 
 

@@ -31,6 +31,7 @@ DOCTOR_HELP = epilog(
 vantage doctor
 vantage doctor --warm
 vantage doctor --json
+vantage doctor --forget 91d0b6a2c4e8f357
 """,
 )
 
@@ -92,6 +93,14 @@ def doctor(
     warm: Annotated[
         bool, typer.Option("--warm", help="Compile the kernels now, so that no worker has to.")
     ] = False,
+    forget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="IDENTITY",
+            help="Remove what an installation that is gone has left in Redis; do nothing else.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check this machine and the settings, and say how to fix problems."""
@@ -99,6 +108,9 @@ def doctor(
     from workers.doctor import warm as warm_kernels
 
     settings = Settings.from_env()
+    if forget is not None:
+        _forget(settings, forget, as_json)
+        return
     took = None
     if warm:
         to_stderr("Compiling the kernels (only seconds if they were compiled before) ...")
@@ -119,6 +131,22 @@ def doctor(
         say("\nAll is well." if ok else "\nSomething must be done.")
     if not ok:
         raise typer.Exit(exits.TROUBLE)
+
+
+def _forget(settings: Settings, identity: str, as_json: bool) -> None:
+    """Remove the keys of an installation that is gone."""
+    from pipeline.installation import find_installation
+    from workers.context import Context
+    from workers.leftovers import forget
+
+    own = find_installation(settings.database_url)
+    context = Context(settings)
+    with context.broker_errors():
+        removed = forget(context.redis_address, identity, own.identity if own else None)
+    if as_json:
+        write_json({"installation": identity, "keys": removed})
+    else:
+        say(f"{removed} keys of the installation {identity} were removed.")
 
 
 def migrate(
