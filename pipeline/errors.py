@@ -58,6 +58,7 @@ __all__ = [
     "TooManyQueriesError",
     "TransientError",
     "UnknownNameError",
+    "UnreadableFileError",
     "VantageError",
 ]
 
@@ -236,6 +237,17 @@ class LostFileError(CorruptFileError):
     def __str__(self) -> str:
         path, reason = self.args
         return f"the store has lost the file {path!r} ({reason}); {file_remedy(path)}"
+
+
+class UnreadableFileError(CorruptFileError):
+    """The store answers, but does not give this file: its path, what the system says.
+
+    It may be sound: a moment later, or for another user, it can be read.
+    """
+
+    def __str__(self) -> str:
+        path, reason = self.args
+        return f"the stored file {path!r} cannot be read ({reason}); {file_remedy(path)}"
 
 
 class NewerFormatError(CorruptFileError):

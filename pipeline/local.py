@@ -38,6 +38,7 @@ from pipeline.lost_database import refuse_lost_database
 from pipeline.metadata import jobs, parts
 from pipeline.metadata.engine import prepare_schema, session_scope
 from pipeline.metadata.records import CollectionRecord, JobOrigin, JobRecord, JobStage, PartRecord
+from pipeline.private_files import take_over
 from pipeline.records import SearchResult
 from pipeline.request import SearchRequest
 from pipeline.resources import Resources
@@ -114,6 +115,8 @@ class LocalDriver:
         self._pool = ThreadPoolExecutor(self._threads, "vantage")
         try:
             refuse_lost_database(self.resources.engine, settings.store)
+            with contextlib.suppress(OSError):  # it is not there yet, or may not be listed
+                take_over(settings.home)
             prepare_schema(self.resources.engine)
             check_store(self.resources.engine, StoreRoot(settings.store))
         except BaseException:

@@ -14,7 +14,15 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["close_to_others", "is_shared", "make_folder", "make_home", "open_privately", "touch"]
+__all__ = [
+    "close_to_others",
+    "is_shared",
+    "make_folder",
+    "make_home",
+    "open_privately",
+    "take_over",
+    "touch",
+]
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
@@ -49,7 +57,7 @@ def make_folder(path: Path) -> None:
 
 
 def make_home(path: Path) -> None:
-    """Make a data directory of this user alone; take over an empty one.
+    """Make the data directory of this user alone; take over an empty one.
 
     Raises
     ------
@@ -59,8 +67,21 @@ def make_home(path: Path) -> None:
         make_folder(path.parent)
         with contextlib.suppress(FileExistsError):
             path.mkdir(mode=0o700)
-    elif not any(path.iterdir()):
-        close_to_others(path)
+    else:
+        take_over(path)
+
+
+def take_over(home: Path) -> None:
+    """Close an empty folder that shall be a data directory.
+
+    Only for ``VANTAGE_HOME``: the folder of a database elsewhere keeps its mode.
+
+    Raises
+    ------
+    OSError
+    """
+    if not any(home.iterdir()):
+        close_to_others(home)
 
 
 def close_to_others(path: Path) -> None:

@@ -38,6 +38,7 @@ from pipeline.errors import (
     LostFileError,
     NewerFormatError,
     StorageUnavailableError,
+    UnreadableFileError,
     VantageError,
 )
 from pipeline.private_files import make_folder, open_privately
@@ -200,7 +201,7 @@ class Storage:
                 if self._is_local(exc.filename) or not one_file or not self._answers():
                     raise
                 reason = exc.strerror or str(exc)
-                kind = LostFileError if gone else CorruptFileError
+                kind = LostFileError if gone else UnreadableFileError
                 raise kind(self._address(key), reason) from exc
 
     def _is_local(self, name: object) -> bool:
@@ -239,7 +240,7 @@ class Storage:
     def find(self, key: str, read: Reader | None = None) -> str | None:
         """Return the SHA-256 of an existing sound file of arrays, else None.
 
-        A file that is not sound is deleted, so that the caller makes it again.
+        A file that is shown to be damaged is deleted, so that the caller makes it again.
 
         Parameters
         ----------
@@ -247,26 +248,42 @@ class Storage:
         read : callable, optional
             Makes what the file should hold of its arrays, and raises a `CorruptFileError` if they
             are not of that kind.
+
+        Raises
+        ------
+        StorageUnavailableError
+            It cannot be read now: it may be sound.
         """
         if not self.exists(key):
             return None
-        checksum = self.sound_checksum(key, read)
-        if checksum is None:
+        try:
+            return self._checked(key, read)
+        except NewerFormatError:
+            raise  # nothing is wrong with it
+        except LostFileError:
+            return None
+        except UnreadableFileError as exc:
+            raise StorageUnavailableError(*exc.args) from exc
+        except CorruptFileError:
             self.delete(key)
-        return checksum
+            return None
 
     def sound_checksum(self, key: str, read: Reader | None = None) -> str | None:
         """Return the SHA-256 of a file that agrees with its own checksums, else None."""
         try:
-            arrays = self.read_arrays(key)
-            arrays.verify()
-            if read is not None:
-                read(arrays)
-            return self.checksum(key)
+            return self._checked(key, read)
         except NewerFormatError:
             raise  # nothing is wrong with it
         except CorruptFileError:
             return None
+
+    def _checked(self, key: str, read: Reader | None) -> str:
+        """Return the SHA-256 of a file; raise a `CorruptFileError` if it is not sound."""
+        arrays = self.read_arrays(key)
+        arrays.verify()
+        if read is not None:
+            read(arrays)
+        return self.checksum(key)
 
     def read_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
         """Return a file of arrays without a local copy, to be read once.
@@ -343,7 +360,7 @@ class Storage:
         _flush_folder(path.parent)
         return file_checksum(path)
 
-    def fetch(self, key: str, checksum: str | None = None) -> Path:
+    def fetch(self, key: str, checksum: str | None = None, *, anew: bool = False) -> Path:
         """Return the path of a local copy, made and verified if it is not there yet.
 
         Parameters
@@ -352,6 +369,8 @@ class Storage:
         checksum : str, optional
             SHA-256 that the copy must have. Another copy is replaced: the store's file may have
             been lost and computed again, on a processor that rounds differently.
+        anew : bool
+            Replace the copy in any case.
 
         Raises
         ------
@@ -363,7 +382,7 @@ class Storage:
             The store does not answer.
         """
         path = self.local / safe_key(key)
-        look = look_at(path)
+        look = None if anew else look_at(path)
         if look is not None and self._is_sound_copy(key, look, checksum):
             return path
         self._raise_refused(key, checksum)
@@ -496,23 +515,27 @@ class Storage:
     def open_arrays(self, key: str, checksum: str | None = None) -> ArrayFile:
         """Return a file of arrays, mapped from its local copy.
 
-        A copy that is damaged, or was just removed by another process, is fetched again.
+        A copy that is damaged, was just removed by another process, or cannot be read is fetched
+        again. One that cannot be read stays until there is another: it may be sound.
 
         Raises
         ------
         CorruptFileError, StorageUnavailableError
             As `fetch`.
         """
+        anew = False
         try:
             return self._open_copy(key, checksum)
-        except (CorruptFileError, OSError) as exc:
-            if not (isinstance(exc, OSError) and exc.errno in _OF_PROCESS):
+        except CorruptFileError as exc:
+            if not isinstance(exc, UnreadableFileError):
                 self.drop_local(key)
+        except OSError as exc:
+            anew = exc.errno not in _OF_PROCESS
         with self._reading(key):
-            return self._open_copy(key, checksum)
+            return self._open_copy(key, checksum, anew)
 
-    def _open_copy(self, key: str, checksum: str | None) -> ArrayFile:
-        arrays = ArrayFile(self.fetch(key, checksum))
+    def _open_copy(self, key: str, checksum: str | None, anew: bool = False) -> ArrayFile:
+        arrays = ArrayFile(self.fetch(key, checksum, anew=anew))
         if checksum is None:
             arrays.verify()
         return arrays

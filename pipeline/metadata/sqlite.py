@@ -51,7 +51,8 @@ def make_file(engine: Engine) -> None:
     """
     path = file_of(engine)
     if path is not None and not path.exists():
-        make_home(path.parent)
+        if not path.parent.exists():
+            make_home(path.parent)
         touch(path)
 
 

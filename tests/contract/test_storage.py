@@ -375,6 +375,49 @@ def test_a_process_with_too_many_open_files_removes_no_copy(
     assert copy.exists()
 
 
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EPERM])
+def test_a_stored_file_that_cannot_be_read_for_a_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+
+    def refuse(path: object, *_: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.storage.ArrayFile", refuse)
+        with pytest.raises(StorageUnavailableError, match=os.strerror(code)):
+            storage.find(KEY)
+        assert storage.sound_checksum(KEY) is None
+    assert storage.find(KEY) == checksum
+
+
+def test_a_local_copy_that_cannot_be_read_stays_until_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(str(tmp_path / "store"), tmp_path / "local")
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    copy = storage.fetch(KEY, checksum)
+    before = copy.stat().st_ctime_ns
+
+    def refuse(path: Path, *_: object) -> ArrayFile:
+        if path.stat().st_ctime_ns == before:
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return ArrayFile(path)
+
+    monkeypatch.setattr("pipeline.storage.ArrayFile", refuse)
+    (tmp_path / "store").rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageUnavailableError):
+        storage.open_arrays(KEY, checksum)
+    assert copy.exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "store")
+    copy.unlink()
+    copy.write_bytes((tmp_path / "store" / KEY).read_bytes())
+    before = copy.stat().st_ctime_ns
+    assert np.array_equal(storage.open_arrays(KEY, checksum)["a"], ARRAYS["a"])
+
+
 class TestVerifiedCopies:
     """A copy is read again when it looks different, and only then."""
 

@@ -30,6 +30,7 @@ ARGUMENTS: dict[str, tuple[object, ...]] = {
     "CorruptFileError": ("/store/a.npz", "cut off"),
     "NewerFormatError": ("/store/groups/0/a.npz", "format 2"),
     "LostFileError": ("/store/groups/0/a.npz", "No such file or directory"),
+    "UnreadableFileError": ("/store/groups/0/a.npz", "Permission denied"),
     "DamagedIndexError": ("/here/a.vantage", "cut off"),
     "NoWorkersError": ("extract",),
     "OtherInstallationError": ("the store belongs to another installation",),

@@ -97,6 +97,20 @@ def test_what_a_former_release_made_is_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("usual_umask")
+def test_an_empty_folder_of_a_database_elsewhere_keeps_its_mode(tmp_path: Path) -> None:
+    """Whose it is nobody knows; only the home is known to be for Vantage."""
+    for name in ("srv", "home"):
+        (tmp_path / name).mkdir()
+    address = f"sqlite:///{tmp_path}/srv/v.sqlite"
+    variables = {"VANTAGE_HOME": str(tmp_path / "home"), "VANTAGE_DATABASE_URL": address}
+    with Collection.open("one", Settings.from_env(variables), local=True):
+        pass
+    assert _mode(tmp_path / "srv") == 0o755
+    assert _mode(tmp_path / "srv" / "v.sqlite") == 0o600
+    assert _mode(tmp_path / "home") == 0o700
+
+
+@pytest.mark.usefixtures("usual_umask")
 @pytest.mark.parametrize("shared", [False, True])
 def test_an_index_made_here_is_for_this_user_alone(tmp_path: Path, shared: bool) -> None:
     """Or for the group, where the home was made for it."""

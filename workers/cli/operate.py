@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Annotated
 
@@ -175,6 +176,7 @@ def migrate(
         shown,
         upgrade,
     )
+    from pipeline.private_files import take_over
     from pipeline.store_root import StoreRoot
 
     settings = Settings.from_env()
@@ -182,6 +184,8 @@ def migrate(
     try:
         if not take_store:
             refuse_lost_database(engine, settings.store)
+        with contextlib.suppress(OSError):  # it is not there yet, or may not be listed
+            take_over(settings.home)
         before = schema_revision(engine)
         upgrade(engine)
         after = schema_revision(engine)
