@@ -231,6 +231,7 @@ class DCache:
             between = (np.sqrt(lower) + np.sqrt(upper)) ** 2 / 4
         else:
             between = (lower + upper) / 2
+        between = np.clip(between, lower, upper)  # the root may have been rounded
         found = np.where(bounds.states == BOUNDED, between, self.table.middle.value)
         return np.where(bounds.states == KNOWN, lower, found)
 
