@@ -140,6 +140,38 @@ def test_cells_and_groups_are_excluded_by_the_lower_bound_and_taken_by_the_upper
     assert cache.table.inserted == computed + 1  # the distance of the two queries
 
 
+def test_what_lies_outside_of_a_ball_is_excluded_by_the_upper_bound_of_its_centre() -> None:
+    rows = np.array([[0], [1], [100], [101], [102]], np.int8)
+    flat = ObjectSet(rows, object_ids(0, 5))
+    things = about_centres(ROWS, flat, np.array([0, 0, 1, 1, 1]), rows[:1].repeat(2, axis=0))
+    for radius, wanted in ((98.0**2 - 1, [0, 1]), (98.0**2, [0, 1, 2])):
+        cache = cache_of(ROWS, 1000, pivots=1)
+        runtime = cache.begin(np.array([1], np.int8), np.uint64(1 << 63))
+        cache.insert(runtime, centre_ids(0, 2), np.array([1.0, 1.0]))
+        query = np.array([2], np.int8)  # 2 from the centre, which is known to be 0 to 2
+        runtime = cache.begin(query, np.uint64(1 << 63 | 1))
+        assert sorted(within(cache, things, query, runtime, radius).indices) == wanted
+        assert cache.counters.skipped == (5 if wanted == [0, 1] else 2)  # the ball is taken
+
+
+def test_an_object_at_the_radius_is_inside_though_its_cell_is_as_far_as_that() -> None:
+    rows = np.array([[98], [99], [100], [101], [102], [0]], np.int8)
+    flat = ObjectSet(rows, object_ids(0, 6))
+    things = about_centres(ROWS, flat, np.array([0, 0, 0, 0, 0, 1]), rows[[2, 5]])
+    for radius, wanted in ((98.0**2 - 1, [5]), (98.0**2, [0, 5])):
+        cache, query = cache_of(ROWS, 1000), rows[5]
+        runtime = cache.begin(query, np.uint64(1 << 63))
+        assert sorted(within(cache, things, query, runtime, radius).indices) == wanted
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_number_of_neighbours_is_found(form: str) -> None:
+    rows = some_rows(11)
+    things = arranged(form, ROWS, ObjectSet(rows, object_ids(0, len(rows))), 1)
+    for k in (*range(1, 30), 59, 60, 61):
+        check_stream(cache_of(ROWS, 20, pivots=2), things, rows[k % 7 :: 20], k, k / 70)
+
+
 def test_groups_above_cells_are_excluded_at_once() -> None:
     rows = some_rows(1, 400)
     things = arranged("tree", ROWS, ObjectSet(rows, object_ids(0, len(rows))), 1)
