@@ -50,7 +50,8 @@ __all__ = ["Storage", "file_checksum", "model_key", "safe_key"]
 _OTHER_CHECKSUM = "its SHA-256 is not the one recorded"
 
 REFUSED_S = 30.0
-"""Seconds for which a damaged file of a URL is not fetched again; on a disk, until it changes."""
+"""Seconds for which a lost or damaged file of a URL is not fetched again: no search waits for it.
+On a disk, a lost one is looked for each time, a damaged one read again when it changes."""
 
 _ONE_FILE = {errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.EISDIR, errno.ENXIO}
 """Errors that concern one file, if the store itself answers."""
@@ -153,7 +154,7 @@ class Storage:
         self._secrets = secrets_of(store) if folder is None else set[str]()
         self._root = str(root)
         self._verified = VerifiedCopies(local)
-        # Stored files that did not have a SHA-256: what they looked like, or until when.
+        # Stored files that could not be had: what they looked like, or until when to believe it.
         self._refused: dict[tuple[str, str], tuple[Look | float, CorruptFileError]] = {}
         # Stored files that are read in place: what they looked like, and their SHA-256.
         self._compared: dict[str, tuple[Look | None, str]] = {}
@@ -340,6 +341,7 @@ class Storage:
                 self._fs.makedirs(self._address(key).rsplit("/", 1)[0], exist_ok=True)
                 with contextlib.suppress(FileExistsError):
                     self._fs.put_file(str(path), self._address(key), mode="create")
+            self._forget_refused(key)
             return self.checksum(key)
 
     @staticmethod
@@ -388,7 +390,8 @@ class Storage:
         self._raise_refused(key, checksum)
         if self._on_disk and not may_write_below(self.local):
             return self._stored_file(key, checksum)
-        with self._reading(key), _temporary_beside(path) as temporary:
+        noting = self._noting_refusal(key, checksum)
+        with noting, self._reading(key), _temporary_beside(path) as temporary:
             before = self._look_at_store(key)
             self._copy_to(key, temporary)
             found = file_checksum(temporary)
@@ -440,6 +443,16 @@ class Storage:
         look = look_at(self.local / safe_key(key))
         return self._on_disk and look is not None and look == look_at(Path(self._address(key)))
 
+    @contextlib.contextmanager
+    def _noting_refusal(self, key: str, checksum: str | None) -> Iterator[None]:
+        """Remember that a store at a URL has lost a file, or does not give it."""
+        try:
+            yield
+        except (LostFileError, UnreadableFileError) as error:
+            if checksum is not None and not self._on_disk:
+                self._refused[key, checksum] = time.monotonic() + REFUSED_S, error
+            raise
+
     def _look_at_store(self, key: str) -> Look | float:
         """Return what a stored file looks like; of a URL, until when to believe that it is bad."""
         look = look_at(Path(self._address(key))) if self._on_disk else None
@@ -458,6 +471,11 @@ class Storage:
         if same:
             raise error
         self._refused.pop((key, checksum), None)
+
+    def _forget_refused(self, key: str) -> None:
+        """Ask for a stored file again: it has changed."""
+        for refused in [known for known in list(self._refused) if known[0] == key]:
+            self._refused.pop(refused, None)
 
     def put_model(self, path: Path, sha256: str) -> str:
         """Store a model file under a name made of its SHA-256, and return that name.
@@ -551,8 +569,7 @@ class Storage:
     def delete(self, key: str) -> None:
         """Remove a file and its local copy; a missing file is not an error."""
         self.drop_local(key)
-        for refused in [known for known in self._refused if known[0] == key]:
-            self._refused.pop(refused, None)
+        self._forget_refused(key)
         with self._driver(key), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(self._address(key))
 

@@ -27,7 +27,7 @@ from pipeline.errors import (
     LostFileError,
     StorageUnavailableError,
 )
-from pipeline.storage import Storage, file_checksum, model_key, safe_key
+from pipeline.storage import REFUSED_S, Storage, file_checksum, model_key, safe_key
 from pipeline.verified import look_at
 
 KEY = "groups/0/abc.npz"
@@ -373,6 +373,38 @@ def test_a_process_with_too_many_open_files_removes_no_copy(
     with pytest.raises(StorageUnavailableError, match="Too many open files"):
         storage.open_arrays(KEY, checksum)
     assert copy.exists()
+
+
+def test_a_url_is_not_asked_for_a_lost_file_by_each_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address = f"memory://vantage-{uuid.uuid4().hex}"
+    storage, other = (Storage(address, tmp_path / name) for name in ("local", "other"))
+    checksum = storage.write_arrays(KEY, ARRAYS, {})
+    storage.write_arrays("trees/a.npz", ARRAYS, {})
+    get, asked, now = storage._fs.get_file, [], [0.0]
+
+    def get_file(source: str, target: str) -> None:
+        asked.append(source)
+        get(source, target)
+
+    monkeypatch.setattr(storage._fs, "get_file", get_file)
+    monkeypatch.setattr("pipeline.storage.time.monotonic", lambda: now[0])
+    storage._fs.rm_file(storage._address(KEY))
+    for _ in range(3):
+        with pytest.raises(LostFileError):
+            storage.open_arrays(KEY, checksum)
+    assert len(asked) == 1
+    other.write_arrays(KEY, ARRAYS, {})  # by another process: found after a while
+    with pytest.raises(LostFileError):
+        storage.fetch(KEY, checksum)
+    now[0] = REFUSED_S
+    storage.open_arrays(KEY, checksum).verify()
+    storage.delete(KEY)
+    with pytest.raises(LostFileError):
+        storage.fetch(KEY, checksum)
+    storage.write_arrays(KEY, ARRAYS, {})  # by this one: at once
+    storage.open_arrays(KEY, checksum).verify()
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EIO, errno.EPERM])
