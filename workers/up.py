@@ -34,6 +34,7 @@ from pipeline.installation import require_original, settle
 from pipeline.lost_database import refuse_lost_database
 from pipeline.metadata.engine import create_metadata_engine, session_scope, shown, upgrade
 from pipeline.metadata.heartbeats import live_workers
+from pipeline.metadata.sqlite import LOCKED, is_locked
 from pipeline.private_files import close_to_others, make_home
 from pipeline.redaction import secrets_of_environment
 from pipeline.store_root import StoreRoot
@@ -291,6 +292,8 @@ def _migrate(settings: Settings, say: Callable[[str], None]) -> str:
     engine = create_metadata_engine(settings.database_url)
     try:
         refuse_lost_database(engine, settings.store)
+        if is_locked(engine):
+            say(f"Everything waits: {LOCKED}; `lsof` or `fuser` name that process")
         upgrade(engine)
         say(f"Database: {shown(engine.url)}")
         try:

@@ -14,7 +14,7 @@ import shutil
 import sqlite3
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from vantage import Collection, FusedCollection
 from workers.cli import exits
 from workers.cli.app import COMMANDS, app
 from workers.environment import environment
+from workers.up import _migrate
 
 NAMES = ("one", "two")
 
@@ -197,9 +198,25 @@ def test_commands_with_a_database_that_another_process_has_locked(
             assert "another process has held its write lock" in result.stderr
 
 
+def test_up_says_at_once_that_the_database_is_locked(home: Home, impatient: None) -> None:
+    told: list[str] = []
+    with home.locked():
+        _migrate(home.settings, told.append)
+    assert "another process holds the write lock" in told[0]
+    assert "lsof" in told[0]
+
+
 def opened(home: Home) -> Iterator[Collection | FusedCollection]:
     yield Collection.open("one", home.settings, local=True)
     yield FusedCollection.open(NAMES, home.settings, local=True)
+
+
+def opened_by_workers(
+    names: Sequence[str], settings: Settings | None = None
+) -> Iterator[Collection | FusedCollection]:
+    """The same of a running system; see `test_front.TestByWorkers`."""
+    yield Collection.open(names[0], settings)
+    yield FusedCollection.open(names, settings)
 
 
 def methods_of(one: object) -> dict[str, Callable[[Any, Path], Any]]:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
+import json
 import multiprocessing
 import os
 import re
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +21,20 @@ import cv2
 import numpy as np
 import psutil
 import pytest
+from heavy import long_only
 from operators_redis import OperatorsRedis
 from PIL import Image
 from sites import Site, make_settings
+from test_every_call_ends import (
+    READS,
+    WRITES,
+    WRITING,
+    in_child,
+    methods_of,
+    opened_by_workers,
+    require_sentence,
+)
+from typer.testing import CliRunner
 
 from pipeline.config import ExtractorConfig, Settings
 from pipeline.errors import (
@@ -27,11 +43,15 @@ from pipeline.errors import (
     InputError,
     SchemaVersionError,
     StateError,
+    VantageError,
 )
+from pipeline.metadata import engine as metadata_engine
 from pipeline.opening import open_collection
 from pipeline.request import SearchRequest
 from vantage import Collection, FusedCollection
+from workers.cli.app import app
 from workers.embedded import EmbeddedRedis
+from workers.environment import environment
 
 
 @pytest.fixture(scope="module")
@@ -241,3 +261,134 @@ def test_a_search_in_a_forked_child_answers(
             child.kill()
             child.join()
         assert first(collection.search(path)) == wanted
+
+
+READ_ONLY = """
+import json, sys
+from pathlib import Path
+from test_every_call_ends import METHODS, WRITING, opened_by_workers
+from pipeline.errors import VantageError
+
+photos, names = Path(sys.argv[1]), sys.argv[2:]
+for one in opened_by_workers(names):
+    with one:
+        for name, call in METHODS.items():
+            if not hasattr(type(one), name):
+                continue
+            try:
+                call(one, photos)
+                ended = "answer"
+            except VantageError as error:
+                ended = f"{type(error).__name__}: {error}"
+            print(json.dumps([type(one).__name__, name, name in WRITING, ended]))
+"""
+
+
+class TestByWorkers:
+    """Every method ends by workers, too: see `test_every_call_ends`."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def names(site: Site, indexed: str, pictures: Path) -> list[str]:
+        """Two collections; the second may be changed."""
+        with Collection.open("changed", site.settings) as collection:
+            assert collection.index(pictures).wait(600).state == "done"
+        return [indexed, "changed"]
+
+    def test_after_close(self, site: Site, names: list[str], pictures: Path) -> None:
+        for one in opened_by_workers(names, site.settings):
+            one.close()
+            one.close()
+            for call in methods_of(one).values():
+                with pytest.raises(StateError, match="was closed; open it again"):
+                    call(one, pictures)
+
+    @long_only
+    @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+    def test_in_a_forked_child(self, site: Site, names: list[str], pictures: Path) -> None:
+        for one in opened_by_workers(names[::-1], site.settings):
+            with one:
+                calls = methods_of(one)
+                calls["search"](one, pictures)
+
+                def work(one: Any = one, calls: Any = calls) -> None:
+                    for name, call in calls.items():
+                        found = call(one, pictures)
+                        if name in WRITING:
+                            assert found.wait(600).state == "done"
+                    one.close()
+
+                in_child(work)
+                calls["search"](one, pictures)
+
+    def test_with_a_database_that_another_process_has_locked(
+        self, site: Site, names: list[str], pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(metadata_engine, "BUSY_TIMEOUT_S", 0.05)
+        for one in opened_by_workers(names[::-1], site.settings):
+            database = sqlite3.connect(
+                site.settings.home / "vantage.sqlite", isolation_level=None, timeout=600
+            )
+            with one, contextlib.closing(database):
+                database.execute("BEGIN EXCLUSIVE")
+                for name, call in methods_of(one).items():
+                    if name in WRITING:
+                        with pytest.raises(VantageError, match="write lock"):
+                            call(one, pictures)
+                    else:
+                        call(one, pictures)
+
+    def test_commands_with_a_database_that_another_process_has_locked(
+        self, site: Site, names: list[str], pictures: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(metadata_engine, "BUSY_TIMEOUT_S", 0.05)
+        places = {"one": names[1], "QUERY": pictures / "page.png", "PHOTOS": pictures}
+        database = sqlite3.connect(
+            site.settings.home / "vantage.sqlite", isolation_level=None, timeout=600
+        )
+        with contextlib.closing(database):
+            database.execute("BEGIN EXCLUSIVE")
+            for command, arguments in {**READS, **WRITES}.items():
+                if command in ("up", "eval"):  # the one is tried elsewhere, the other is a search
+                    continue
+                given = [str(places.get(name, name)) for name in arguments if name != "--local"]
+                result = CliRunner().invoke(app, [command, *given], env=environment(site.settings))
+                if command in WRITES:
+                    require_sentence(result, command)
+                    assert "write lock" in result.stderr, (command, result.stderr)
+                else:
+                    assert result.exit_code == 0, (command, result.output, result.exception)
+
+    @long_only
+    def test_in_a_home_that_may_only_be_read(
+        self, site: Site, names: list[str], pictures: Path
+    ) -> None:
+        """The client sees its own read-only mount; the workers write on."""
+        home = str(site.settings.home)
+        script = (
+            'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+            if os.geteuid() == 0
+            else "exit 77"
+        )
+        client = [sys.executable, "-c", READ_ONLY, str(pictures), *names[::-1]]
+        done = subprocess.run(
+            ["unshare", "--mount", "sh", "-c", script, home, *client],
+            env={
+                **os.environ,
+                **environment(site.settings),
+                "PYTHONPATH": str(Path(__file__).parent),
+            },
+            cwd="/",
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+        if "unshare:" in done.stderr or "mount:" in done.stderr or done.returncode == 77:
+            pytest.skip("this user may not mount a file system read-only")
+        assert done.returncode == 0, done.stderr
+        for kind, name, writes, ended in map(json.loads, done.stdout.splitlines()):
+            if writes:
+                assert "may only read" in ended or "give this user" in ended, (kind, name, ended)
+            else:
+                assert ended == "answer", (kind, name, ended)
