@@ -34,7 +34,7 @@ from pipeline.index.model import Model
 from pipeline.index.segments import AssignedRows, Segment
 from pipeline.metadata import identities, versions
 from pipeline.metadata.engine import create_metadata_engine, session_scope
-from pipeline.metadata.records import SegmentRecord, VersionRecord
+from pipeline.metadata.records import SegmentRecord, TreeRecord, VersionRecord
 from pipeline.retrieval.open_segments import UNKNOWN, OpenSegment
 from pipeline.storage import Storage
 from pipeline.verified import Look, look_at
@@ -259,13 +259,10 @@ class Resources:
         """Return a segment of a version, kept open; fetch it to this host if necessary."""
 
         def read() -> Segment:
-            segment = self.open_segment(record.key, record.checksum)
-            cells = version.tree.cells // version.tree.groups
-            place = (segment.first_cell, len(segment.cell_offsets) - 1, segment.rows.dimensions)
-            wanted = (record.group_number * cells, cells, version.index.dimensions)
-            if place != wanted:
-                reason = f"first cell, cells and row bytes are {place}, not {wanted}"
-                raise CorruptFileError(record.key, reason)
+            segment = self.recorded_segment(record, version.tree)
+            found, wanted = segment.rows.dimensions, version.index.dimensions
+            if found != wanted:
+                raise CorruptFileError(record.key, f"its rows have {found} bytes, not {wanted}")
             self._looks[_segment_key(record)] = record.key, look_at(self.storage.local / record.key)
             return segment
 
@@ -279,6 +276,22 @@ class Resources:
             found = identities.ids_of(session, version.collection_id, segment.table.pairs())
         ids = [UNKNOWN if image_id is None else image_id for image_id in found]
         return OpenSegment(source.name, segment, np.array(ids, np.uint32))
+
+    def recorded_segment(self, record: SegmentRecord, tree: TreeRecord) -> Segment:
+        """Return a segment that the database names, fetched to this host.
+
+        Raises
+        ------
+        CorruptFileError
+            It is not as the database says.
+        StorageUnavailableError
+        """
+        segment = self.open_segment(record.key, record.checksum)
+        require_group(segment, record.key, record.group_number, tree)
+        if segment.rows.size != record.descriptor_count:
+            reason = f"it has {segment.rows.size:,} rows, not {record.descriptor_count:,}"
+            raise CorruptFileError(record.key, reason)
+        return segment
 
     def open_segment(self, key: str, checksum: str | None = None) -> Segment:
         """Return a segment for one use (to merge or inspect it), fetched to this host."""
@@ -301,6 +314,19 @@ class Resources:
     def assigned(self, key: str, checksum: str | None = None) -> AssignedRows:
         """Return the rows of one assignment, read from the store."""
         return AssignedRows.from_arrays(self.storage.read_arrays(key, checksum), self._former)
+
+
+def require_group(segment: Segment, key: str, group: int, tree: TreeRecord) -> None:
+    """Check that a segment holds rows of a group of a tree.
+
+    Raises
+    ------
+    CorruptFileError
+    """
+    cells = tree.cells // tree.groups
+    found, wanted = (segment.first_cell, len(segment.cell_offsets) - 1), (group * cells, cells)
+    if found != wanted:
+        raise CorruptFileError(key, f"first cell and cells are {found}, not {wanted}")
 
 
 def _count_small(rows: Sequence[int]) -> int:

@@ -144,13 +144,13 @@ class Heartbeat:
         """Write or remove the row; database errors are logged once until they are over."""
         try:
             if forget:
-                write_between_beats(
-                    self._settings, lambda session: forget_worker(session, self.name)
-                )
+                write_between_beats(self._settings, self._forget)
             else:
                 write_between_beats(self._settings, self._beat)
             self._failing = False
         except OtherInstallationError as error:
+            if forget:
+                return  # a row of this name is that of another process
             self._watch.end_process(str(error))
         except VantageError as error:
             if not self._failing:
@@ -161,6 +161,11 @@ class Heartbeat:
         """Write the row, unless the database is another one now."""
         require_identity(session, self._identity)
         beat(session, self._record(), _host_details())
+
+    def _forget(self, session: Session) -> None:
+        """Remove the row, unless the database is another one now."""
+        require_identity(session, self._identity)
+        forget_worker(session, self.name)
 
     def _record(self) -> WorkerRecord:
         """Return the row as it is now."""

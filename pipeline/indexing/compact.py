@@ -175,7 +175,7 @@ def _merged(
     dropped: Identities,
 ) -> int | None:
     """Return the segment with the rows of several; None if no rows are left."""
-    inputs = [partial(_open_segment, resources, segment) for segment in segments]
+    inputs = [partial(_open_segment, resources, segment, tree) for segment in segments]
     if len(dropped):
         left = int(Merge([open_one() for open_one in inputs], 0, dropped).sizes().sum())
         if left == 0:
@@ -189,9 +189,9 @@ def _merged(
     return store_segment(resources, job, GroupMerge(tree, group, key, inputs, dropped))
 
 
-def _open_segment(resources: Resources, segment: SegmentRecord) -> SortedRows:
+def _open_segment(resources: Resources, segment: SegmentRecord, tree: TreeRecord) -> SortedRows:
     """Return the rows of a segment from this host's verified copy."""
-    return segment_rows(resources.open_segment(segment.key, segment.checksum))
+    return segment_rows(resources.recorded_segment(segment, tree))
 
 
 def publish(resources: Resources, job: JobRecord, part: PartRecord) -> PartResult:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from pipeline.arrays import ArrayFile
 from pipeline.config import digest
 from pipeline.errors import CorruptFileError
 from pipeline.index.filled_cells import pack_filled
@@ -16,7 +17,7 @@ from pipeline.index.merge import SortedRows, assigned_rows, write_segment
 from pipeline.metadata import parts, trees
 from pipeline.metadata.engine import session_scope
 from pipeline.metadata.records import JobRecord, PartRecord, PartResult, SegmentInfo, TreeRecord
-from pipeline.resources import Resources
+from pipeline.resources import Resources, require_group
 
 
 def plan(resources: Resources, job: JobRecord) -> None:
@@ -94,7 +95,11 @@ class GroupMerge:
 def store_segment(resources: Resources, job: JobRecord, wanted: GroupMerge) -> int:
     """Merge rows of a group into a segment, unless it exists, and record it; return its id."""
     storage, key = resources.storage, wanted.key
-    checksum = storage.find(key, resources.read_segment)
+
+    def read(file: ArrayFile) -> None:
+        require_group(resources.read_segment(file), key, wanted.group, wanted.tree)
+
+    checksum = storage.find(key, read)
     if checksum is None:
         checksum = storage.write(key, partial(wanted.write, scratch=storage.scratch))
     segment = resources.open_segment(key, checksum)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from heavy import long_only
 from sites import files_below, found_names, make_settings
-from sqlalchemy import text
+from sqlalchemy import text, update
 from sqlalchemy.exc import OperationalError
 
 from pipeline import indexing
@@ -27,6 +27,7 @@ from pipeline.job_params import CompactParams, RebuildParams
 from pipeline.job_summaries import compacted as compaction_sentences
 from pipeline.metadata import collections, compaction, jobs, parts
 from pipeline.metadata.engine import session_scope
+from pipeline.metadata.models import Segment
 from pipeline.metadata.records import CollectionStatus, JobProgress, JobRecord, VersionRecord
 from pipeline.metadata.versions import current_version
 from pipeline.resources import Resources
@@ -436,6 +437,33 @@ def test_a_damaged_segment_is_named_with_the_remedy(
         collection.rebuild()
         for name in ("coffee", "page"):
             assert found_names(collection.search(small_photographs[name]))[0] == name
+
+
+@pytest.mark.parametrize("what", ["of another group", "number of rows"])
+def test_a_segment_that_is_not_as_recorded_is_not_merged_and_made_again(
+    folder: Path, small_photographs: dict[str, bytes], settings: Settings, what: str
+) -> None:
+    """Its own checksum is right, and that in the database, too."""
+    with Collection.open("pictures", settings, local=True) as collection:
+        add(collection, folder, small_photographs, "coffee", "page")
+        groups = version(collection).groups
+        victim, other = (version(collection).group_segments(group)[0] for group in groups[:2])
+    wrong: dict[str, Any] = {"descriptor_count": victim.descriptor_count + 1}
+    if what == "of another group":
+        path = Path(settings.store) / victim.key
+        path.unlink()
+        path.write_bytes((Path(settings.store) / other.key).read_bytes())
+        wrong = {"checksum": other.checksum, "descriptor_count": other.descriptor_count}
+    with Collection.open("pictures", settings, local=True) as collection:
+        with session_scope(collection._driver.resources.engine) as session:
+            session.execute(update(Segment).where(Segment.id == victim.id).values(wrong))
+        (cause,) = collection.search(small_photographs["page"], plan="exhaustive").causes
+        with pytest.raises(CorruptFileError) as caught:
+            collection.compact()
+        assert str(caught.value).replace("COLLECTION", "pictures") in cause
+        collection.rebuild()
+        answer = collection.search(small_photographs["page"], plan="exhaustive")
+        assert (answer.complete, found_names(answer)[0]) == (True, "page")
 
 
 def test_trouble_with_merging_is_no_trouble_of_the_index_call(

@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 from pipeline.config import Settings
 from pipeline.errors import InputError, OtherInstallationError, StateError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
-from pipeline.metadata.installation import renew
+from pipeline.metadata.heartbeats import live_workers
+from pipeline.metadata.installation import read_installation, renew
 from vantage import Collection
 from workers.celery_settings import NO_INSTALLATION, identity_of_environment
 from workers.cli.app import app
@@ -225,6 +226,18 @@ def test_a_heartbeat_for_a_database_that_was_replaced_ends_the_process(
     beating._write()
     assert len(ended) == 1
     assert "start Vantage again" in ended[0]
+
+    def names() -> list[str]:
+        with session_scope(context.engine, write=False) as session:
+            return [worker.name for worker in live_workers(session, time.time(), 600)]
+
+    # A row of this name in the other database is that of another process.
+    beating.stop()
+    assert (len(ended), names()) == (1, ["group@a"])
+    with session_scope(context.engine, write=False) as session:
+        identity = read_installation(session).identity
+    Heartbeat(one, identity, "group@a", ("group",), (0,)).stop()
+    assert names() == []
 
 
 def test_queues_and_keys_of_two_installations_have_no_name_in_common(
