@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 from workers.celery_private.consumer import PatientConsumer
-from workers.messages import PROTOCOL, Sender, note_newer
+from workers.keys import PROTOCOL
+from workers.messages import Sender, note_newer
 
 __all__ = ["HELD_AT_MOST", "PUT_BACK_S", "VantageConsumer"]
 

@@ -105,15 +105,11 @@ def main() -> None:
     threading.Thread(target=_announce, args=(settings, port), daemon=True).start()
     arguments = [f"--address={settings.flower_address}", f"--port={port}"]
 
-    from celery.bin.celery import celery as celery_command
-
     from workers import flower_app
 
     flower_app.install(settings)
     try:
-        celery_command.main(
-            args=["-A", "workers.app:watching_app", "flower", *arguments], prog_name="flower"
-        )
+        flower_app.run(arguments)
     finally:
         flower_file(settings.home).unlink(missing_ok=True)
 

@@ -7,8 +7,10 @@ import ipaddress
 import socket
 from base64 import b64encode
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
+import click
 import flower.command
 import flower.utils.broker
 from flower.app import Flower
@@ -17,9 +19,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import ErrorHandler, RequestHandler
 
 from pipeline.config import Settings
+from workers.app import watching_app
 from workers.redis_url import RedisAddress
 
-__all__ = ["GuardedFlower", "hosts_of", "install", "is_allowed", "is_login", "is_open"]
+__all__ = ["GuardedFlower", "hosts_of", "install", "is_allowed", "is_login", "is_open", "run"]
 
 
 def hosts_of(settings: Settings) -> frozenset[str]:
@@ -102,3 +105,13 @@ def install(settings: Settings) -> None:
     GuardedFlower.hosts = hosts_of(settings)
     flower.command.Flower = GuardedFlower
     flower.utils.broker.RedisSocket = _SocketBroker
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Run Flower's command until it is stopped.
+
+    Celery's own command line would load every other command, too.
+    """
+    celery = click.Group("celery", commands={"flower": flower.command.flower})
+    context = SimpleNamespace(app=watching_app, quiet=False)
+    celery.main(["flower", *arguments], prog_name="celery", obj=context)

@@ -24,7 +24,7 @@ from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.heartbeats import beat, forget_worker
 from pipeline.metadata.installation import require_identity
 from pipeline.metadata.records import WorkerRecord, WorkerState
-from workers.messages import PROTOCOL
+from workers.keys import PROTOCOL
 from workers.up_watch import UpWatch
 
 __all__ = ["Heartbeat", "write_between_beats"]

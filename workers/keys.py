@@ -1,4 +1,4 @@
-"""Names of everything that Vantage keeps in Redis beside Celery's own, and how long it is kept."""
+"""What Vantage keeps in Redis beside Celery's own: its names, its version, how long it is kept."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ PUT_OFF_KEEP_S = 15
 
 CLAIM_KEEP_S = 30
 """Time to live of the note which database has an identity; workers write it again before."""
+
+PROTOCOL = 1
+"""Version of the messages and of what searches keep in Redis. A release that changes either so that
+a former one would misread it has the next number."""
 
 PREFIX = "vantage"
 """What all keys begin with, whoever's they are."""

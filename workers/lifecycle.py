@@ -31,7 +31,8 @@ from workers.celery_settings import NO_INSTALLATION
 from workers.context import Context, get_context
 from workers.heartbeat import Heartbeat, write_between_beats
 from workers.job_messages import release
-from workers.messages import PROTOCOL, newer_protocol
+from workers.keys import PROTOCOL
+from workers.messages import newer_protocol
 from workers.placement import sync_groups, watch_copies
 from workers.presence import announce_first
 from workers.processes import EXIT_CONFIG, set_death_signal

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workers.celery_private.transport import PatientAMQP
+from workers.keys import PROTOCOL
 
-__all__ = ["HEADER", "PROTOCOL", "Sender", "VantageAMQP", "newer_protocol", "note_newer"]
-
-PROTOCOL = 1
-"""Version of the messages and of what searches keep in Redis. A release that changes either so that
-a former one would misread it has the next number."""
+__all__ = ["HEADER", "Sender", "VantageAMQP", "newer_protocol", "note_newer"]
 
 _TOLD_S = 60.0
 _newer: dict[int, float] = {}

@@ -18,8 +18,7 @@ from pipeline.errors import OtherInstallationError
 from pipeline.installation import require_original
 from pipeline.metadata.installation import live_address
 from workers.context import Context
-from workers.keys import CLAIM_KEEP_S, INSTALLATIONS
-from workers.messages import PROTOCOL
+from workers.keys import CLAIM_KEEP_S, INSTALLATIONS, PROTOCOL
 
 __all__ = [
     "ANNOUNCE_EVERY_S",

@@ -43,8 +43,7 @@ from pipeline.metadata.sqlite import LOCKED, is_locked
 from pipeline.records import LATE, SearchResult
 from pipeline.request import SearchRequest
 from workers.context import Context
-from workers.keys import KEEP_S, keep_s
-from workers.messages import PROTOCOL
+from workers.keys import KEEP_S, PROTOCOL, keep_s
 from workers.pace import note_pace
 from workers.waiting_queries import forget_image, put_query, take_back
 from workers.workflows import scan_task, search_canvas, task

@@ -34,7 +34,7 @@ from workers import doctor
 from workers.celery_private.transport import PatientAMQP
 from workers.context import Context
 from workers.environment import environment
-from workers.messages import PROTOCOL
+from workers.keys import PROTOCOL
 from workers.processes import die_with_parent, stop_process
 from workers.redis_check import RedisWatch, refusals, trouble
 from workers.redis_rights import RIGHTS
