@@ -271,7 +271,9 @@ def test_honcho_by_itself_runs_the_same_lines(
     engine = create_metadata_engine(settings.database_url)
     upgrade(engine)
     engine.dispose()
-    with (settings.home / "console").open("wb") as console:
+    roles = {"extract", "group", "reduce", "query", "supervise"}
+    printed = settings.home / "console"
+    with printed.open("wb") as console:
         process = subprocess.Popen(
             [sys.executable, "-m", "honcho", "-f", str(find_procfile()), "start"],
             env=environment(settings) | {"PYTHON": sys.executable},
@@ -281,13 +283,12 @@ def test_honcho_by_itself_runs_the_same_lines(
             start_new_session=True,
         )
     try:
-        eventually(
-            lambda: set(_pids(settings)) == {"extract", "group", "reduce", "query", "supervise"}
-        )
+        eventually(lambda: process.poll() is not None or set(_pids(settings)) == roles)
+        assert process.poll() is None, printed.read_text()
         family = _family(process.pid)
         process.send_signal(signal.SIGINT)
         process.wait(600)
-        assert _left(family) == []
+        assert _left(family) == [], printed.read_text()
     finally:
         process.kill()
         process.wait()
