@@ -22,6 +22,7 @@ from pipeline.errors import (
     StateError,
     StorageUnavailableError,
 )
+from pipeline.lost_database import RESTORE
 from pipeline.metadata.engine import (
     create_metadata_engine,
     database_exists,
@@ -270,8 +271,7 @@ def _foreign(own: Installation, found: Marker, here: Place, used: bool) -> Other
     if not used and found.database == own.place["path"]:
         return OtherInstallationError(
             f"the database {own.place['path']} is empty, but the store {here['path']} holds the "
-            "files of the one that was there: restore the backup of the database (and remove its "
-            "-wal and -shm files before), or, to start anew, move the store away"
+            f"files of the one that was there: {RESTORE}"
         )
     mine = f"set VANTAGE_STORE to its own store, {own.store['path']}" if own.store else ""
     return OtherInstallationError(

@@ -12,14 +12,19 @@ from pipeline.addresses import store_folder
 from pipeline.config import Settings
 from pipeline.errors import StateError
 from pipeline.metadata.engine import (
-    create_metadata_engine,
     open_database,
     schema_revision,
     shown,
 )
 from pipeline.redaction import without_secrets
 
-__all__ = ["database_of", "refuse_lost_database"]
+__all__ = ["RESTORE", "database_of", "refuse_lost_database"]
+
+RESTORE = (
+    "restore the backup of the database (and remove its -wal and -shm files before), or, to start "
+    "anew, move the store away"
+)
+"""What to do if a store holds the files of a database that is empty or missing."""
 
 _FOLDERS = ("containers", "groups", "trees")
 
@@ -36,8 +41,7 @@ def refuse_lost_database(engine: Engine, store: str) -> None:
         place = store if store_folder(store) is not None else without_secrets(store)
         raise StateError(
             f"the database {shown(engine.url)} is empty or missing, but the store {place!r} holds "
-            "the files of a database: restore the backup of the database (and remove its -wal and "
-            "-shm files before), or, to start anew, move the store away"
+            f"the files of a database: {RESTORE}"
         )
 
 
@@ -79,10 +83,9 @@ def database_of(settings: Settings, *, make: bool = False) -> Iterator[Engine]:
     SchemaVersionError, DatabaseUnavailableError
         See `pipeline.metadata.engine.prepare_schema`.
     """
-    engine = create_metadata_engine(settings.database_url)
-    try:
-        refuse_lost_database(engine, settings.store)
-    finally:
-        engine.dispose()
-    with open_database(settings.database_url, make=make) as opened:
+    with open_database(
+        settings.database_url,
+        make=make,
+        check=lambda engine: refuse_lost_database(engine, settings.store),
+    ) as opened:
         yield opened

@@ -25,14 +25,11 @@ from pipeline.metadata.heartbeats import beat, forget_worker
 from pipeline.metadata.installation import require_identity
 from pipeline.metadata.records import WorkerRecord, WorkerState
 from workers.keys import PROTOCOL
-from workers.up_watch import UpWatch
+from workers.up_watch import GRACE_S, WATCH_S, UpWatch
 
 __all__ = ["Heartbeat", "write_between_beats"]
 
 _log = logging.getLogger(__name__)
-
-_WATCH_S = 1.0
-_GRACE_S = 6.0
 
 # Prefork pools fork at any time. A child forked while this thread is inside SQLite would inherit
 # locked locks and wait for ever, so a fork waits until the thread has left SQLite.
@@ -125,7 +122,7 @@ class Heartbeat:
         self._stopped = True
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join(timeout=_GRACE_S)
+            self._thread.join(timeout=GRACE_S)
         self._write(forget=True)
 
     def _run(self) -> None:
@@ -138,7 +135,7 @@ class Heartbeat:
                 self._wake.clear()
                 next_beat = time.monotonic() + self._settings.heartbeat_s
                 self._write()
-            self._wake.wait(min(_WATCH_S, max(0.01, next_beat - time.monotonic())))
+            self._wake.wait(min(WATCH_S, max(0.01, next_beat - time.monotonic())))
 
     def _write(self, forget: bool = False) -> None:
         """Write or remove the row; database errors are logged once until they are over."""

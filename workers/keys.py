@@ -22,6 +22,12 @@ a former one would misread it has the next number."""
 PREFIX = "vantage"
 """What all keys begin with, whoever's they are."""
 
+PROBE = f"{PREFIX}:probe"
+"""A key that is written to see whether Redis takes it."""
+
+PROBE_KEEP_S = 60
+"""Time to live of a probe."""
+
 INSTALLATIONS = f"{PREFIX}:installations"
 """Hash of the results' database: who uses this Redis, identity -> JSON; for people only."""
 

@@ -10,14 +10,13 @@ from typing import Any
 import redis
 
 from pipeline.errors import ConfigError
-from workers.redis_url import RedisAddress, reason
+from workers.keys import PROBE, PROBE_KEEP_S
+from workers.redis_url import RedisAddress, reason, try_to_write
 
 __all__ = ["RedisWatch", "refusals", "require_password", "trouble"]
 
-_PROBE = "vantage:probe"
 _TIMEOUT_S = 2.0
 _WATCH_S = 2.0
-_KEPT_S = 60
 
 Command = tuple[Any, ...]
 
@@ -26,7 +25,7 @@ def trouble(address: RedisAddress) -> str | None:
     """Say why a message cannot be sent now; None if it can."""
     client = address.client(address.broker_db, timeout_s=_TIMEOUT_S)
     try:
-        client.set(_PROBE, b"1", ex=_KEPT_S)
+        try_to_write(client)
     except redis.RedisError as error:
         return reason(error)
     finally:
@@ -77,7 +76,7 @@ def refusals(address: RedisAddress) -> list[str]:
 
 def _refused(client: redis.Redis) -> Iterator[str]:
     """Send all commands at once; yield those that fail with Redis' words."""
-    commands = list(_commands(f"{_PROBE}:{secrets.token_hex(8)}"))
+    commands = list(_commands(f"{PROBE}:{secrets.token_hex(8)}"))
     pipe = client.pipeline(transaction=False)
     for command in commands:
         pipe.execute_command(*command)  # type: ignore[no-untyped-call]
@@ -92,13 +91,13 @@ def _commands(name: str) -> Iterator[Command]:
     """Yield the commands on keys of that name; the last ones delete them."""
     text, items, tags, index, table = (f"{name}:{kind}" for kind in "tlszh")
     yield from (
-        ("SET", text, 1, "EX", _KEPT_S, "NX"),
-        ("SETEX", text, _KEPT_S, 1),
+        ("SET", text, 1, "EX", PROBE_KEEP_S, "NX"),
+        ("SETEX", text, PROBE_KEEP_S, 1),
         ("GET", text),
         ("MGET", text),
         ("EXISTS", text),
         ("INCRBY", text, 1),
-        ("EXPIRE", text, _KEPT_S),
+        ("EXPIRE", text, PROBE_KEEP_S),
         ("LPUSH", items, 1, 2),
         ("RPUSH", items, 3),
         ("LLEN", items),
@@ -125,13 +124,13 @@ def _refused_alone(client: redis.Redis) -> Iterator[str]:
     """Yield what is refused of transactions and subscriptions."""
     try:
         pipe = client.pipeline(transaction=True)
-        pipe.exists(_PROBE)
+        pipe.exists(PROBE)
         pipe.execute()
     except redis.ResponseError as error:
         yield f"MULTI: {error}"
     subscription = client.pubsub()  # type: ignore[no-untyped-call]
     try:
-        subscription.psubscribe(_PROBE)
+        subscription.psubscribe(PROBE)
         subscription.get_message(timeout=_TIMEOUT_S)
     except redis.ResponseError as error:
         yield f"PSUBSCRIBE: {error}"

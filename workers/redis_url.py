@@ -15,8 +15,9 @@ from redis.sentinel import Sentinel
 from pipeline.errors import ConfigError
 from pipeline.redaction import without_secrets
 from workers.io_deadline import keep_in_time
+from workers.keys import PROBE, PROBE_KEEP_S
 
-__all__ = ["NO_BROKER_URL", "RedisAddress", "reason"]
+__all__ = ["NO_BROKER_URL", "RedisAddress", "reason", "try_to_write"]
 
 NO_BROKER_URL = "redis://127.0.0.1:1/0"
 """Used if no broker is known: nothing listens on port 1, so every use fails at once. Celery's
@@ -234,6 +235,11 @@ class RedisAddress:
 def reason(error: Exception) -> str:
     """Return what Redis or its library said; of Sentinels, without the whole configuration."""
     return str(error).partition(" : <redis.")[0]
+
+
+def try_to_write(client: redis.Redis) -> None:
+    """Raise what Redis answers to one who writes; a replica answers to a ping as well."""
+    client.set(PROBE, b"1", ex=PROBE_KEEP_S)
 
 
 class _WrongError(ValueError):

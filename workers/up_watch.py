@@ -11,12 +11,15 @@ from collections.abc import Mapping
 
 import psutil
 
-__all__ = ["UpWatch"]
+__all__ = ["GRACE_S", "WATCH_S", "UpWatch"]
 
 _log = logging.getLogger(__name__)
 
-_WATCH_S = 1.0
-_GRACE_S = 6.0
+WATCH_S = 1.0
+"""How often a process looks."""
+
+GRACE_S = 6.0
+"""How long a process may take to stop."""
 
 
 class UpWatch:
@@ -52,7 +55,7 @@ class UpWatch:
         """Ask this process to stop; kill it and its children when it has not after 6 s."""
         _log.error("%s", reason)
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_GRACE_S)
+        time.sleep(GRACE_S)
         if self._own_group:
             os.killpg(0, signal.SIGKILL)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -63,5 +66,5 @@ class UpWatch:
 
     def _watch(self) -> None:
         while not self.gone():
-            time.sleep(_WATCH_S)
+            time.sleep(WATCH_S)
         self.end_process()

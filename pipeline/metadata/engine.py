@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -363,7 +363,9 @@ def require_schema(engine: Engine) -> None:
 
 
 @contextmanager
-def open_database(url: str, *, make: bool = True) -> Iterator[Engine]:
+def open_database(
+    url: str, *, make: bool = True, check: Callable[[Engine], None] = lambda _: None
+) -> Iterator[Engine]:
     """Give an engine on a database of this program's schema, see `prepare_schema`.
 
     Parameters
@@ -372,9 +374,12 @@ def open_database(url: str, *, make: bool = True) -> Iterator[Engine]:
     make : bool
         False: a SQLite file that does not exist is not made, an empty database in memory stands for
         it. For reading only.
+    check : callable
+        Called before anything is made.
     """
     engine = create_metadata_engine(url)
     try:
+        check(engine)
         if not make and is_missing(engine):
             engine = create_engine("sqlite://", poolclass=StaticPool)
             Base.metadata.create_all(engine)

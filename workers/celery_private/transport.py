@@ -20,12 +20,12 @@ from celery.backends.redis import RedisBackend, SentinelBackend
 from celery.loaders.app import AppLoader
 from kombu.connection import Connection, ConnectionPool, PooledConnection
 from kombu.transport import redis as kombu_redis
-from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from pipeline.redaction import without_secrets
 from workers.io_deadline import end_before_pause, in_time
+from workers.redis_url import try_to_write
 
 __all__ = [
     "AWAY",
@@ -34,7 +34,6 @@ __all__ = [
     "PatientLoader",
     "count_dropped",
     "dropped_messages",
-    "try_to_write",
 ]
 
 _log = logging.getLogger(__name__)
@@ -48,9 +47,6 @@ UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, RecursionError
 _RETRY_EVERY_S = 2.0
 _PAUSES_GIVEN = 5
 """Positional arguments of kombu's method if the last of them is the longest pause."""
-
-_PROBE_KEPT_S = 60
-_PROBE = "vantage:probe"
 
 _dropped: Counter[str] = Counter()
 
@@ -69,11 +65,6 @@ def count_dropped(where: str, reason: object) -> None:
         _dropped.total(),
         reason,
     )
-
-
-def try_to_write(client: Redis) -> None:
-    """Raise what Redis answers to one who writes; a replica answers to a ping as well."""
-    client.set(_PROBE, b"1", ex=_PROBE_KEPT_S)
 
 
 class _PatientQoS(kombu_redis.QoS):

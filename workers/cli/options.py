@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -46,6 +46,18 @@ CollectionArgument = Annotated[
         show_default=False,
     ),
 ]
+
+
+def one_collection(text: str) -> Any:
+    """Return the optional argument of a command about all collections, or one; with this help."""
+    return typer.Argument(
+        metavar="[COLLECTION]",
+        help=text,
+        autocompletion=complete_collection,
+        show_default=False,
+    )
+
+
 ExtractorOption = Annotated[
     str | None,
     typer.Option(

@@ -12,7 +12,7 @@ from pipeline.errors import StateError
 from pipeline.job_kinds import kind_of
 from pipeline.text import displayable
 from workers.cli import exits
-from workers.cli.options import CollectionArgument, JsonOption, complete_collection, epilog
+from workers.cli.options import CollectionArgument, JsonOption, epilog, one_collection
 from workers.cli.output import counted, ranges, say, show_table, write_json
 from workers.cli.progress import Bar
 
@@ -97,12 +97,7 @@ def collections(as_json: JsonOption = False) -> None:
 def status(
     collection: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[COLLECTION]",
-            help="Only this one.",
-            autocompletion=complete_collection,
-            show_default=False,
-        ),
+        one_collection("Only this one."),
     ] = None,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Show the running jobs until they end.")
@@ -266,12 +261,7 @@ def failures(
 def verify(
     collection: Annotated[
         str | None,
-        typer.Argument(
-            metavar="[COLLECTION]",
-            help="Only the files of this one.",
-            autocompletion=complete_collection,
-            show_default=False,
-        ),
+        one_collection("Only the files of this one."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
