@@ -21,7 +21,7 @@ import numpy as np
 NOTHING, BOUNDED, KNOWN = 0, 1, 2
 OBSOLETE, LRU = 0, 1
 
-AHEAD = 64
+AHEAD, ROUND = 64, 4
 
 NEW = np.uint32(1 << 31)
 _TICK = np.uint32((1 << 31) - 1)
@@ -83,18 +83,18 @@ def _interval(one, other, squared, slack):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True)
-def _touch(words, shape, query, pivots, ids, begin, end, bases):  # type: ignore[no-untyped-def]
-    """Write the buckets of some objects with the query and with each pivot; load them.
+def _touch(words, shape, others, first, last, ids, left, count, bases):  # type: ignore[no-untyped-def]
+    """Write the buckets of some objects with each of others; load them.
 
     Nothing here waits for memory, so that many buckets are on their way at a time.
     """
     loaded = np.uint64(0)
-    for i in range(begin, end):
-        for j in range(pivots.shape[0] + 1):
-            other = query if j == 0 else pivots[j - 1]
-            low, high = min(ids[i], other), max(ids[i], other)
+    for i in range(count):
+        one = ids[left[i]]
+        for j in range(first, last):
+            low, high = min(one, others[j]), max(one, others[j])
             base = _bucket(low, high, shape[0]) * shape[1]
-            bases[i - begin, j] = base
+            bases[i, j - first] = base
             loaded ^= words[base, 1] ^ words[base + shape[1] - 1, 1]
     return loaded
 
@@ -113,33 +113,46 @@ def bound(words, fields, reals, shape, query, pivots, distances, ids, limits, lo
     """Look up the distances of a query to objects; bound those that are not there.
 
     `query` (1,) holds the id, `limits` what bounds are wider by, and a radius: an object whose
-    lower bound is above it needs no better ones. Returns how many entries were looked for.
+    lower bound is above it needs no better ones. Returns how many entries were looked for, and a
+    number that depends on all that was loaded ahead: else the compiler would not load it.
     """
     squared, slack, radius, probes = shape[3] != 0, limits[0], limits[1], 0
-    bases = np.empty((AHEAD, pivots.shape[0] + 1), np.int64)
+    loaded = np.uint64(0)
+    bases, left = np.empty((AHEAD, ROUND), np.int64), np.empty(AHEAD, np.int64)
+    others = np.empty(pivots.shape[0] + 1, np.uint64)
+    for j in range(others.shape[0]):
+        others[j] = query[0] if j == 0 else pivots[j - 1]
     for begin in range(0, ids.shape[0], AHEAD):
-        end = min(begin + AHEAD, ids.shape[0])
-        lower[begin] = np.float64(_touch(words, shape, query[0], pivots, ids, begin, end, bases))
-        for i in range(begin, end):
-            states[i], lower[i], upper[i] = NOTHING, 0.0, np.inf
-            slot = _probe(words, fields, shape, bases[i - begin, 0], ids[i], query[0])
-            probes += 1
-            if slot >= 0:
-                states[i] = KNOWN
-                lower[i] = upper[i] = _value(fields, reals, slot, squared)
-                continue
-            for j in range(pivots.shape[0]):
-                slot = _probe(words, fields, shape, bases[i - begin, j + 1], ids[i], pivots[j])
-                probes += 1
-                if slot < 0:
-                    continue
-                value = _value(fields, reals, slot, squared)
-                least, most = _interval(value, distances[j], squared, slack)
-                states[i] = BOUNDED
-                lower[i], upper[i] = max(lower[i], least), min(upper[i], most)
-                if lower[i] > radius:
-                    break
-    return probes
+        count = min(AHEAD, ids.shape[0] - begin)
+        for i in range(count):
+            left[i] = begin + i
+            states[begin + i], lower[begin + i], upper[begin + i] = NOTHING, 0.0, np.inf
+        for first in range(0, others.shape[0], ROUND):
+            last = min(first + ROUND, others.shape[0])
+            loaded ^= _touch(words, shape, others, first, last, ids, left, count, bases)
+            still = 0
+            for i in range(count):
+                one = left[i]
+                for j in range(first, last):
+                    slot = _probe(words, fields, shape, bases[i, j - first], ids[one], others[j])
+                    probes += 1
+                    if slot < 0:
+                        continue
+                    value = _value(fields, reals, slot, squared)
+                    if j == 0:
+                        states[one] = KNOWN
+                        lower[one] = upper[one] = value
+                        break
+                    least, most = _interval(value, distances[j - 1], squared, slack)
+                    states[one] = BOUNDED
+                    lower[one], upper[one] = max(lower[one], least), min(upper[one], most)
+                    if lower[one] > radius:
+                        break
+                if states[one] != KNOWN and lower[one] <= radius:
+                    left[still] = one
+                    still += 1
+            count = still
+    return probes, np.int64(loaded)
 
 
 @numba.njit(nogil=True)

@@ -32,6 +32,10 @@ class Runtime(NamedTuple):
     pivots: NDArray[np.uint64]
     distances: NDArray[np.float64]
 
+    def some(self, first: int, last: int | None) -> Runtime:
+        """Return the same object with some of its pivots."""
+        return Runtime(self.id, self.pivots[first:last], self.distances[first:last])
+
 
 class EarlierObjects:
     """The last runtime objects, of which each new one gets its pivots.

@@ -32,6 +32,9 @@ estimate."""
 FIRST_BATCH = 32
 """Distances computed before bounds are compared with a smaller radius; twice as many each time."""
 
+FIRST_PIVOTS = 4
+"""Pivots that all objects are bounded with, before there is a radius."""
+
 FEW = 4
 """Objects of a region that are looked up without computing the distance of its centre."""
 
@@ -138,36 +141,58 @@ class _Search:
 
     def _scan(self, start: int, stop: int) -> None:
         """Search some objects."""
-        ids = self._things.ids[start:stop]
-        # Before there is a radius, an object may need its best bounds.
-        bounds = self._cache.bound(self._runtime, ids, self._radius)
-        kinds = np.zeros(len(ids), np.uint8)
-        self._shrink(bounds.upper)
-        # Of a region that is inside, and of a range search, what is inside needs no distance.
-        inside = (bounds.states == BOUNDED) & (bounds.upper <= self._radius) & (self._k == 0)
-        kinds[inside] = INSIDE
-        open_ones = (bounds.states != KNOWN) & ~inside & (bounds.lower <= self._radius)
-        missed = np.flatnonzero(open_ones)
-        known = (bounds.states == KNOWN) | inside
+        bounds, computed = self._bounded(start, self._things.ids[start:stop])
+        exact = bounds.states == KNOWN
+        # What bounds put inside of a range search needs no distance.
+        inside = ~exact & (bounds.upper <= self._radius) & (self._k == 0)
+        missed = np.flatnonzero(~exact & ~inside & ~computed & (bounds.lower <= self._radius))
+        kinds = np.where(inside, INSIDE, DISTANCE).astype(np.uint8)
         if self._cache.config.estimates:
             bounds.upper[missed] = self._cache.estimate(bounds)[missed]
-            kinds[missed], known[missed] = ESTIMATE, True
+            kinds[missed], computed[missed] = ESTIMATE, True
             self._counts["estimated"] += len(missed)
         else:
-            missed = self._compute(start, missed, bounds)
-            known[missed] = True
-        exact = int((bounds.states == KNOWN).sum())
-        self._counts["exact"] += exact
-        self._counts["missed"] += len(missed)
-        self._counts["approximate"] += len(ids) - exact - len(missed)
+            self._compute(start, missed, bounds, computed)
+        known = exact | inside | computed
+        self._counts["exact"] += int(exact.sum())
+        self._counts["missed"] += int(computed.sum())
+        self._counts["approximate"] += int((~exact & ~computed).sum())
         self._least_uppers = self._uppers(bounds.upper[known])
         kept = np.flatnonzero(known & (bounds.upper <= self._radius))
         self._found.append((start + kept, bounds.upper[kept], kinds[kept]))
 
-    def _compute(self, start: int, missed: NDArray[np.int64], bounds: Bounds) -> NDArray[np.int64]:
-        """Compute distances, those with the least lower bound first; return of which objects.
+    def _bounded(self, start: int, ids: NDArray[np.uint64]) -> tuple[Bounds, NDArray[np.bool_]]:
+        """Return bounds of objects, and of which ones the distance was computed on the way.
 
-        They are written as upper bounds. What later gets outside of the radius is not computed.
+        Of k nearest objects there is no good radius yet. A few pivots and distances give one; the
+        other pivots are asked only about objects that may be within it, until they are not.
+        """
+        computed = np.zeros(len(ids), np.bool_)
+        if not self._k or self._cache.config.estimates:
+            return self._cache.bound(self._runtime, ids, self._radius), computed
+        first, rest = self._runtime.some(0, FIRST_PIVOTS), self._runtime.some(FIRST_PIVOTS, None)
+        bounds = self._cache.bound(first, ids, self._radius)
+        self._shrink(bounds.upper)
+        if not len(rest.pivots):
+            return bounds, computed
+        missed = np.flatnonzero((bounds.states != KNOWN) & (bounds.lower <= self._radius))
+        if len(missed) > FIRST_BATCH:
+            likely = np.argpartition(bounds.lower[missed], FIRST_BATCH)[:FIRST_BATCH]
+            self._compute(start, missed[likely], bounds, computed)
+        left = missed[~computed[missed] & (bounds.lower[missed] <= self._radius)]
+        better = self._cache.bound(rest, ids[left], self._radius)
+        bounds.lower[left] = np.maximum(bounds.lower[left], better.lower)
+        bounds.upper[left] = np.minimum(bounds.upper[left], better.upper)
+        bounds.states[left] = np.maximum(bounds.states[left], better.states)
+        self._shrink(bounds.upper)
+        return bounds, computed
+
+    def _compute(
+        self, start: int, missed: NDArray[np.int64], bounds: Bounds, computed: NDArray[np.bool_]
+    ) -> None:
+        """Compute distances, those with the least lower bound first, and note which.
+
+        They are written as upper bounds. What gets outside of the radius is not computed.
         """
         missed = missed[np.argsort(bounds.lower[missed], kind="stable")]
         done, batch = 0, FIRST_BATCH if self._k else len(missed)
@@ -176,9 +201,9 @@ class _Search:
             some = some[bounds.lower[some] <= self._radius]
             bounds.upper[some] = self._distances(self._things.objects, start + some)
             self._cache.insert(self._runtime, self._things.ids[start + some], bounds.upper[some])
+            computed[some] = True
             self._shrink(bounds.upper)
             done, batch = done + len(some), 2 * batch
-        return missed[:done]
 
     def _distances(self, objects: NDArray[Any], which: NDArray[np.int64]) -> _Values:
         """Return computed distances of the query."""

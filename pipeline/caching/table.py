@@ -175,7 +175,8 @@ class Table:
         self.tick += 1
         limits = np.array([self.slack, radius])
         inputs = (read_only(one) for one in (np.array([query], np.uint64), *pivots, ids, limits))
-        self.probes += _bound(*self._place, *inputs, *found)
+        probes, _ = _bound(*self._place, *inputs, *found)
+        self.probes += probes
         return found
 
     def insert(self, ones: _Ids, ids: _Ids, values: _Values, pivots: _Ids) -> None:
