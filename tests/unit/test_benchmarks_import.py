@@ -22,6 +22,8 @@ for peer in ("faiss", "hnswlib", "matplotlib", "skimage", "usearch"):
 def check(name):
     sys.argv, said = [name, "--help"], io.StringIO()
     module = importlib.import_module(name)
+    if hasattr(module, "__path__"):
+        module = importlib.import_module(f"{name}.__main__")
     if hasattr(module, "main"):
         with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
             module.main()
@@ -48,5 +50,8 @@ def test_every_benchmark_is_imported_and_prints_its_help_without_the_peers(tmp_p
     )
     assert done.stderr == "", done.stderr
     assert done.returncode == 0
-    names = sorted(path.stem for path in FOLDER.glob("*.py"))
+    names = sorted(
+        [path.stem for path in FOLDER.glob("*.py")]
+        + [path.parent.name for path in FOLDER.glob("*/__init__.py")]
+    )
     assert done.stdout.split() == [f"benchmarks.{name}" for name in names if name != "__init__"]
