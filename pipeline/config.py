@@ -285,6 +285,7 @@ class Settings:
     redis_listen: str | None = None
     cache_url: str | None = field(default=None, repr=False)
     cache_mb: int = 128
+    cache_listen: str | None = None
     image_roots: tuple[str, ...] = ("/",)
     host: str = "localhost"
     serve_groups: tuple[int, ...] = tuple(range(MAX_GROUPS))
@@ -350,6 +351,7 @@ class Settings:
             redis_listen=env.place("VANTAGE_REDIS_LISTEN"),
             cache_url=env.text("VANTAGE_CACHE_URL", "") or None,
             cache_mb=env.integer("VANTAGE_CACHE_MB", 128, 1, 2**20),
+            cache_listen=env.place("VANTAGE_CACHE_LISTEN"),
             image_roots=env.folders("VANTAGE_IMAGE_ROOTS", "/"),
             host=env.text("VANTAGE_HOST", socket.gethostname()),
             serve_groups=env.groups("VANTAGE_SERVE_GROUPS"),

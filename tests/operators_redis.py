@@ -15,9 +15,9 @@ from typing import Any
 
 import redis
 
-from workers.embedded import find_server
 from workers.processes import die_with_parent, free_port, stop_process
 from workers.redis_url import RedisAddress
+from workers.server_programs import find_server
 
 REFUSALS = {
     "a replica": "read only replica",

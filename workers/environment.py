@@ -43,6 +43,7 @@ def environment(settings: Settings, base: Mapping[str, str] | None = None) -> di
         "REDIS_LISTEN": settings.redis_listen,
         "CACHE_URL": settings.cache_url,
         "CACHE_MB": settings.cache_mb,
+        "CACHE_LISTEN": settings.cache_listen,
         "IMAGE_ROOTS": os.pathsep.join(settings.image_roots),
         "HOST": settings.host,
         "SERVE_GROUPS": "all" if len(groups) == MAX_GROUPS else ",".join(map(str, groups)),

@@ -114,6 +114,10 @@ class Keys:
         """The answers, or the error, written once; kept `KEEP_S`."""
         return f"{self.prefix}result:{search_id}"
 
+    def cached(self, kind: str, digest: str) -> str:
+        """A value of the cache, in the cache's own Redis; what is used least is evicted."""
+        return f"{self.prefix}cache:{kind}:{digest}"
+
     def reply(self, search_id: str) -> str:
         """List that gets one element when the answer is there; kept `KEEP_S`."""
         return f"{self.prefix}reply:{search_id}"

@@ -55,8 +55,14 @@ class RedisAddress:
     master_name: str | None = None
 
     @classmethod
-    def parse(cls, url: str) -> RedisAddress:
+    def parse(cls, url: str, variable: str = "VANTAGE_REDIS_URL") -> RedisAddress:
         """Read a URL.
+
+        Parameters
+        ----------
+        url : str
+        variable : str
+            Where it comes from.
 
         Raises
         ------
@@ -69,7 +75,7 @@ class RedisAddress:
             return address
         except ValueError as error:
             told = str(error) if isinstance(error, _WrongError) else _ALLOWED
-            raise ConfigError("VANTAGE_REDIS_URL", without_secrets(url), told) from None
+            raise ConfigError(variable, without_secrets(url), told) from None
 
     @classmethod
     def _parse(cls, url: str) -> RedisAddress:
@@ -213,19 +219,49 @@ class RedisAddress:
             return keep_in_time(redis.Redis.from_url(self.client_url(number), **options))
         return keep_in_time(self._sentinel_client(number, options))
 
-    def _sentinel_client(self, database: int, options: dict[str, Any]) -> redis.Redis:
-        """Return a client of the server that the Sentinels name."""
+    def server(self) -> tuple[str, int] | None:
+        """Return host and port of the server, asking the Sentinels; None for a socket.
+
+        Raises
+        ------
+        RedisError
+            The Sentinels do not answer, or know of no primary.
+        """
+        if self.is_socket:
+            return None
+        if self.master_name is None:
+            part = urlsplit(self.urls[0])
+            return str(part.hostname), part.port or 6379
+        options = {"socket_connect_timeout": 2.0, "retry": Retry(ExponentialBackoff(), 0)}
+        host, port = self._sentinel(options).discover_master(  # type: ignore[no-untyped-call]
+            self.master_name
+        )
+        return str(host), int(port)
+
+    def at(self, host: str, port: int) -> RedisAddress:
+        """Return the address of a server that the Sentinels name, with the same login."""
+        login = urlsplit(self.urls[0]).netloc.rpartition("@")
+        place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return RedisAddress((f"redis://{login[0]}{login[1]}{place}",), self.broker_db)
+
+    def _sentinel(self, options: dict[str, Any]) -> Sentinel:
+        """Return a client of the Sentinels."""
         parts = [urlsplit(url) for url in self.urls]
-        if parts[0].password:
-            options["password"] = unquote(parts[0].password)
-        if parts[0].username:
-            options["username"] = unquote(parts[0].username)
         # Without these, asking two Sentinels that are away takes nine seconds.
         asking = {name: options[name] for name in ("socket_connect_timeout", "retry")}
-        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+        return Sentinel(  # type: ignore[no-untyped-call]
             [(part.hostname, part.port or 26379) for part in parts],
             sentinel_kwargs={**self.transport_options["sentinel_kwargs"], **asking},
         )
+
+    def _sentinel_client(self, database: int, options: dict[str, Any]) -> redis.Redis:
+        """Return a client of the server that the Sentinels name."""
+        first = urlsplit(self.urls[0])
+        sentinel = self._sentinel(options)
+        if first.password:
+            options["password"] = unquote(first.password)
+        if first.username:
+            options["username"] = unquote(first.username)
         client: redis.Redis = sentinel.master_for(  # type: ignore[no-untyped-call]
             self.master_name, db=database, **options
         )

@@ -39,9 +39,10 @@ from pipeline.private_files import close_to_others, make_home
 from pipeline.redaction import secrets_of_environment
 from pipeline.store_root import StoreRoot
 from pipeline.text import displayable
+from workers.cache_place import CacheServer, forget_cache_server, role_of, running_cache_server
 from workers.compiled import are_compiled
 from workers.dashboard import check_flower_settings, flower_file
-from workers.embedded import EmbeddedRedis
+from workers.embedded import EmbeddedRedis, answers
 from workers.environment import environment
 from workers.manager import LogPrinter, ProcessManager
 from workers.processes import EXIT_CONFIG, HomeLock, read_json, writing_home
@@ -50,7 +51,7 @@ from workers.redis_url import RedisAddress
 
 __all__ = ["Ready", "find_procfile", "read_procfile", "run_up"]
 
-OPTIONAL = frozenset({"flower"})
+OPTIONAL = frozenset({"flower", "cache"})
 """Lines of the Procfile without which everything else goes on."""
 
 _OURS = (
@@ -196,6 +197,7 @@ def _run(
     flower_file(settings.home).unlink(missing_ok=True)
     log = _log_file(settings)
     commands = read_procfile()
+    _say_cache(settings, commands, say)
     for name, command in commands.items():
         manager.add(name, command, env, settings.home, optional=name in OPTIONAL)
     waiter = _ReadyWait(settings, list(commands), started, say, on_ready)
@@ -206,8 +208,21 @@ def _run(
         manager.loop()
     finally:
         waiter.stop()
+        forget_cache_server(settings.home)
     say(f"Stopped because of the above; log: {log}" if manager.failed else "Stopped.")
     return 1 if manager.failed else 0
+
+
+def _say_cache(settings: Settings, commands: dict[str, str], say: Callable[[str], None]) -> None:
+    """Say which cache is shared; without one, its line of the Procfile is not run."""
+    forget_cache_server(settings.home)
+    if settings.cache_url is not None and settings.caches:
+        address = RedisAddress.parse(settings.cache_url, "VANTAGE_CACHE_URL")
+        say(f"Cache: {address}")
+    role = role_of(settings)
+    if role.name == "none":
+        say(role.reason[0].upper() + role.reason[1:])
+        commands.pop("cache", None)
 
 
 def _to_stderr(line: str) -> None:
@@ -410,11 +425,19 @@ class _ReadyWait:
         missing = [
             name
             for name in self._names
-            if name != "flower" and f"{name}@{self._settings.host}" not in ready
+            if name not in OPTIONAL and f"{name}@{self._settings.host}" not in ready
         ]
-        if "flower" in self._names and self._flower() is None and not self.is_off("flower"):
-            missing.append("flower")
+        for name, is_there in (("flower", self._flower), ("cache", self._cache)):
+            if name in self._names and is_there() is None and not self.is_off(name):
+                missing.append(name)
         return missing
+
+    def _cache(self) -> CacheServer | None:
+        """Return the cache's server, once it answers, or knows that it must wait."""
+        server = running_cache_server(self._settings.home)
+        if server is None or server.url is None:
+            return server
+        return server if answers(server.url, 0) else None
 
     def _flower(self) -> dict[str, Any] | None:
         """Return what Flower has written, once it listens."""

@@ -22,11 +22,12 @@ from pipeline.errors import BrokerUnavailableError, StateError, TransientError
 from pipeline.metadata.engine import create_metadata_engine, upgrade
 from workers.context import Context
 from workers.driver import WorkersSearch
-from workers.embedded import EmbeddedRedis, discover_redis_url, find_server
+from workers.embedded import EmbeddedRedis, discover_redis_url
 from workers.environment import environment
 from workers.processes import HomeLock, free_port
 from workers.redis_check import refusals
 from workers.redis_url import RedisAddress
+from workers.server_programs import find_server
 from workers.workflows import task
 
 

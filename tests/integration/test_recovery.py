@@ -23,9 +23,9 @@ from pipeline.metadata.images import register_files
 from pipeline.metadata.records import FileStamp, JobProgress, RegisteredFile
 from pipeline.walk import walk
 from vantage import Collection
-from workers.embedded import find_server
 from workers.processes import die_with_parent, free_port
 from workers.redis_url import RedisAddress
+from workers.server_programs import find_server
 from workers.stack import Stack
 
 IMAGES = 45

@@ -141,7 +141,7 @@ def test_the_value_of_an_unknown_variable_is_not_shown(name: str) -> None:
 
 
 VARIABLES = {*environment(Settings.from_env({}), {}), "VANTAGE_REDIS_URL", "VANTAGE_REDIS_LISTEN"}
-VARIABLES |= {"VANTAGE_CACHE_URL"}
+VARIABLES |= {"VANTAGE_CACHE_URL", "VANTAGE_CACHE_LISTEN"}
 
 
 @pytest.mark.parametrize("name", sorted(VARIABLES - {"PYTHONPATH"}))

@@ -81,6 +81,7 @@ def test_what_a_page_names_is_there(page: Path) -> None:
         "VANTAGE_REDIS_LISTEN",
         "VANTAGE_FLOWER_PASSWORD",
         "VANTAGE_CACHE_URL",
+        "VANTAGE_CACHE_LISTEN",
     }
     variables |= OTHER_VARIABLES
     assert set(re.findall(r"\bVANTAGE_[A-Z_]*[A-Z]\b", text)) <= variables
