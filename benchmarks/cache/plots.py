@@ -33,8 +33,9 @@ def draw_gain(found: Sequence[dict[str, Any]], costs: Sequence[int], file: Path)
     plt = _pyplot()
     figure, axis = plt.subplots(figsize=(8, 5), layout="constrained")
     for one in found:
-        gains = [one[f"{cost:,} ns"] for cost in costs]
-        (line,) = axis.plot(costs, gains, "o-", label=f"{one['objects']}, {one['stream']}")
+        points = [(cost, one[f"{cost:,} ns"]) for cost in costs] + [(one["crossing, ns"], 1.0)]
+        name = f"{one['objects']}, {one['stream']}"
+        (line,) = axis.plot(*zip(*sorted(points), strict=True), "o-", label=name)
         axis.plot(one["own distance, ns"], one["measured gain"], "*", ms=14, color=line.get_color())
     axis.axhline(1, color="black", linewidth=1)
     axis.set(
