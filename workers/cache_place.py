@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.config import Settings
-from workers.embedded import is_the_one
-from workers.processes import read_json, run_dir, start_time, write_private
+from workers.processes import is_the_one, read_json, run_dir, start_time, write_private
 
 __all__ = [
     "CACHE_FILE",

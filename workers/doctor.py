@@ -382,6 +382,28 @@ def _flower(settings: Settings) -> Iterator[Check]:
     yield Check("flower", True, f"{place}: {reason}; Flower takes a free port" if reason else free)
 
 
+def _cache(settings: Settings) -> Iterator[Check]:
+    from pipeline.metadata.engine import create_metadata_engine, database_exists, session_scope
+    from pipeline.metadata.heartbeats import live_workers
+    from workers.cache_status import read_cache_status
+
+    hosts = []
+    if database_exists(settings.database_url):
+        engine = create_metadata_engine(settings.database_url)
+        try:
+            with session_scope(engine, write=False) as session:
+                hosts = live_workers(session, time.time(), settings.host_timeout_s)
+        finally:
+            engine.dispose()
+    found = read_cache_status(settings, hosts)
+    wrong = {server.sentence() for server in found.servers if server.trouble}
+    for line in found.sentences() or ["not running; `vantage up` starts it"]:
+        if line not in wrong:
+            yield Check("cache", True, line)
+    for trouble, remedy in found.troubles():
+        yield Check("cache", False, trouble, remedy)
+
+
 def _workers(settings: Settings) -> Iterator[Check]:
     from pipeline.metadata.engine import create_metadata_engine, database_exists, session_scope
     from pipeline.metadata.heartbeats import live_workers
@@ -417,11 +439,12 @@ _CHECKS: tuple[tuple[str, Callable[[Settings], Iterator[Check]]], ...] = (
     ("image roots", _image_roots),
     ("kernels", _kernels),
     ("extractor", _extractor),
+    ("cache", _cache),
     ("flower", _flower),
     ("workers", _workers),
 )
 
-_OF_DATABASE = frozenset({"database", "identity", "sharing", "store files", "workers"})
+_OF_DATABASE = frozenset({"database", "identity", "sharing", "store files", "cache", "workers"})
 """Checks that ask the database."""
 
 

@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipeline.private_files import make_folder, open_privately
 from workers.processes import (
     die_with_parent,
     free_port,
+    is_the_one,
     read_json,
     run_dir,
     start_time,
@@ -44,7 +45,6 @@ __all__ = [
     "EmbeddedRedis",
     "answers",
     "discover_redis_url",
-    "is_the_one",
     "is_utf8",
     "server_stamp",
 ]
@@ -125,18 +125,6 @@ def server_stamp(home: Path, name: str = "redis.json") -> tuple[int, int] | None
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def is_the_one(known: Mapping[str, Any], run: Path) -> bool:
-    """Tell whether the process that was written down still runs, and for this home.
-
-    Without this, whoever listens at the port of a server that is gone would get our password, and a
-    copy of a home would use the server of the original.
-    """
-    if known.get("run") not in (None, run.stat().st_ino):
-        return False
-    started = known.get("started")
-    return started is None or started == start_time(int(known.get("pid", 0)))
 
 
 def answers(url: str, database: int | None = None) -> bool:

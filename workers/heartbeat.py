@@ -24,6 +24,7 @@ from pipeline.metadata.engine import create_metadata_engine, session_scope
 from pipeline.metadata.heartbeats import beat, forget_worker
 from pipeline.metadata.installation import require_identity
 from pipeline.metadata.records import WorkerRecord, WorkerState
+from workers.cache_counters import cache_counters
 from workers.keys import PROTOCOL
 from workers.up_watch import GRACE_S, WATCH_S, UpWatch
 
@@ -175,7 +176,7 @@ class Heartbeat:
             state=self._state,
             heartbeat_at=time.time(),
             started_at=self._started_at,
-            details={**self._details, "troubles": self._troubles()},
+            details={**self._details, "troubles": self._troubles(), "cache": cache_counters()},
         )
 
 

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,6 +24,7 @@ __all__ = [
     "HomeLock",
     "die_with_parent",
     "free_port",
+    "is_the_one",
     "read_json",
     "run_dir",
     "set_death_signal",
@@ -88,6 +89,18 @@ def start_time(pid: int) -> int | None:
     except OSError:
         return None
     return int(text.rpartition(b")")[2].split()[19])
+
+
+def is_the_one(known: Mapping[str, Any], run: Path) -> bool:
+    """Tell whether the process that was written down still runs, and for this home.
+
+    Without this, whoever listens at the port of a server that is gone would get our password, and a
+    copy of a home would use the server of the original.
+    """
+    if known.get("run") not in (None, run.stat().st_ino):
+        return False
+    started = known.get("started")
+    return started is None or started == start_time(int(known.get("pid", 0)))
 
 
 def free_port(address: str = "127.0.0.1") -> int:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cache_hosts import SECRET, CacheHost, Proxy, until
@@ -14,6 +16,9 @@ from operators_redis import OperatorsRedis
 from pipeline.caching.cache import Cache
 from pipeline.caching.trace import CacheTrace
 from pipeline.caching.values import CachedValue, CacheKey, seal
+from pipeline.metadata.records import WorkerRecord
+from workers import cache_counters, doctor
+from workers.cache_status import read_cache_status
 from workers.keys import Keys
 from workers.redis_cache import RedisTier
 
@@ -248,3 +253,44 @@ def _keep_all(cache: Cache, keys: Sequence[CacheKey]) -> None:
         cache.keep(key, b"x" * 2**20, 1.0)
         until(lambda: len(tier_of(cache)._queue) < 8)
     until(lambda: tier_of(cache).counters["written"] == len(keys))
+
+
+def test_status_and_doctor_tell_role_lag_memory_evictions_and_hits(
+    host: CacheHost, primary: OperatorsRedis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_counters, "_counted", weakref.WeakSet[Any]())
+    key = new_key()
+    keep_and_see(host, host, key, b"x")
+    cache = host.cache(with_process=True)
+    assert [look(cache, key) for _ in range(4)] == [b"x"] * 4
+    cache_counters.count_cache(cache)
+    cache.note_check(equal=False)
+    details = {"cache": cache_counters.cache_counters()}
+    worker = WorkerRecord("query@h", ("query",), "h", 1, (), "ready", 0.0, 0.0, details)
+    found = read_cache_status(host.settings, [worker, worker])
+    assert [server.tier for server in found.servers] == ["replica", "primary"]
+    replica, main = found.servers
+    assert (replica.linked, replica.behind, main.policy) == (True, 0, "allkeys-lfu")
+    assert replica.lag_s is not None
+    assert main.limit == 64 * 2**20
+    assert main.memory > 0
+    assert found.counters["features.process"] == 6
+    assert found.hit_ratio("process") == pytest.approx(6 / 8, abs=0.3)
+    assert found.mismatches == 2
+    text = "\n".join(found.sentences())
+    for word in ("replica at", "lag", "evicted", "of 64 MiB", "found of what was looked for"):
+        assert word in text
+    assert "pass-word" not in text
+    assert "cache_mismatch_total 2" in found.troubles()[0][0]
+    primary.client.config_set("maxmemory-policy", "noeviction")
+    try:
+        (trouble, _), *_ = read_cache_status(host.settings, []).troubles()
+        assert "noeviction" in trouble
+    finally:
+        primary.client.config_set("maxmemory-policy", "allkeys-lfu")
+    checks = [one for one in doctor.checks(host.settings) if one.name == "cache"]
+    assert [one.ok for one in checks[:2]] == [True, True]
+    with primary.refusing("frozen"):
+        (trouble, _), *_ = read_cache_status(host.settings, []).troubles()
+        assert "primary at" in trouble
+        assert "does not answer" in trouble

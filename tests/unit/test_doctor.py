@@ -61,7 +61,7 @@ def test_a_database_that_does_not_answer_is_tried_once(settings: Settings) -> No
     assert (told.name, told.ok) == ("database", False)
     assert "VANTAGE_DATABASE_URL" in told.remedy
     skipped = {check.name for check in found if check.detail.startswith("not tried")}
-    assert skipped == {"identity", "sharing", "store files", "workers"}
+    assert skipped == {"identity", "sharing", "store files", "cache", "workers"}
     assert not any(check.ok for check in found if check.name in skipped)
 
 

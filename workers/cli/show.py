@@ -107,16 +107,20 @@ def status(
     """Show the collections, running jobs, and workers."""
     from pipeline.lost_database import database_of
     from pipeline.status import read_status
+    from workers.cache_status import read_cache_status
 
     settings = Settings.from_env()
     with database_of(settings) as engine:
         if follow:
             _follow(settings, engine, collection)
         found = read_status(settings, engine, collection)
+    cache = read_cache_status(settings, found.workers)
     if as_json:
-        write_json(found.to_dict())
+        write_json({**found.to_dict(), "cache": cache.to_dict()})
     else:
         _show_status(found, settings.compact_above, alone=collection is not None)
+        for line in cache.sentences() if found.workers or cache.servers else ():
+            say(f"Cache: {line}")
 
 
 def _follow(settings: Settings, engine: Engine, collection: str | None) -> None:
