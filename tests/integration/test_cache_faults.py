@@ -294,3 +294,26 @@ def test_status_and_doctor_tell_role_lag_memory_evictions_and_hits(
         (trouble, _), *_ = read_cache_status(host.settings, []).troubles()
         assert "primary at" in trouble
         assert "does not answer" in trouble
+
+
+def test_what_one_host_wrote_another_finds_at_its_own_replica_after_the_lag(
+    host: CacheHost, primary: OperatorsRedis, tmp_path: Path
+) -> None:
+    """While replication is held up, the other asks the primary, which is near."""
+    with Proxy(primary.port) as proxy:
+        url = primary.url.replace(str(primary.port), str(proxy.port))
+        with CacheHost(tmp_path / "other", CACHE_URL=url) as other:
+            cache = other.cache(other.tier(CACHE_URL=primary.url))
+            at_once, late, trace = new_key(), new_key(), CacheTrace()
+            host.cache().keep(at_once, b"at once", 1.0)
+            until(lambda: cache.find([at_once], CacheTrace()) == [b"at once"])
+            proxy.open.clear()
+            writer = host.cache()
+            writer.keep(late, b"late", 1.0)
+            until(lambda: cache.find([late], trace) == [b"late"])
+            assert (trace.count("features", "primary"), trace.count("features", "replica")) == (
+                1,
+                0,
+            )
+            proxy.open.set()
+            until(lambda: cache.find([late], trace) and trace.count("features", "replica"))

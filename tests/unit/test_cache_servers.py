@@ -12,10 +12,12 @@ import pytest
 from pipeline.config import Settings
 from pipeline.errors import ConfigError
 from workers.cache_config import listen_at, password_of, quoted, replica_configuration
+from workers.cache_link import Link
 from workers.cache_place import forget_cache_server, role_of, running_cache_server
 from workers.cache_server import why_no_replica
 from workers.cache_writer import MOST_VALUES, WriteQueue
-from workers.redis_cache import open_remote
+from workers.keys import Keys
+from workers.redis_cache import RedisTier, open_remote
 from workers.redis_url import RedisAddress
 from workers.server_programs import Program, Version, find_server, version_of
 
@@ -182,3 +184,32 @@ def test_the_queue_is_bounded_in_number_and_in_bytes() -> None:
     assert [name for name, _ in batch] == ["0"]
     queue.put_back(batch)
     assert [name for name, _ in queue.take()] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("answered", "place", "trip_s", "behind", "asks"),
+    [
+        (True, "127.0.0.1", 0.5, 0, True),
+        (True, "localhost", 0.5, 0, True),
+        (True, "far.example", None, 0, True),
+        (True, "far.example", 0.0005, 0, True),
+        (True, "far.example", 0.02, 0, False),
+        (True, "far.example", 0.02, 4000, True),
+        (True, "far.example", 0.02, None, True),
+        (False, "far.example", 0.02, 0, True),
+    ],
+)
+def test_a_primary_far_away_is_asked_only_if_the_replica_may_lack_something(
+    tmp_path: Path,
+    answered: bool,
+    place: str,
+    trip_s: float | None,
+    behind: int | None,
+    asks: bool,
+) -> None:
+    tier = RedisTier(_settings(tmp_path, CACHE_URL=f"redis://{place}/0"), Keys("identity"))
+    primary = Link("primary", RedisAddress.parse(f"redis://{place}/0"), tier.counters)
+    replica = Link("replica", RedisAddress.parse("unix:///r.sock"), tier.counters)
+    primary._trips, replica.behind = [] if trip_s is None else [trip_s], behind
+    tier._links = (replica, primary)
+    assert tier._asks_primary(answered) is asks
