@@ -28,6 +28,9 @@ from pipeline.config import Settings
 from pipeline.errors import ConfigError, StateError
 from pipeline.metadata.engine import create_metadata_engine, session_scope, upgrade
 from pipeline.metadata.heartbeats import groups_served, live_workers
+from workers.cache_place import running_cache_server
+from workers.cache_status import read_cache_status
+from workers.doctor import checks
 from workers.embedded import EmbeddedRedis, discover_redis_url
 from workers.environment import environment
 from workers.redis_url import RedisAddress
@@ -117,8 +120,9 @@ def test_a_killed_worker_is_started_again(stack: Stack, eventually: Eventually) 
     before = _pids(settings)
     pool = psutil.Process(before["extract"]).children()
     assert len(pool) == 2
-    for kind in ("extract", "group"):
-        os.kill(before[kind], signal.SIGKILL)
+    cache = _cache_pid(settings)
+    for pid in (before["extract"], before["group"], cache):
+        os.kill(pid, signal.SIGKILL)
     assert _left(pool) == [], "the pool outlived its worker"
 
     def replaced() -> bool:
@@ -126,12 +130,17 @@ def test_a_killed_worker_is_started_again(stack: Stack, eventually: Eventually) 
         return all(now.get(kind) not in (None, before[kind]) for kind in ("extract", "group"))
 
     eventually(replaced)
+    eventually(lambda: running_cache_server(settings.home) and _cache_pid(settings) != cache)
     after = _pids(settings)
     assert {kind: after[kind] for kind in ("reduce", "query")} == {
         kind: before[kind] for kind in ("reduce", "query")
     }
     console = (settings.home / "logs" / "up.log").read_text()
     assert "group ended with signal 9; starting it again" in console
+
+
+def _cache_pid(settings: Settings) -> int:
+    return int(json.loads((settings.home / "run" / "cache.json").read_text())["pid"])
 
 
 def test_killing_it_all_leaves_no_process_and_the_next_start_works(settings: Settings) -> None:
@@ -243,6 +252,14 @@ def test_only_the_given_groups_are_served_with_a_redis_of_others(special: Stack)
         assert set(groups_served(session, time.time(), 600)) == {2, 3}
     engine.dispose()
     assert not (special.settings.home / "run" / "redis.json").exists()
+
+
+def test_a_redis_of_others_without_a_cache_means_that_none_is_shared(special: Stack) -> None:
+    told = "o shared cache: VANTAGE_REDIS_URL is given without VANTAGE_CACHE_URL"
+    assert told in (special.settings.home / "logs" / "up.log").read_text()
+    assert told in read_cache_status(special.settings, []).sentences()[0]
+    assert [one.ok for one in checks(special.settings) if told in one.detail] == [True]
+    assert not (special.settings.home / "run" / "cache.json").exists()
 
 
 def test_flower_open_to_the_network_needs_a_password(settings: Settings) -> None:
