@@ -18,7 +18,7 @@ from pipeline.caching.trace import CacheTrace
 from pipeline.caching.values import CachedValue, CacheKey, seal
 from pipeline.metadata.records import WorkerRecord
 from workers import cache_counters, doctor
-from workers.cache_status import read_cache_status
+from workers.cache_status import CacheStatus, read_cache_status
 from workers.keys import Keys
 from workers.redis_cache import RedisTier
 
@@ -72,7 +72,7 @@ def test_a_replica_has_what_another_process_wrote_and_says_so(host: CacheHost) -
     cache = host.cache()
     until(lambda: cache.find([key, new_key()], trace) == [b"found", None])
     assert trace.count("features", "replica") == 1
-    assert tier_of(cache).counters["replica.hits"] == 1
+    assert tier_of(cache).counters["replica.hits"] >= 1
 
 
 @pytest.mark.parametrize("kind", ["garbage", "nothing", "another key's value", "array header"])
@@ -93,8 +93,7 @@ def test_a_value_that_somebody_else_wrote_is_a_miss(
     replica = host.tier()
     until(lambda: [found and found.sealed for found in replica.find([key])] == [wrong])
     cache = host.cache(replica)
-    assert look(cache, key) is None
-    assert cache.counters["refused"] == 1
+    until(lambda: look(cache, key) is None and cache.counters["refused"])
 
 
 def test_a_value_of_another_type_is_a_miss(host: CacheHost, primary: OperatorsRedis) -> None:
@@ -109,7 +108,7 @@ def test_a_frozen_replica_stops_no_search(host: CacheHost) -> None:
     keep_and_see(host, host, key, b"kept")
     cache = host.cache()
     counters = tier_of(cache).counters
-    assert look(cache, key) == b"kept"
+    until(lambda: look(cache, key) == b"kept")
     with host.frozen():
         until(lambda: look(cache, key) == b"kept" and counters["replica.timeouts"] >= 2)
         assert counters["primary.hits"] >= 1
@@ -123,9 +122,9 @@ def test_a_replica_that_ends_costs_a_counter_until_it_is_started_again(host: Cac
     keep_and_see(host, host, key, b"kept")
     cache = host.cache()
     counters = tier_of(cache).counters
-    assert look(cache, key) == b"kept"
+    until(lambda: look(cache, key) == b"kept")
     host.kill()
-    assert look(cache, key) == b"kept"
+    until(lambda: look(cache, key) == b"kept")
     assert counters["replica.errors"] >= 1
     host.start()
     before = counters["replica.hits"]
@@ -139,12 +138,12 @@ def test_a_killed_primary_costs_counters_and_what_it_held(
     known, later = new_key(), new_key()
     keep_and_see(host, host, known, b"known")
     cache = host.cache()
-    assert look(cache, known) == b"known"
+    until(lambda: look(cache, known) == b"known")
     stop = threading.Event()
     load = threading.Thread(target=_keep_on, args=(host.cache(), stop))
     load.start()
     primary.kill()
-    assert look(cache, known) == b"known"
+    until(lambda: look(cache, known) == b"known")
     until(lambda: look(cache, new_key()) is None and tier_of(cache).counters["primary.errors"])
     cache.keep(later, b"written later", 1.0)
     primary.start()
@@ -255,6 +254,12 @@ def _keep_all(cache: Cache, keys: Sequence[CacheKey]) -> None:
     until(lambda: tier_of(cache).counters["written"] == len(keys))
 
 
+def _has_lag(found: CacheStatus) -> bool:
+    """Tell whether a replica was as far as its primary, and its lag was measured."""
+    replica = found.servers[0]
+    return replica.behind == 0 and replica.lag_s is not None and "lag" in replica.sentence()
+
+
 def test_status_and_doctor_tell_role_lag_memory_evictions_and_hits(
     host: CacheHost, primary: OperatorsRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,23 +267,31 @@ def test_status_and_doctor_tell_role_lag_memory_evictions_and_hits(
     key = new_key()
     keep_and_see(host, host, key, b"x")
     cache = host.cache(with_process=True)
-    assert [look(cache, key) for _ in range(4)] == [b"x"] * 4
+    until(lambda: look(cache, key) == b"x")
+    assert [look(cache, key) for _ in range(3)] == [b"x"] * 3
     cache_counters.count_cache(cache)
     cache.note_check(equal=False)
     details = {"cache": cache_counters.cache_counters()}
     worker = WorkerRecord("query@h", ("query",), "h", 1, (), "ready", 0.0, 0.0, details)
+    until(lambda: _has_lag(read_cache_status(host.settings, [])))
     found = read_cache_status(host.settings, [worker, worker])
     assert [server.tier for server in found.servers] == ["replica", "primary"]
     replica, main = found.servers
-    assert (replica.linked, replica.behind, main.policy) == (True, 0, "allkeys-lfu")
-    assert replica.lag_s is not None
+    assert (replica.linked, main.policy) == (True, "allkeys-lfu")
     assert main.limit == 64 * 2**20
     assert main.memory > 0
     assert found.counters["features.process"] == 6
-    assert found.hit_ratio("process") == pytest.approx(6 / 8, abs=0.3)
+    asked = found.counters["replica.hits"] + found.counters.get("replica.misses", 0)
+    assert found.hit_ratio("process") == 6 / (6 + asked)
     assert found.mismatches == 2
     text = "\n".join(found.sentences())
-    for word in ("replica at", "lag", "evicted", "of 64 MiB", "found of what was looked for"):
+    for word in (
+        "replica at",
+        "bytes behind",
+        "evicted",
+        "of 64 MiB",
+        "found of what was looked for",
+    ):
         assert word in text
     assert "pass-word" not in text
     assert "cache_mismatch_total 2" in found.troubles()[0][0]
