@@ -144,6 +144,9 @@ class CacheStatus:
         for server in self.servers:
             if server.trouble:
                 found.append((server.sentence(), "start it, or check VANTAGE_CACHE_URL"))
+            elif server.tier == "primary" and server.linked is not None:
+                told = f"{server.sentence()}: it is itself a replica, and takes nothing"
+                found.append((told, "name its primary in VANTAGE_CACHE_URL"))
             elif server.tier == "primary" and not _evicts_least_used(server):
                 found.append(
                     (

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from workers.cache_config import listen_at, password_of, quoted, replica_configu
 from workers.cache_link import Link
 from workers.cache_place import forget_cache_server, role_of, running_cache_server
 from workers.cache_server import why_no_replica
+from workers.cache_status import CacheStatus, ServerStatus
 from workers.cache_writer import MOST_VALUES, WriteQueue
 from workers.keys import Keys
 from workers.redis_cache import RedisTier, open_remote
@@ -184,6 +187,24 @@ def test_the_queue_is_bounded_in_number_and_in_bytes() -> None:
     assert [name for name, _ in batch] == ["0"]
     queue.put_back(batch)
     assert [name for name, _ in queue.take()] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, None),
+        ({"policy": "noeviction"}, "may get full"),
+        ({"limit": 0}, "may get full"),
+        ({"policy": "volatile-lru"}, "may get full"),
+        ({"policy": "allkeys-lru"}, None),
+        ({"linked": True}, "takes nothing"),
+        ({"trouble": "no route to host"}, "does not answer"),
+    ],
+)
+def test_doctor_tells_what_is_wrong_with_a_primary(changed: dict[str, Any], told: str) -> None:
+    server = ServerStatus("primary", "redis://h/0", policy="allkeys-lfu", limit=2**27)
+    troubles = CacheStatus("", (dataclasses.replace(server, **changed),), {}).troubles()
+    assert (told in troubles[0][0]) if told else not troubles
 
 
 @pytest.mark.parametrize(
