@@ -291,9 +291,9 @@ class TestByWorkers:
     @staticmethod
     def names(site: Site, indexed: str, pictures: Path) -> list[str]:
         """Two collections; the second may be changed."""
-        with Collection.open("changed", site.settings) as collection:
+        with Collection.open("front-changed", site.settings) as collection:
             assert collection.index(pictures).wait(600).state == "done"
-        return [indexed, "changed"]
+        return [indexed, "front-changed"]
 
     def test_after_close(self, site: Site, names: list[str], pictures: Path) -> None:
         for one in opened_by_workers(names, site.settings):
