@@ -11,7 +11,7 @@ from pipeline.caching.tiers import ProcessTier, RemoteTier
 from pipeline.caching.trace import CacheTrace
 from pipeline.caching.values import CachedValue, CacheKey, Kind, seal, unseal
 
-__all__ = ["Cache", "no_cache"]
+__all__ = ["Cache"]
 
 _REMEMBERED = 65_536
 """Keys of values not kept at first sight, of which a process remembers that it has met them."""
@@ -129,7 +129,8 @@ class Cache:
         if value.cost_us >= WORTH_US_A_BYTE * len(value.content):
             return True
         with self._lock:
-            if self._met.pop(key, 0) is None:
+            if key in self._met:
+                del self._met[key]
                 return True
             self._met[key] = None
             while len(self._met) > _REMEMBERED:
@@ -144,8 +145,3 @@ class Cache:
     def _bump(self, name: str) -> None:
         with self._lock:
             self.counters[name] += 1
-
-
-def no_cache() -> Cache:
-    """Return a cache that holds nothing."""
-    return Cache()
